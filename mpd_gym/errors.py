@@ -1,0 +1,111 @@
+"""Errors of the package, and the one way to import an optional dependency.
+
+Every message names the argument or file, what was expected, what came and what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "InputError",
+    "MissingExtraError",
+    "MpdError",
+    "PlanningError",
+    "SolverError",
+    "TrainingError",
+    "WorkerError",
+    "require",
+]
+
+
+class MpdError(Exception):
+    """Base of every error that `mpd_gym` raises on purpose."""
+
+
+class InputError(MpdError, ValueError):
+    """A caller's array or argument has the wrong shape, type or a non-finite value."""
+
+
+class ConfigError(MpdError, ValueError):
+    """A configuration is unknown, out of range or contradicts itself."""
+
+
+class DataError(MpdError, ValueError):
+    """A data set is damaged or incomplete.
+
+    Args:
+        problem: What was expected, what came, and what to do.
+        source: File or data set id.
+        episode: Index of the episode, if one is to blame.
+        step: Step within the episode, if one is to blame.
+    """
+
+    def __init__(
+        self, problem: str, *, source: str, episode: int | None = None, step: int | None = None
+    ) -> None:
+        where = [source]
+        if episode is not None:
+            where.append(f"episode {episode}")
+        if step is not None:
+            where.append(f"step {step}")
+        super().__init__(f"{', '.join(where)}: {problem}")
+        self.problem, self.source, self.episode, self.step = problem, source, episode, step
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_data_error, (self.problem, self.source, self.episode, self.step)
+
+
+def _rebuild_data_error(
+    problem: str, source: str, episode: int | None, step: int | None
+) -> DataError:
+    return DataError(problem, source=source, episode=episode, step=step)
+
+
+class CheckpointError(MpdError, ValueError):
+    """A file is truncated, tampered with, of another kind, or does not match its configuration."""
+
+
+class PlanningError(MpdError, RuntimeError):
+    """No usable plan: every candidate is non-finite."""
+
+
+class SolverError(MpdError, RuntimeError):
+    """A numerical solver (the nonlinear MPC) did not converge."""
+
+
+class TrainingError(MpdError, RuntimeError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class WorkerError(MpdError, RuntimeError):
+    """A worker process died; episodes that were reported as stored are kept."""
+
+
+class MissingExtraError(MpdError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional dependency at the point of use.
+
+    Args:
+        module: Name to import, for example ``"casadi"``.
+        extra: Extra of this package that installs it.
+        purpose: What it is needed for; opens the message.
+
+    Raises:
+        MissingExtraError: With the exact pip line, if the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise  # the module is there; one of its own imports is missing
+        raise MissingExtraError(
+            f"{purpose} needs '{module}', which is not installed: pip install 'mpd-gym[{extra}]'"
+        ) from error

@@ -5,7 +5,9 @@ Every message names the argument or file, what was expected, what came and what 
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "SolverError",
     "TrainingError",
     "WorkerError",
+    "check_choice",
     "require",
 ]
 
@@ -109,3 +112,17 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         raise MissingExtraError(
             f"{purpose} needs '{module}', which is not installed: pip install 'mpd-gym[{extra}]'"
         ) from error
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Check that the argument `name` is one of the `known` words.
+
+    Raises:
+        ConfigError: Naming the known words and the one most like `value`.
+    """
+    words = sorted(known)
+    if isinstance(value, str) and value in words:
+        return
+    close = difflib.get_close_matches(str(value), words, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{name}: expected one of {', '.join(words)}; got {value!r}.{hint}")

@@ -1,0 +1,439 @@
+"""The contract of every agent: Stable-Baselines3's `predict`, `plan`, options, rewards and costs.
+
+A method (`mpd_gym.agents.mpdiffuser`, …) supplies how trajectories are sampled and how it is
+trained; what surrounds that is here and is the same for all.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from mpd_gym.agents.objective import Objective, StepFunction
+from mpd_gym.agents.observations import ObservationReader, Reading, action_size
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.agents.state import AgentState
+from mpd_gym.datasets.conditions import FittedConditions
+from mpd_gym.datasets.normalizers import Normalizers
+from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.rankers import RANKERS
+from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker, Ranking
+
+__all__ = ["Agent", "Request"]
+
+# Candidates sampled in one pass through the networks; more go in several, to bound memory.
+MAX_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one sampling pass starts from: E environments with N candidates each, M = E·N rows.
+
+    Attributes:
+        initial: Normalised x_0, ``[M, nx]``.
+        conditions: Encoded conditions y, ``[M, ny]``.
+        present: True where a condition is given, ``[M, nc]``.
+        noise: Source of standard normal tensors ``[M, L, D]``.
+        warm: Previous normalised plan shifted to now, ``[M, L, D]``; None plans from scratch.
+    """
+
+    initial: Tensor
+    conditions: Tensor
+    present: Tensor
+    noise: Noise
+    warm: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Sampled candidates of E environments, in environment units unless stated."""
+
+    trajectories: Array  # normalised, [E, N, L, D]
+    observations: Array  # x_0 … x_H, [E, N, H + 1, nx]
+    actions: Array  # [E, N, H, nu]
+    returns: Array | None  # [E, N]
+    costs: Array | None  # [E, N]
+    rankings: list[Ranking]
+    seconds: dict[str, float]
+
+
+class Agent(ABC):
+    """A diffusion planner that acts.
+
+    It keeps no episode state: plans, chunk positions and budgets go in and out of `predict`
+    through `state`, so that vectorised environments and resets are right by construction.
+    The only mutable part is its own random generator.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        normalizers: Normalizers,
+        conditions: FittedConditions,
+        objective: Objective,
+        options: SamplingConfig,
+        *,
+        trajectory_shape: tuple[int, int],
+        horizon: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.normalizers = normalizers
+        self.conditions = conditions
+        self.objective = objective
+        self.device = device
+        self.seed = seed
+        self._reader = ObservationReader(observation_space)
+        self._nu = action_size(action_space)
+        self.horizon = horizon
+        self._trajectory_shape = trajectory_shape
+        self._ranker: Ranker | None = None
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self.options = self._checked(options)
+
+    # --- what a method supplies -------------------------------------------------------------
+
+    @abstractmethod
+    def _sample(self, request: Request) -> Tensor:
+        """Return M normalised trajectories ``[M, L, D]``."""
+
+    @abstractmethod
+    def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalised ``(x_1 … x_H, u_0 … u_{H-1})`` of trajectories ``[M, L, D]``."""
+
+    # --- acting ------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        observation: Any,
+        state: AgentState | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, AgentState]:
+        """Choose the action for one or many observations (Stable-Baselines3's contract).
+
+        Args:
+            observation: One observation of the space, or a batch of E of them.
+            state: What the last call returned; None starts anew and plans from scratch.
+            episode_start: E flags; where True, that environment's plan and budget are forgotten.
+            deterministic: Use one noise tensor, re-seeded from the configuration and shared by
+                all environments: equal observations and states give equal actions, while the N
+                candidates still differ.
+
+        Returns:
+            The action in environment units, inside the action Box, without a batch axis for a
+            single observation; and the state for the next call.
+
+        Raises:
+            InputError: For NaN, wrong shapes or keys, a tuple, or another environment's state.
+            PlanningError: If no candidate is finite.
+        """
+        reading = self._reader.read(observation)
+        state = self._remember(state, reading, episode_start)
+        due = (state.position < 0) | (state.position >= self.options.action_chunk)
+        if due.any():
+            state = self._replan(state, reading, due, deterministic)
+        action = state.actions[np.arange(len(state)), state.position]
+        state = replace(
+            state,
+            position=state.position + 1,
+            observation=reading.x,
+            action=action,
+            started=np.ones(len(state), bool),
+        )
+        return self._formatted(action, reading.single), state
+
+    def plan(
+        self,
+        observation: Any,
+        num_candidates: int | None = None,
+        *,
+        budget: float | None = None,
+        deterministic: bool = False,
+    ) -> Plan:
+        """Sample and rank candidates from one observation.
+
+        Args:
+            observation: One observation, without a batch axis.
+            num_candidates: N; the option by default.
+            budget: Remaining cost budget; the option by default.
+            deterministic: As in `predict`.
+
+        Returns:
+            All candidates in environment units, their scores and which one is executed.
+        """
+        began = time.perf_counter()
+        reading = self._reader.read(observation)
+        if not reading.single:
+            raise InputError(
+                f"observation: plan takes one observation, got {len(reading)}; use predict"
+            )
+        agent = self if num_candidates is None else self.with_options(num_candidates=num_candidates)
+        remaining = self.options.budget if budget is None else budget
+        budgets = np.array([np.inf if remaining is None else remaining])
+        found = agent._candidates(reading, budgets, None, deterministic)
+        ranking = found.rankings[0]
+        return Plan(
+            observations=found.observations[0, :, 1:],
+            actions=found.actions[0],
+            scores=ranking.scores,
+            feasible=ranking.feasible,
+            chosen=ranking.chosen,
+            returns=None if found.returns is None else found.returns[0],
+            costs=None if found.costs is None else found.costs[0],
+            seconds={**found.seconds, "total": time.perf_counter() - began},
+        )
+
+    # --- what can change at run time -----------------------------------------------------------
+
+    def with_options(self, **options: Any) -> Self:
+        """Return a second agent with other sampling options, sharing the weights.
+
+        Raises:
+            ConfigError: If a name is unknown or a value out of range.
+        """
+        other = copy.copy(self)
+        other._generator = torch.Generator(self.device).manual_seed(self.seed)
+        other.options = other._checked(self.options.updated(options))
+        return other
+
+    def set_reward(self, function: StepFunction | None) -> None:
+        """Rank by a caller's reward instead of the learned one; None takes the learned one again.
+
+        Args:
+            function: ``fn(observations, actions, next_observations) -> [N, H]`` on NumPy arrays
+                ``[N, H, nx]``, ``[N, H, nu]``, ``[N, H, nx]`` in environment units.
+        """
+        self.objective = replace(self.objective, reward=function)
+
+    def set_cost(self, function: StepFunction | None) -> None:
+        """Count a caller's cost instead of the learned one, in ranking and against the budget."""
+        self.objective = replace(self.objective, cost=function)
+
+    def set_budget(self, budget: float | None) -> None:
+        """Limit the cost of an episode; None removes the limit."""
+        self.options = self._checked(self.options.updated({"budget": budget}))
+
+    def set_ranker(self, ranker: Ranker | str | None) -> None:
+        """Choose candidates by a caller's ranker, or by a name in `RANKERS`."""
+        if isinstance(ranker, str):
+            self.options = self._checked(self.options.updated({"ranker": ranker}))
+            ranker = None
+        self._ranker = ranker
+
+    @property
+    def has_caller_functions(self) -> bool:
+        """Whether a reward, cost or ranker of the caller is set; `save` cannot keep those."""
+        parts = (self.objective.reward, self.objective.cost, self._ranker)
+        return any(part is not None for part in parts)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _checked(self, options: SamplingConfig) -> SamplingConfig:
+        if options.action_chunk > self.horizon:
+            raise ConfigError(
+                f"action_chunk: a plan has {self.horizon} actions, got {options.action_chunk}"
+            )
+        self.conditions.check_values(options.condition_values)
+        return options
+
+    def _remember(
+        self, state: AgentState | None, reading: Reading, episode_start: Any
+    ) -> AgentState:
+        """The state of now: resets done, and the cost of the last step taken off the budget."""
+        budget = self.options.budget
+        if state is None:
+            sizes = (self._trajectory_shape, self.horizon, self._reader.size, self._nu)
+            state = AgentState.fresh(len(reading), *sizes, budget)
+        elif not isinstance(state, AgentState):
+            raise InputError(
+                f"state: expected what predict returned, got {type(state).__name__}; pass None "
+                "to start anew"
+            )
+        state = state.checked(len(reading)).reset(episode_start, budget)
+        if reading.budget is not None:
+            return replace(state, budget=np.maximum(reading.budget, 0.0))
+        spent = state.started & np.isfinite(state.budget)
+        if not spent.any():
+            return state
+        cost = self.objective.step_cost(
+            state.observation[spent], state.action[spent], reading.x[spent]
+        )
+        remaining = state.budget.copy()
+        remaining[spent] = np.maximum(remaining[spent] - cost, 0.0)
+        return replace(state, budget=remaining)
+
+    def _replan(
+        self, state: AgentState, reading: Reading, due: BoolArray, deterministic: bool
+    ) -> AgentState:
+        """New plans where they are due: warm-started ones together, fresh ones together."""
+        warm = due & (state.position > 0) & (self.options.warm_start_steps > 0)
+        plan, actions, position = state.plan.copy(), state.actions.copy(), state.position.copy()
+        rows_at_once = max(1, MAX_ROWS // self.options.num_candidates)
+        for group in (warm, due & ~warm):
+            indices = np.flatnonzero(group)
+            for first in range(0, len(indices), rows_at_once):
+                rows = indices[first : first + rows_at_once]
+                last = _shifted(state.plan[rows], state.position[rows]) if warm[rows[0]] else None
+                part = Reading(
+                    reading.x[rows],
+                    None if reading.goal is None else reading.goal[rows],
+                    None,
+                    single=False,
+                )
+                found = self._candidates(part, state.budget[rows], last, deterministic)
+                chosen = np.array([ranking.chosen for ranking in found.rankings])
+                here = np.arange(len(rows))
+                plan[rows] = found.trajectories[here, chosen]
+                actions[rows] = found.actions[here, chosen]
+                position[rows] = 0
+        return replace(state, plan=plan, actions=actions, position=position)
+
+    def _candidates(
+        self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
+    ) -> _Candidates:
+        """Sample N candidates for each of E observations, and rank them."""
+        began = time.perf_counter()
+        count, num = len(reading), self.options.num_candidates
+        with torch.no_grad():
+            request = self._request(reading, budgets, warm, deterministic)
+            trajectories = self._sample(request)
+            future, controls = self._split(trajectories)
+        sampled = time.perf_counter()
+        x = self.normalizers.observation.unnormalize(_numpy(future))
+        u = self._clipped(self.normalizers.action.unnormalize(_numpy(controls)))
+        start = np.broadcast_to(np.repeat(reading.x, num, 0)[:, None], (len(x), 1, x.shape[-1]))
+        observations = np.concatenate([start, x], axis=1)
+        returns, costs = self.objective.totals(observations, u, self.options.termination_penalty)
+        found = _Candidates(
+            trajectories=_numpy(trajectories).reshape(count, num, *trajectories.shape[1:]),
+            observations=observations.reshape(count, num, *observations.shape[1:]),
+            actions=u.reshape(count, num, *u.shape[1:]),
+            returns=None if returns is None else returns.reshape(count, num),
+            costs=None if costs is None else costs.reshape(count, num),
+            rankings=[],
+            seconds={"sample": sampled - began},
+        )
+        rankings = [self._rank(found, row, budgets[row], reading) for row in range(count)]
+        ranked = time.perf_counter() - sampled
+        return replace(found, rankings=rankings, seconds={**found.seconds, "rank": ranked})
+
+    def _rank(self, found: _Candidates, row: int, budget: float, reading: Reading) -> Ranking:
+        ranker = self._ranker or RANKERS[self.options.ranker]
+        return ranker(
+            found.observations[row],
+            found.actions[row],
+            returns=None if found.returns is None else found.returns[row],
+            costs=None if found.costs is None else found.costs[row],
+            budget=float(budget) if np.isfinite(budget) else None,
+            goal=None if reading.goal is None else reading.goal[row],
+        )
+
+    def _request(
+        self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
+    ) -> Request:
+        num = self.options.num_candidates
+
+        def rows(values: Array) -> Tensor:
+            tensor = torch.as_tensor(values, device=self.device)
+            tensor = tensor if tensor.dtype == torch.bool else tensor.float()
+            return tensor.repeat_interleave(num, 0)
+
+        values, present = self._condition_rows(reading, budgets)
+        return Request(
+            initial=rows(self.normalizers.observation.normalize(reading.x)),
+            conditions=rows(values),
+            present=rows(present),
+            noise=self._noise(len(reading), deterministic),
+            warm=None if warm is None else rows(warm),
+        )
+
+    def _condition_rows(self, reading: Reading, budgets: Array) -> tuple[Array, BoolArray]:
+        """Encoded conditions ``[E, ny]`` and which of them are present ``[E, nc]``."""
+        values, present = [], []
+        for spec in self.conditions.specs:
+            raw, given = self._raw_condition(spec.kind, spec.name, reading, budgets)
+            if raw is None:
+                values.append(np.zeros((len(reading), spec.size)))
+            else:
+                values.append(self.conditions.encode(spec.name, raw))
+            present.append(given)
+        if not values:
+            return np.zeros((len(reading), 0)), np.zeros((len(reading), 0), bool)
+        return np.concatenate(values, axis=1), np.stack(present, axis=1)
+
+    def _raw_condition(
+        self, kind: str, name: str, reading: Reading, budgets: Array
+    ) -> tuple[Array | None, BoolArray]:
+        """Value of one condition in the caller's units ``[E, size]``, and where it is given."""
+        count = len(reading)
+        everywhere = np.ones(count, bool)
+        if kind == "return":
+            return np.full((count, 1), self.options.return_scale), everywhere
+        if kind == "cost":
+            finite = np.isfinite(budgets)
+            scaled = np.where(finite, budgets, 0.0) * self.options.cost_scale
+            return scaled[:, None], finite
+        if kind == "goal":
+            return reading.goal, everywhere
+        given = self.options.condition_values.get(name)
+        if given is None:
+            return None, ~everywhere
+        return np.broadcast_to(np.asarray(given, float), (count, len(given))), everywhere
+
+    def _noise(self, num_envs: int, deterministic: bool) -> Noise:
+        """Source of noise ``[E·N, L, D]``: shared by all environments when deterministic."""
+        shape = (self.options.num_candidates, *self._trajectory_shape)
+        if not deterministic:
+            return _Draw(self._generator, (num_envs, *shape), num_envs)
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        return _Draw(generator, (1, *shape), num_envs)
+
+    def _clipped(self, actions: Array) -> Array:
+        space = self.action_space
+        assert isinstance(space, spaces.Box)  # checked by action_size
+        return np.clip(actions, space.low.reshape(-1), space.high.reshape(-1))
+
+    def _formatted(self, actions: Array, single: bool) -> Array:
+        """Actions in the space's shape and type; float32 rounding must not leave the Box."""
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        shaped = actions.reshape(len(actions), *space.shape).astype(space.dtype)
+        shaped = np.clip(shaped, space.low, space.high)
+        return shaped[0] if single else shaped
+
+
+class _Draw:
+    """Standard normal noise: one draw for each environment, or one shared by all."""
+
+    def __init__(self, generator: torch.Generator, shape: tuple[int, ...], num_envs: int) -> None:
+        self._generator, self._shape, self._num_envs = generator, shape, num_envs
+
+    def __call__(self) -> Tensor:
+        device = self._generator.device
+        noise = torch.randn(self._shape, generator=self._generator, device=device)
+        return noise.expand(self._num_envs, *self._shape[1:]).flatten(0, 1)
+
+
+def _shifted(plans: Array, executed: Array) -> Array:
+    """Plans ``[E, L, D]`` moved forward by the executed steps ``[E]``, their last row repeated."""
+    length = plans.shape[1]
+    rows = np.minimum(np.arange(length) + executed[:, None], length - 1)
+    return np.take_along_axis(plans, rows[:, :, None], axis=1)
+
+
+def _numpy(tensor: Tensor) -> Array:
+    return tensor.float().cpu().numpy()

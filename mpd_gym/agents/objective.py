@@ -1,0 +1,108 @@
+"""What a candidate is worth: rewards and costs, learned or the caller's, summed along a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.types import Array
+
+__all__ = ["Objective", "StepFunction"]
+
+StepFunction = Callable[[Array, Array, Array], Array]
+"""``fn(observations [N, H, nx], actions [N, H, nu], next_observations [N, H, nx]) -> [N, H]``, in
+environment units."""
+
+
+@final
+@dataclass(frozen=True)
+class Objective:
+    """Discounted return and cost of plans (paper, Algorithm 2, lines 3 and 4).
+
+    A caller's function takes the place of the learned model; without either, there is no return
+    or no cost.
+
+    Attributes:
+        discount: γ in (0, 1].
+        reward: The caller's reward of a step.
+        cost: The caller's cost of a step.
+        learned_reward: The reward model.
+        learned_cost: The cost model.
+        learned_termination: The termination model: positive where an episode is predicted to end.
+    """
+
+    discount: float
+    reward: StepFunction | None = None
+    cost: StepFunction | None = None
+    learned_reward: StepFunction | None = None
+    learned_cost: StepFunction | None = None
+    learned_termination: StepFunction | None = None
+
+    def totals(
+        self, observations: Array, actions: Array, termination_penalty: float
+    ) -> tuple[Array | None, Array | None]:
+        """Discounted return and cost of each candidate.
+
+        Args:
+            observations: x_0 … x_H, ``[N, H + 1, nx]``.
+            actions: u_0 … u_{H-1}, ``[N, H, nu]``.
+            termination_penalty: Subtracted, discounted, at a predicted termination; rewards after
+                it do not count.
+
+        Returns:
+            Returns ``[N]`` or None, and costs ``[N]`` or None.
+
+        Raises:
+            InputError: If a caller's function returns another shape than ``[N, H]``.
+        """
+        steps = (observations[:, :-1], actions, observations[:, 1:])
+        weights = self.discount ** np.arange(actions.shape[1])
+        reward = _evaluated("reward", self.reward, self.learned_reward, steps)
+        cost = _evaluated("cost", self.cost, self.learned_cost, steps)
+        if reward is not None and self.learned_termination is not None:
+            ends = np.asarray(self.learned_termination(*steps)) > 0
+            ended_before = np.cumsum(ends, axis=1) - ends > 0
+            reward = np.where(ended_before, 0.0, reward - termination_penalty * ends)
+        returns = None if reward is None else reward @ weights
+        return returns, None if cost is None else cost @ weights
+
+    def step_cost(self, observations: Array, actions: Array, next_observations: Array) -> Array:
+        """Cost of one executed step in each of E environments, ``[E]``, never negative.
+
+        Raises:
+            ConfigError: If there is no cost function and no cost model.
+            InputError: If the caller's function returns a wrong shape or a non-finite cost.
+        """
+        steps = (observations[:, None], actions[:, None], next_observations[:, None])
+        cost = _evaluated("cost", self.cost, self.learned_cost, steps)
+        if cost is None:
+            raise ConfigError(
+                "budget: a budget needs a cost to count; train with cost_model=True, call "
+                "set_cost(fn), or let an observation wrapper supply 'remaining_budget'"
+            )
+        if not np.isfinite(cost).all():
+            raise InputError(f"cost function: expected finite costs, got {cost[:, 0]}")
+        return np.maximum(cost[:, 0], 0.0)
+
+
+def _evaluated(
+    name: str,
+    function: StepFunction | None,
+    learned: StepFunction | None,
+    steps: tuple[Array, Array, Array],
+) -> Array | None:
+    """Values ``[N, H]`` of the caller's function, or else of the learned one."""
+    chosen = learned if function is None else function
+    if chosen is None:
+        return None
+    values = np.asarray(chosen(*steps), dtype=float)
+    if values.shape != steps[1].shape[:2]:
+        raise InputError(
+            f"{name} function: expected values of shape {steps[1].shape[:2]} (N, H), got "
+            f"{values.shape}"
+        )
+    return values

@@ -1,0 +1,127 @@
+"""How an agent samples: everything that can change at run time without training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, final
+
+from mpd_gym.diffusion.composition import COMPOSITIONS
+from mpd_gym.errors import ConfigError, check_choice
+from mpd_gym.rankers import RANKERS
+
+__all__ = ["SamplingConfig", "from_mapping", "known_fields"]
+
+SAMPLERS = ("ddpm", "ddim")
+
+
+@final
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling options: defaults in an agent's configuration, changed by `with_options`.
+
+    Attributes:
+        num_candidates: N trajectories sampled for each observation; the ranker picks one.
+        composition: How planner and dynamics model are combined, a name in `COMPOSITIONS`.
+        dynamics_weight: Weight of the dynamics model in ``combined_score``, in [0, 1].
+        sampler: ``"ddpm"`` (ancestral) or ``"ddim"`` (Song et al. 2021).
+        eta: Stochasticity of DDIM: 0 deterministic, 1 as much noise as DDPM.
+        num_steps: Reverse steps, 1 … K, evenly spaced over the levels; None for all K.
+        temperature: Factor on every variance of the reverse process, >= 0 (Algorithm 1's α).
+        guidance_scale: Classifier-free guidance ω (eq. 1); 1 is the plain conditional model.
+        warm_start_steps: Reverse steps after the first plan, from the last plan shifted by the
+            executed actions and noised; 0 plans from scratch each time.
+        action_chunk: Actions executed before planning again, 1 … H.
+        return_scale: Return asked for where the agent is conditioned on it: 0 is the worst and 1
+            the best of the data.
+        cost_scale: Factor on the remaining budget where the agent is conditioned on cost.
+        budget: Cost budget of an episode; None for no limit.
+        condition_values: Values of other conditions, such as ``{"final_state": [0.0, 0.0]}``, in
+            the environment's units.
+        ranker: A name in `RANKERS`.
+        termination_penalty: Subtracted, discounted, where a candidate is predicted to end.
+    """
+
+    num_candidates: int = 1
+    composition: str = "alternating_matched"
+    dynamics_weight: float = 1.0
+    sampler: str = "ddpm"
+    eta: float = 0.0
+    num_steps: int | None = None
+    temperature: float = 0.5
+    guidance_scale: float = 1.0
+    warm_start_steps: int = 0
+    action_chunk: int = 1
+    return_scale: float = 1.0
+    cost_scale: float = 1.0
+    budget: float | None = None
+    condition_values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    ranker: str = "highest_return"
+    termination_penalty: float = 100.0
+
+    def __post_init__(self) -> None:
+        check_choice("composition", self.composition, COMPOSITIONS)
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("ranker", self.ranker, RANKERS)
+        for name in ("num_candidates", "action_chunk"):
+            _at_least(name, getattr(self, name), 1, integer=True)
+        _at_least("warm_start_steps", self.warm_start_steps, 0, integer=True)
+        if self.num_steps is not None:
+            _at_least("num_steps", self.num_steps, 1, integer=True)
+        for name in ("temperature", "guidance_scale", "termination_penalty", "cost_scale"):
+            _at_least(name, getattr(self, name), 0)
+        if self.budget is not None:
+            _at_least("budget", self.budget, 0)
+        if not math.isfinite(self.return_scale):
+            raise ConfigError(f"return_scale: expected a finite number, got {self.return_scale}")
+        for name in ("eta", "dynamics_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: expected a value in [0, 1], got {getattr(self, name)}")
+        values = {
+            key: tuple(float(entry) for entry in value)
+            for key, value in self.condition_values.items()
+        }
+        object.__setattr__(self, "condition_values", values)
+
+    def updated(self, options: Mapping[str, Any]) -> SamplingConfig:
+        """Return a copy with other values.
+
+        Raises:
+            ConfigError: If a name is unknown or a value out of range.
+        """
+        known_fields(SamplingConfig, options)
+        return replace(self, **options)
+
+
+def known_fields(config: type, values: Mapping[str, Any]) -> None:
+    """Check that every key of `values` is a field of the dataclass `config`.
+
+    Raises:
+        ConfigError: Naming the closest match.
+    """
+    names = [entry.name for entry in fields(config)]
+    for name in values:
+        check_choice(f"{config.__name__} option", name, names)
+
+
+def from_mapping(config: type, values: Any) -> Any:
+    """Build a dataclass from plain JSON values, refusing unknown names.
+
+    Raises:
+        ConfigError: If `values` is not a mapping, or a name or value is wrong.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{config.__name__}: expected a mapping, got {type(values).__name__}")
+    known_fields(config, values)
+    try:
+        return config(**values)
+    except TypeError as error:
+        raise ConfigError(f"{config.__name__}: {error}") from error
+
+
+def _at_least(name: str, value: float, low: float, *, integer: bool = False) -> None:
+    kind = "an integer" if integer else "a finite number"
+    right = isinstance(value, int) if integer else isinstance(value, (int, float))
+    if not right or isinstance(value, bool) or not math.isfinite(value) or value < low:
+        raise ConfigError(f"{name}: expected {kind} >= {low}, got {value!r}")

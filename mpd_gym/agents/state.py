@@ -1,0 +1,102 @@
+"""What an agent remembers between two calls of `predict`, for each environment on its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+
+from mpd_gym.errors import InputError
+from mpd_gym.types import Array, BoolArray
+
+__all__ = ["AgentState"]
+
+
+@final
+@dataclass(frozen=True)
+class AgentState:
+    """Immutable memory of E environments; `predict` takes one and returns the next.
+
+    Attributes:
+        plan: Chosen normalised trajectory of the last planning, float32 ``[E, L, D]``.
+        actions: Its actions in environment units, ``[E, H, nu]``.
+        position: Index of the next action within the plan, ``[E]``; −1 without a plan.
+        budget: Remaining cost budget, ``[E]``; infinite without one.
+        observation: x at the previous call, ``[E, nx]``.
+        action: u at the previous call, ``[E, nu]``.
+        started: True where a step of the current episode was taken, ``[E]``.
+    """
+
+    plan: Array
+    actions: Array
+    position: Array
+    budget: Array
+    observation: Array
+    action: Array
+    started: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    @classmethod
+    def fresh(
+        cls,
+        num_envs: int,
+        trajectory_shape: tuple[int, int],
+        horizon: int,
+        nx: int,
+        nu: int,
+        budget: float | None,
+    ) -> AgentState:
+        """State of `num_envs` environments before their first step."""
+        return cls(
+            plan=np.zeros((num_envs, *trajectory_shape), np.float32),
+            actions=np.zeros((num_envs, horizon, nu)),
+            position=np.full(num_envs, -1),
+            budget=np.full(num_envs, np.inf if budget is None else budget),
+            observation=np.zeros((num_envs, nx)),
+            action=np.zeros((num_envs, nu)),
+            started=np.zeros(num_envs, bool),
+        )
+
+    def checked(self, num_envs: int) -> AgentState:
+        """Return self.
+
+        Raises:
+            InputError: If the state belongs to another number of environments.
+        """
+        if len(self) != num_envs:
+            raise InputError(
+                f"state: it belongs to {len(self)} environments, but {num_envs} observations "
+                "came; pass state=None to start anew"
+            )
+        return self
+
+    def reset(self, episode_start: Any, budget: float | None) -> AgentState:
+        """Forget the environments where `episode_start` is True.
+
+        Args:
+            episode_start: Bool or ``[E]`` flags; None resets nothing. Never kept or changed:
+                Stable-Baselines3 mutates its array in place.
+            budget: Cost budget of a new episode; None for no limit.
+
+        Raises:
+            InputError: If there is not one flag for each environment.
+        """
+        if episode_start is None:
+            return self
+        flags = np.array(episode_start, dtype=bool).reshape(-1)
+        if flags.shape != (len(self),):
+            raise InputError(
+                f"episode_start: expected {len(self)} flags, one for each observation, got "
+                f"{flags.size}"
+            )
+        if not flags.any():
+            return self
+        return replace(
+            self,
+            position=np.where(flags, -1, self.position),
+            budget=np.where(flags, np.inf if budget is None else budget, self.budget),
+            started=self.started & ~flags,
+        )

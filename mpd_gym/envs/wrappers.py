@@ -1,0 +1,207 @@
+"""Changes that make a known environment into one of this package; they fit other environments too.
+
+Each wrapper records its arguments, so that `env.spec` can make the wrapped environment again, and
+pickles where the environment inside does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsFloat, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+
+from mpd_gym.errors import InputError
+from mpd_gym.types import Array
+
+__all__ = ["StackedFrames", "TorqueDefect", "VelocityLimit", "checked_action", "states_metadata"]
+
+Step = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
+Maker = TypeVar("Maker", bound=Callable[..., Any])
+
+
+class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Gives ``info["cost"]``: 1.0 on every step after which the speed is over a limit, else 0.0.
+
+    Observations, rewards and episode ends stay as they are. `reset` gives a cost of 0.0.
+
+    Args:
+        env: Environment to watch.
+        limit: Largest allowed |velocity|, in the velocity's unit; not negative.
+        velocity: Index of the velocity in the (flat, array) observation, or a function from the
+            observation to it. An index keeps the environment's specification writable as JSON.
+
+    Raises:
+        InputError: If `limit` is negative or not finite, or the observation has no such index.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        limit: float,
+        velocity: int | Callable[[Any], float],
+    ) -> None:
+        RecordConstructorArgs.__init__(self, limit=limit, velocity=velocity)
+        super().__init__(env)
+        self.limit = _checked_limit(limit)
+        self._velocity = velocity
+        if not callable(velocity):
+            _check_index("velocity", velocity, env.observation_space, "observation")
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; the cost of a start is 0.0."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, {**info, "cost": 0.0}
+
+    def step(self, action: Any) -> Step:
+        """Step the environment and add the cost of where it came."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        velocity = self._velocity
+        speed = velocity(observation) if callable(velocity) else observation[velocity]
+        info = {**info, "cost": float(not abs(speed) <= self.limit)}  # NaN is over the limit
+        return observation, reward, terminated, truncated, info
+
+
+class StackedFrames(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Observe the last frames of an environment with pictures, channel first.
+
+    Frames ``[height, width]`` become ``[count, height, width]`` and frames
+    ``[height, width, channels]`` become ``[count · channels, height, width]``, the newest last.
+    `reset` fills the stack with the first frame. For an environment that observes no pictures, put
+    Gymnasium's `AddRenderObservation` and `ResizeObservation` inside.
+
+    Args:
+        env: Environment whose observations are uint8 pictures.
+        count: Number of frames, at least 1.
+
+    Raises:
+        InputError: If the observations are no uint8 pictures or `count` is not positive.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], count: int = 4) -> None:
+        RecordConstructorArgs.__init__(self, count=count)
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) > 3:
+            raise InputError(
+                "env: expected uint8 observations [height, width] or [height, width, channels], "
+                f"got {space}; put AddRenderObservation inside for an environment without pictures"
+            )
+        if len(space.shape) < 2:
+            raise InputError(f"env: expected pictures as observations, got shape {space.shape}")
+        if not isinstance(count, (int, np.integer)) or count < 1:
+            raise InputError(f"count: expected a positive integer, got {count!r}")
+        self.count = int(count)
+        self.observation_space = spaces.Box(
+            np.concatenate([_channels_first(space.low)] * self.count),
+            np.concatenate([_channels_first(space.high)] * self.count),
+            dtype=np.uint8,
+        )
+        self._frames: Array | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Reset the environment and fill the stack with its first frame."""
+        frame, info = self.env.reset(seed=seed, options=options)
+        self._frames = np.concatenate([_channels_first(frame)] * self.count)
+        return self._frames.copy(), info
+
+    def step(self, action: Any) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step the environment; its frame replaces the oldest of the stack."""
+        if self._frames is None:
+            raise gym.error.ResetNeeded("Cannot call step() before calling reset()")
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        newest = _channels_first(frame)
+        self._frames = np.concatenate([self._frames[len(newest) :], newest])
+        return self._frames.copy(), reward, terminated, truncated, info
+
+
+class TorqueDefect(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """A weak joint: one dimension of the action is clipped before it reaches the environment.
+
+    The action space stays as it is, so that every policy for the environment still runs on it.
+    `step` gives ``info["applied_action"]``, the action that the environment got.
+
+    Args:
+        env: Environment with a flat Box of actions.
+        joint: Index of the weak action dimension.
+        limit: The action of that joint is clipped to [−limit, limit]; not negative.
+
+    Raises:
+        InputError: If `limit` is negative or not finite, or there is no such joint.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], joint: int, limit: float) -> None:
+        RecordConstructorArgs.__init__(self, joint=joint, limit=limit)
+        super().__init__(env)
+        _check_index("joint", joint, env.action_space, "action")
+        self.joint, self.limit = int(joint), _checked_limit(limit)
+
+    def step(self, action: Any) -> Step:
+        """Step the environment with the weakened action.
+
+        Raises:
+            InputError: If `action` has the wrong shape or a non-finite value.
+        """
+        applied = checked_action(action, self.env.action_space)
+        applied[self.joint] = min(max(applied[self.joint], -self.limit), self.limit)
+        observation, reward, terminated, truncated, info = self.env.step(applied)
+        info = {**info, "applied_action": applied.copy()}
+        return observation, reward, terminated, truncated, info
+
+
+def checked_action(action: Any, space: spaces.Space[Any]) -> Array:
+    """Return a copy of one action, as floats: those it came in, or those of its Box.
+
+    Raises:
+        InputError: If the action is no array of its space's shape or has a non-finite value.
+    """
+    try:
+        array = np.array(action)
+        if array.dtype.kind != "f":
+            array = np.array(action, dtype=space.dtype)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"action: expected numbers of shape {space.shape}, got {action!r}") from error
+    if array.shape != space.shape:
+        raise InputError(f"action: expected shape {space.shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise InputError(f"action: expected finite values, got {array}")
+    return array
+
+
+def states_metadata(metadata: Mapping[str, Any]) -> Callable[[Maker], Maker]:
+    """Give a function that makes environments the `metadata` of an environment class.
+
+    `gymnasium.make` reads there which render modes an entry point knows, so as to offer the others
+    (``"rgb_array_list"``) itself.
+    """
+
+    def decorate(maker: Maker) -> Maker:
+        maker.metadata = dict(metadata)  # type: ignore[attr-defined]
+        return maker
+
+    return decorate
+
+
+def _channels_first(frame: Array) -> Array:
+    return frame[None] if frame.ndim == 2 else np.moveaxis(frame, -1, 0)
+
+
+def _checked_limit(limit: float) -> float:
+    if not np.isfinite(limit) or limit < 0:
+        raise InputError(f"limit: expected a finite number of at least 0, got {limit!r}")
+    return float(limit)
+
+
+def _check_index(name: str, index: Any, space: spaces.Space[Any], kind: str) -> None:
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise InputError(f"{name}: an index needs a flat Box as the {kind} space, got {space}")
+    size = space.shape[0]
+    if not isinstance(index, (int, np.integer)) or not -size <= index < size:
+        raise InputError(f"{name}: expected an index of the {size} {kind} dimensions, got {index!r}")

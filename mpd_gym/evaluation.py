@@ -1,0 +1,307 @@
+"""Returns, costs, success and their confidence intervals, for anything with `predict`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from mpd_gym.errors import InputError
+from mpd_gym.types import Array, BoolArray, Policy
+
+__all__ = [
+    "Evaluation",
+    "Interval",
+    "Rollout",
+    "evaluate",
+    "execute_plans",
+    "mean_interval",
+    "proportion_interval",
+    "state_error",
+]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % confidence interval and the number of trials."""
+
+    mean: float
+    low: float
+    high: float
+    trials: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def mean_interval(values: Array, confidence: float = 0.95) -> Interval:
+    """Mean and Student-t interval of independent trials.
+
+    Args:
+        values: ``[n]``, n >= 1; with one value the interval is unbounded.
+        confidence: Level, in (0, 1).
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise InputError(f"values: expected finite numbers of shape [n], n >= 1, got {values!r}")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, -np.inf, np.inf, 1)
+    half = float(stats.sem(values) * stats.t.ppf(0.5 + confidence / 2, len(values) - 1))
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+def proportion_interval(flags: Array, confidence: float = 0.95) -> Interval:
+    """Share of successes and its Wilson score interval, in [0, 1].
+
+    Args:
+        flags: ``[n]`` booleans, n >= 1.
+        confidence: Level, in (0, 1).
+    """
+    flags = np.asarray(flags, bool)
+    if flags.ndim != 1 or not len(flags):
+        raise InputError(f"flags: expected booleans of shape [n], n >= 1, got {flags!r}")
+    successes = int(flags.sum())
+    bounds = stats.binomtest(successes, len(flags)).proportion_ci(confidence, method="wilson")
+    return Interval(successes / len(flags), float(bounds.low), float(bounds.high), len(flags))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outcome of E episodes, one entry each, in the order of their seeds.
+
+    Attributes:
+        seeds: Seed of each episode's reset.
+        returns: Undiscounted return.
+        lengths: Steps.
+        costs: Sum of ``info["cost"]``; None where the environment gives none.
+        successes: ``info["is_success"]`` at the last step; None where it gives none.
+        collisions: ``info["collision"]`` at any step; None where it gives none.
+        seconds: Wall-clock time of each call of `predict`, divided by the environments it
+            served, ``[calls]``.
+    """
+
+    seeds: Array
+    returns: Array
+    lengths: Array
+    costs: Array | None
+    successes: BoolArray | None
+    collisions: BoolArray | None
+    seconds: Array
+
+    def summary(self) -> dict[str, Interval]:
+        """Mean and 95 % interval of every measure that the environment gives."""
+        table = {"return": mean_interval(self.returns), "length": mean_interval(self.lengths)}
+        if self.successes is not None:
+            table["success"] = proportion_interval(self.successes)
+        if self.costs is not None:
+            table["cost"] = mean_interval(self.costs)
+            table["violation"] = proportion_interval(self.costs > 0)
+        if self.collisions is not None:
+            table["collision"] = proportion_interval(self.collisions)
+        return table
+
+
+def evaluate(
+    policy: Policy,
+    env_id: str,
+    *,
+    seeds: Sequence[int],
+    num_envs: int = 1,
+    env_kwargs: Mapping[str, Any] | None = None,
+    reset_options: Sequence[Mapping[str, Any]] | None = None,
+    deterministic: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Play one episode for each seed and measure it.
+
+    Episodes are played in rounds of `num_envs` copies that one call of `predict` serves. Each copy
+    is reset with its own seed and plays one episode, so that with a deterministic policy the
+    outcome does not depend on `num_envs`.
+
+    Args:
+        policy: Anything with Stable-Baselines3's `predict`; it gets ``state`` and
+            ``episode_start``.
+        env_id: Registered id.
+        seeds: One for each episode.
+        num_envs: Copies stepped together.
+        env_kwargs: Keyword arguments of the environment.
+        reset_options: One `options` mapping for each episode, for exact starts.
+        deterministic: Passed to `predict`.
+        progress: Show a bar with rate and estimate.
+
+    Raises:
+        InputError: If there is no seed, or not one of `reset_options` for each.
+    """
+    if not len(seeds) or num_envs < 1:
+        raise InputError(f"expected at least one seed and one copy, got {len(seeds)}, {num_envs}")
+    if reset_options is not None and len(reset_options) != len(seeds):
+        raise InputError(f"reset_options: expected {len(seeds)} of them, got {len(reset_options)}")
+    envs = [gym.make(env_id, **(env_kwargs or {})) for _ in range(min(num_envs, len(seeds)))]
+    records: list[_Record] = []
+    seconds: list[float] = []
+    try:
+        with tqdm(total=len(seeds), unit="episode", disable=not progress) as bar:
+            for first in range(0, len(seeds), len(envs)):
+                chunk = slice(first, first + len(envs))
+                options = [None] * len(envs) if reset_options is None else reset_options[chunk]
+                records += _play(policy, envs, seeds[chunk], options, deterministic, seconds)
+                bar.update(len(records) - bar.n)
+    finally:
+        for env in envs:
+            env.close()
+    return _gather(records, seeds, seconds)
+
+
+@dataclass
+class _Record:
+    """One running episode."""
+
+    rewards: float = 0.0
+    length: int = 0
+    cost: float | None = None
+    success: bool | None = None
+    collision: bool | None = None
+    done: bool = False
+
+    def add(self, reward: float, info: Mapping[str, Any], done: bool) -> None:
+        self.rewards += reward
+        self.length += 1
+        self.done = done
+        if "cost" in info:
+            self.cost = (self.cost or 0.0) + float(info["cost"])
+        if "is_success" in info:
+            self.success = bool(info["is_success"])
+        if "collision" in info:
+            self.collision = bool(self.collision) or bool(info["collision"])
+
+
+def _play(
+    policy: Policy,
+    envs: Sequence[gym.Env[Any, Any]],
+    seeds: Sequence[int],
+    options: Sequence[Mapping[str, Any] | None],
+    deterministic: bool,
+    seconds: list[float],
+) -> list[_Record]:
+    """One episode in each environment; those that ended keep showing their last observation."""
+    observations = [
+        env.reset(seed=int(seed), options=None if option is None else dict(option))[0]
+        for env, seed, option in zip(envs, seeds, options, strict=False)
+    ]
+    records = [_Record() for _ in observations]
+    state, episode_start = None, np.ones(len(records), bool)
+    while not all(record.done for record in records):
+        began = time.perf_counter()
+        actions, state = policy.predict(_stack(observations), state, episode_start, deterministic)
+        seconds.append((time.perf_counter() - began) / len(records))
+        episode_start = np.zeros(len(records), bool)
+        for index, record in enumerate(records):
+            if not record.done:
+                observation, reward, terminated, truncated, info = envs[index].step(actions[index])
+                record.add(float(reward), info, terminated or truncated)
+                observations[index] = observation
+    return records
+
+
+def _stack(observations: Sequence[Any]) -> Any:
+    """One batch from single observations, arrays or mappings of arrays."""
+    if isinstance(observations[0], Mapping):
+        return {key: np.stack([row[key] for row in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+def _gather(
+    records: Sequence[_Record], seeds: Sequence[int], seconds: Sequence[float]
+) -> Evaluation:
+    def column(name: str, dtype: type) -> Array | None:
+        values = [getattr(record, name) for record in records]
+        return None if any(value is None for value in values) else np.array(values, dtype)
+
+    return Evaluation(
+        seeds=np.asarray(seeds),
+        returns=np.array([record.rewards for record in records]),
+        lengths=np.array([record.length for record in records]),
+        costs=column("cost", float),
+        successes=column("success", bool),
+        collisions=column("collision", bool),
+        seconds=np.asarray(seconds),
+    )
+
+
+def execute_plans(
+    plans: Sequence[Array],
+    env_id: str,
+    *,
+    seeds: Sequence[int],
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> list[Rollout]:
+    """Execute whole plans open loop: no observation is used after the first.
+
+    Args:
+        plans: Actions ``[H, nu]`` for each seed, in environment units.
+        env_id: Registered id.
+        seeds: Seed of each reset; the plan must start from that reset's observation.
+        env_kwargs: Keyword arguments of the environment.
+
+    Returns:
+        One rollout for each plan; it is shorter than its plan where the episode ended early.
+    """
+    env = gym.make(env_id, **(env_kwargs or {}))
+    rollouts = []
+    for actions, seed in zip(plans, seeds, strict=True):
+        observations, infos, rewards = [env.reset(seed=int(seed))[0]], [], []
+        for action in actions:
+            observation, reward, terminated, truncated, info = env.step(action)
+            observations.append(observation)
+            rewards.append(float(reward))
+            infos.append(info)
+            if terminated or truncated:
+                break
+        rollouts.append(Rollout(_flat(observations), np.array(rewards), infos))
+    env.close()
+    return rollouts
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What really happened when a plan was executed.
+
+    Attributes:
+        observations: ``[t + 1, nx]``, the ``observation`` part for Dict spaces.
+        rewards: ``[t]``.
+        infos: One for each step.
+    """
+
+    observations: Array
+    rewards: Array
+    infos: Sequence[Mapping[str, Any]]
+
+
+def _flat(observations: Sequence[Any]) -> Array:
+    stacked = _stack(observations)
+    rows = stacked["observation"] if isinstance(stacked, Mapping) else stacked
+    return np.asarray(rows, float).reshape(len(rows), -1)
+
+
+def state_error(planned: Array, executed: Array, dims: Sequence[int] | None = None) -> Array:
+    """Euclidean distance between planned and executed states, step by step (paper, Fig. 2 and 4).
+
+    Args:
+        planned: x_1 … x_H, ``[H, nx]``.
+        executed: x_1 … x_t, ``[t, nx]``, t <= H.
+        dims: State dimensions to compare; all by default.
+
+    Returns:
+        ``[H]``, NaN after the executed part.
+    """
+    error = np.full(len(planned), np.nan)
+    gap = planned[: len(executed)] - executed
+    error[: len(gap)] = np.linalg.norm(gap if dims is None else gap[:, list(dims)], axis=-1)
+    return error

@@ -1,0 +1,169 @@
+"""What a person looks at: tables in the terminal, plots, and GIFs of rollouts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from rich.table import Table
+
+from mpd_gym.errors import InputError
+from mpd_gym.evaluation import Evaluation, Interval
+from mpd_gym.files import atomic_path
+from mpd_gym.types import Array, Policy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "evaluation_table",
+    "rollout_frames",
+    "save_figure",
+    "save_gif",
+    "side_by_side",
+    "state_error_figure",
+]
+
+FRAMES_PER_SECOND = 20
+
+
+def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table:
+    """One row for each policy: mean and 95 % interval of each measure, milliseconds per action.
+
+    Args:
+        title: Heading, for example the environment's id.
+        evaluations: Policy name to its evaluation.
+    """
+    summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
+    measures = list(dict.fromkeys(key for summary in summaries.values() for key in summary))
+    table = Table(title=title, caption="mean [95 % interval]")
+    table.add_column("policy")
+    for measure in measures:
+        table.add_column(measure, justify="right")
+    table.add_column("ms per action", justify="right")
+    table.add_column("trials", justify="right")
+    for name, evaluation in evaluations.items():
+        cells = [_cell(summaries[name].get(measure)) for measure in measures]
+        milliseconds = f"{1e3 * float(np.median(evaluation.seconds)):.2f}"
+        table.add_row(name, *cells, milliseconds, str(len(evaluation.returns)))
+    return table
+
+
+def _cell(interval: Interval | None) -> str:
+    return "–" if interval is None else str(interval)
+
+
+def rollout_frames(
+    policy: Policy,
+    env_id: str,
+    *,
+    seed: int,
+    env_kwargs: Mapping[str, Any] | None = None,
+    draw: Callable[[gym.Env[Any, Any], Any], None] | None = None,
+    max_frames: int = 1000,
+) -> Iterator[Array]:
+    """Play one episode and yield its pictures, uint8 ``[height, width, 3]``.
+
+    Args:
+        policy: Anything with Stable-Baselines3's `predict`.
+        env_id: Registered id.
+        seed: Seed of the reset.
+        env_kwargs: Keyword arguments of the environment.
+        draw: Called with the environment and the policy's state before each picture, for example
+            to draw the plan over the scene.
+        max_frames: Pictures at most.
+    """
+    env = gym.make(env_id, render_mode="rgb_array", **(env_kwargs or {}))
+    try:
+        observation, _ = env.reset(seed=seed)
+        state, start, done = None, True, False
+        for _ in range(max_frames):
+            action, state = policy.predict(observation, state, np.array([start]), True)
+            if draw is not None:
+                draw(env, state)
+            yield np.asarray(env.render())
+            if done:
+                return
+            observation, _, terminated, truncated, _ = env.step(action)
+            start, done = False, terminated or truncated
+    finally:
+        env.close()
+
+
+def save_gif(
+    frames: Sequence[Array] | Iterator[Array],
+    path: str | os.PathLike[str],
+    *,
+    fps: int = FRAMES_PER_SECOND,
+) -> Path:
+    """Write an endless GIF, whole or not at all.
+
+    Args:
+        frames: uint8 ``[height, width, 3]`` each.
+        path: File to write; its folder is made if missing.
+        fps: Pictures per second, at most 50 (a limit of the format).
+
+    Raises:
+        InputError: If there is no frame.
+    """
+    import imageio.v3 as iio
+
+    pictures = list(frames)
+    if not pictures:
+        raise InputError("frames: expected at least one picture, got none")
+    with atomic_path(path) as temporary:
+        iio.imwrite(temporary, pictures, extension=".gif", duration=1000 / fps, loop=0)
+    return Path(path)
+
+
+def side_by_side(columns: Sequence[Sequence[Array]], gap: int = 8) -> list[Array]:
+    """Join rollouts in one film; those that ended earlier keep their last picture.
+
+    Args:
+        columns: Frames of each rollout, all of one size.
+        gap: White pixels between them.
+    """
+    length = max(len(column) for column in columns)
+    white = np.full((columns[0][0].shape[0], gap, 3), 255, np.uint8)
+    frames = []
+    for index in range(length):
+        parts: list[Array] = []
+        for column in columns:
+            parts += [column[min(index, len(column) - 1)], white]
+        frames.append(np.concatenate(parts[:-1], axis=1))
+    return frames
+
+
+def state_error_figure(errors: Mapping[str, Array], unit: str = "m") -> Figure:
+    """State error between plan and execution, per step (paper, Fig. 2 and 4).
+
+    Args:
+        errors: Method name to ``[trials, H]`` errors; NaN after an episode ended.
+        unit: Unit of the error.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, values in errors.items():
+        steps = np.arange(1, values.shape[1] + 1)
+        count = np.isfinite(values).sum(axis=0)
+        mean = np.nanmean(values, axis=0)
+        half = 1.96 * np.nanstd(values, axis=0, ddof=1) / np.sqrt(count)
+        (line,) = axes.plot(steps, mean, label=name)
+        axes.fill_between(steps, mean - half, mean + half, alpha=0.2, color=line.get_color())
+    axes.set(xlabel="step", ylabel=f"state error, planned to executed [{unit}]", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as PNG (or by the path's suffix), whole or not at all."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return Path(path)

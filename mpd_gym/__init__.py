@@ -6,7 +6,21 @@ only when something that needs them is first used.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from mpd_gym import envs as envs
 from mpd_gym._version import __version__
 
-__all__ = ["__version__", "envs"]
+if TYPE_CHECKING:
+    from mpd_gym.agents import MPDiffuserAgent, MPDiffuserConfig
+
+__all__ = ["MPDiffuserAgent", "MPDiffuserConfig", "__version__", "envs"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the agents when they are first asked for."""
+    if name in ("MPDiffuserAgent", "MPDiffuserConfig"):
+        from mpd_gym import agents
+
+        return getattr(agents, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ __all__ = [
     "TrainingError",
     "WorkerError",
     "check_choice",
+    "check_integer",
     "require",
 ]
 
@@ -126,3 +127,13 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     close = difflib.get_close_matches(str(value), words, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ConfigError(f"{name}: expected one of {', '.join(words)}; got {value!r}.{hint}")
+
+
+def check_integer(name: str, value: object, low: int) -> None:
+    """Check that the argument `name` is an integer of at least `low`.
+
+    Raises:
+        ConfigError: Naming the bound and the value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name}: expected an integer >= {low}; got {value!r}")

@@ -20,36 +20,17 @@ from torch import Tensor
 from mpd_gym.agents.objective import Objective, StepFunction
 from mpd_gym.agents.observations import ObservationReader, Reading, action_size
 from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.agents.request import Request, SharedNoise, condition_rows, shifted
 from mpd_gym.agents.state import AgentState
-from mpd_gym.datasets.conditions import FittedConditions
-from mpd_gym.datasets.normalizers import Normalizers
+from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.rankers import RANKERS
 from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker, Ranking
 
-__all__ = ["Agent", "Request"]
+__all__ = ["Agent"]
 
 # Candidates sampled in one pass through the networks; more go in several, to bound memory.
 MAX_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one sampling pass starts from: E environments with N candidates each, M = E·N rows.
-
-    Attributes:
-        initial: Normalised x_0, ``[M, nx]``.
-        conditions: Encoded conditions y, ``[M, ny]``.
-        present: True where a condition is given, ``[M, nc]``.
-        noise: Source of standard normal tensors ``[M, L, D]``.
-        warm: Previous normalised plan shifted to now, ``[M, L, D]``; None plans from scratch.
-    """
-
-    initial: Tensor
-    conditions: Tensor
-    present: Tensor
-    noise: Noise
-    warm: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -247,7 +228,8 @@ class Agent(ABC):
             raise ConfigError(
                 f"action_chunk: a plan has {self.horizon} actions, got {options.action_chunk}"
             )
-        self.conditions.check_values(options.condition_values)
+        for name, value in options.condition_values.items():
+            self.conditions.encode(name, value)  # refuses unknown names and wrong sizes
         return options
 
     def _remember(
@@ -287,7 +269,7 @@ class Agent(ABC):
             indices = np.flatnonzero(group)
             for first in range(0, len(indices), rows_at_once):
                 rows = indices[first : first + rows_at_once]
-                last = _shifted(state.plan[rows], state.position[rows]) if warm[rows[0]] else None
+                last = shifted(state.plan[rows], state.position[rows]) if warm[rows[0]] else None
                 part = Reading(
                     reading.x[rows],
                     None if reading.goal is None else reading.goal[rows],
@@ -332,27 +314,27 @@ class Agent(ABC):
         return replace(found, rankings=rankings, seconds={**found.seconds, "rank": ranked})
 
     def _rank(self, found: _Candidates, row: int, budget: float, reading: Reading) -> Ranking:
-        ranker = self._ranker or RANKERS[self.options.ranker]
+        returns = None if found.returns is None else found.returns[row]
+        limit = float(budget) if np.isfinite(budget) else None
+        goal = None if reading.goal is None else reading.goal[row]
+        name = self.options.ranker or _usual_ranker(returns, limit, goal)
+        ranker = self._ranker or RANKERS[name]
         return ranker(
             found.observations[row],
             found.actions[row],
-            returns=None if found.returns is None else found.returns[row],
+            returns=returns,
             costs=None if found.costs is None else found.costs[row],
-            budget=float(budget) if np.isfinite(budget) else None,
-            goal=None if reading.goal is None else reading.goal[row],
+            budget=limit,
+            goal=goal,
         )
 
     def _request(
         self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
     ) -> Request:
-        num = self.options.num_candidates
-
         def rows(values: Array) -> Tensor:
-            tensor = torch.as_tensor(values, device=self.device)
-            tensor = tensor if tensor.dtype == torch.bool else tensor.float()
-            return tensor.repeat_interleave(num, 0)
+            return torch.as_tensor(values, dtype=torch.float32, device=self.device)
 
-        values, present = self._condition_rows(reading, budgets)
+        values, present = condition_rows(self.conditions, self.options, reading, budgets)
         return Request(
             initial=rows(self.normalizers.observation.normalize(reading.x)),
             conditions=rows(values),
@@ -361,46 +343,12 @@ class Agent(ABC):
             warm=None if warm is None else rows(warm),
         )
 
-    def _condition_rows(self, reading: Reading, budgets: Array) -> tuple[Array, BoolArray]:
-        """Encoded conditions ``[E, ny]`` and which of them are present ``[E, nc]``."""
-        values, present = [], []
-        for spec in self.conditions.specs:
-            raw, given = self._raw_condition(spec.kind, spec.name, reading, budgets)
-            if raw is None:
-                values.append(np.zeros((len(reading), spec.size)))
-            else:
-                values.append(self.conditions.encode(spec.name, raw))
-            present.append(given)
-        if not values:
-            return np.zeros((len(reading), 0)), np.zeros((len(reading), 0), bool)
-        return np.concatenate(values, axis=1), np.stack(present, axis=1)
-
-    def _raw_condition(
-        self, kind: str, name: str, reading: Reading, budgets: Array
-    ) -> tuple[Array | None, BoolArray]:
-        """Value of one condition in the caller's units ``[E, size]``, and where it is given."""
-        count = len(reading)
-        everywhere = np.ones(count, bool)
-        if kind == "return":
-            return np.full((count, 1), self.options.return_scale), everywhere
-        if kind == "cost":
-            finite = np.isfinite(budgets)
-            scaled = np.where(finite, budgets, 0.0) * self.options.cost_scale
-            return scaled[:, None], finite
-        if kind == "goal":
-            return reading.goal, everywhere
-        given = self.options.condition_values.get(name)
-        if given is None:
-            return None, ~everywhere
-        return np.broadcast_to(np.asarray(given, float), (count, len(given))), everywhere
-
     def _noise(self, num_envs: int, deterministic: bool) -> Noise:
-        """Source of noise ``[E·N, L, D]``: shared by all environments when deterministic."""
+        generator = self._generator
+        if deterministic:
+            generator = torch.Generator(self.device).manual_seed(self.seed)
         shape = (self.options.num_candidates, *self._trajectory_shape)
-        if not deterministic:
-            return _Draw(self._generator, (num_envs, *shape), num_envs)
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        return _Draw(generator, (1, *shape), num_envs)
+        return SharedNoise(generator, shape, num_envs, shared=deterministic)
 
     def _clipped(self, actions: Array) -> Array:
         space = self.action_space
@@ -416,24 +364,12 @@ class Agent(ABC):
         return shaped[0] if single else shaped
 
 
-class _Draw:
-    """Standard normal noise: one draw for each environment, or one shared by all."""
-
-    def __init__(self, generator: torch.Generator, shape: tuple[int, ...], num_envs: int) -> None:
-        self._generator, self._shape, self._num_envs = generator, shape, num_envs
-
-    def __call__(self) -> Tensor:
-        device = self._generator.device
-        noise = torch.randn(self._shape, generator=self._generator, device=device)
-        return noise.expand(self._num_envs, *self._shape[1:]).flatten(0, 1)
-
-
-def _shifted(plans: Array, executed: Array) -> Array:
-    """Plans ``[E, L, D]`` moved forward by the executed steps ``[E]``, their last row repeated."""
-    length = plans.shape[1]
-    rows = np.minimum(np.arange(length) + executed[:, None], length - 1)
-    return np.take_along_axis(plans, rows[:, :, None], axis=1)
-
-
 def _numpy(tensor: Tensor) -> Array:
     return tensor.float().cpu().numpy()
+
+
+def _usual_ranker(returns: Array | None, budget: float | None, goal: Array | None) -> str:
+    """Ranker for what is known, where the options name none."""
+    if returns is not None:
+        return "highest_return" if budget is None else "within_budget"
+    return "first" if goal is None else "nearest_goal"

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
-from mpd_gym.diffusion.composition import COMPOSITIONS
+from mpd_gym.diffusion import COMPOSITIONS, SAMPLERS
 from mpd_gym.errors import ConfigError, check_choice
 from mpd_gym.rankers import RANKERS
 
 __all__ = ["SamplingConfig", "from_mapping", "known_fields"]
-
-SAMPLERS = ("ddpm", "ddim")
 
 
 @final
@@ -24,7 +22,8 @@ class SamplingConfig:
     Attributes:
         num_candidates: N trajectories sampled for each observation; the ranker picks one.
         composition: How planner and dynamics model are combined, a name in `COMPOSITIONS`.
-        dynamics_weight: Weight of the dynamics model in ``combined_score``, in [0, 1].
+        dynamics_weight: Weight of the dynamics model in ``"combined_score"``, in [0, 1].
+        dynamics_levels: Range of k / K in which the dynamics model takes part.
         sampler: ``"ddpm"`` (ancestral) or ``"ddim"`` (Song et al. 2021).
         eta: Stochasticity of DDIM: 0 deterministic, 1 as much noise as DDPM.
         num_steps: Reverse steps, 1 … K, evenly spaced over the levels; None for all K.
@@ -39,13 +38,16 @@ class SamplingConfig:
         budget: Cost budget of an episode; None for no limit.
         condition_values: Values of other conditions, such as ``{"final_state": [0.0, 0.0]}``, in
             the environment's units.
-        ranker: A name in `RANKERS`.
+        ranker: A name in `RANKERS`. None takes ``"within_budget"`` (Algorithm 2) where returns are
+            predicted and there is a budget, ``"highest_return"`` where there is none,
+            ``"nearest_goal"`` without predicted returns, ``"first"`` without a goal either.
         termination_penalty: Subtracted, discounted, where a candidate is predicted to end.
     """
 
     num_candidates: int = 1
     composition: str = "alternating_matched"
     dynamics_weight: float = 1.0
+    dynamics_levels: tuple[float, float] = (0.0, 1.0)
     sampler: str = "ddpm"
     eta: float = 0.0
     num_steps: int | None = None
@@ -57,13 +59,14 @@ class SamplingConfig:
     cost_scale: float = 1.0
     budget: float | None = None
     condition_values: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    ranker: str = "highest_return"
+    ranker: str | None = None
     termination_penalty: float = 100.0
 
     def __post_init__(self) -> None:
         check_choice("composition", self.composition, COMPOSITIONS)
         check_choice("sampler", self.sampler, SAMPLERS)
-        check_choice("ranker", self.ranker, RANKERS)
+        if self.ranker is not None:
+            check_choice("ranker", self.ranker, RANKERS)
         for name in ("num_candidates", "action_chunk"):
             _at_least(name, getattr(self, name), 1, integer=True)
         _at_least("warm_start_steps", self.warm_start_steps, 0, integer=True)
@@ -78,6 +81,7 @@ class SamplingConfig:
         for name in ("eta", "dynamics_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected a value in [0, 1], got {getattr(self, name)}")
+        object.__setattr__(self, "dynamics_levels", tuple(self.dynamics_levels))
         values = {
             key: tuple(float(entry) for entry in value)
             for key, value in self.condition_values.items()

@@ -43,6 +43,11 @@ class NormalizerFitter:
         self._summary: _Quantiles | _Moments = _Quantiles() if kind == "cdf" else _Moments(kind)
         self._size: int | None = None
 
+    @property
+    def empty(self) -> bool:
+        """True until something is added."""
+        return self._size is None
+
     def add(self, data: Array) -> None:
         """Take in M rows ``[M, d]``, in environment units.
 
@@ -130,17 +135,19 @@ class _Quantiles:
     def __init__(self) -> None:
         self.tables: list[tuple[Array, Array]] = []
         self.pieces: list[Array] = []
+        self.pending = 0
 
     def add(self, rows: Array) -> None:
         self.pieces.append(rows.copy())
-        if sum(piece.size for piece in self.pieces) >= _BUFFER:
+        self.pending += rows.size
+        if self.pending >= _BUFFER:
             self._merge()
 
     def _merge(self) -> None:
         if not self.pieces:
             return
         rows = np.concatenate(self.pieces)
-        self.pieces = []
+        self.pieces, self.pending = [], 0
         tables = self.tables or [(np.empty(0), np.empty(0))] * rows.shape[1]
         self.tables = [
             _compressed(*_distinct(column, *table))

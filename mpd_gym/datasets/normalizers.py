@@ -29,7 +29,7 @@ __all__ = [
     "CdfNormalizer",
     "Normalizer",
     "Normalizers",
-    "restore_normalizer",
+    "normalizer_from_arrays",
 ]
 
 KINDS = ("cdf", "gaussian", "minmax")
@@ -72,7 +72,7 @@ class Normalizer(ABC):
 
     @abstractmethod
     def arrays(self) -> dict[str, Array]:
-        """Everything that `restore_normalizer` needs beside the kind."""
+        """Everything that `normalizer_from_arrays` needs beside the kind."""
 
 
 class Normalizers(NamedTuple):
@@ -142,7 +142,7 @@ class AffineNormalizer(Normalizer):
         return _checked(z, self.size) * self.scale + self.shift
 
     def arrays(self) -> dict[str, Array]:
-        """Everything that `restore_normalizer` needs beside the kind."""
+        """Everything that `normalizer_from_arrays` needs beside the kind."""
         return {"shift": self.shift, "scale": self.scale, "low": self.low, "high": self.high}
 
 
@@ -154,7 +154,7 @@ class CdfNormalizer(Normalizer):
     A value that occurs several times has the level of its middle rank; levels are stretched so
     that the smallest value goes to -1 and the largest to 1. `fit_normalizer` keeps at most 2048
     knots per dimension, whose levels lie at least 2 / 2047 apart: the inverse is well conditioned,
-    and normalised data is uniform to within that step, apart from ties.
+    and normalised data is uniform to within two such steps, apart from ties.
 
     Attributes:
         values: Knots in environment units, all dimensions in one vector, ``[P]``.
@@ -217,11 +217,11 @@ class CdfNormalizer(Normalizer):
         return out
 
     def arrays(self) -> dict[str, Array]:
-        """Everything that `restore_normalizer` needs beside the kind."""
+        """Everything that `normalizer_from_arrays` needs beside the kind."""
         return {"values": self.values, "levels": self.levels, "counts": self.counts}
 
 
-def restore_normalizer(kind: str, arrays: Mapping[str, Array]) -> Normalizer:
+def normalizer_from_arrays(kind: str, arrays: Mapping[str, Array]) -> Normalizer:
     """Make a normaliser from what `Normalizer.arrays` returned; no data set is needed.
 
     Raises:

@@ -13,10 +13,11 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from mpd_gym.envs.checks import checked_array
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
 
-__all__ = ["BatchedEnv", "Infos", "Observations", "as_floats"]
+__all__ = ["BatchedEnv", "Infos", "Observations"]
 
 Infos = dict[str, Array]
 Observations = Array | dict[str, Array]
@@ -233,14 +234,10 @@ class BatchedEnv(VectorEnv[Any, Array, Array], ABC):
 
     def _checked(self, actions: Array, ignored: BoolArray | None) -> Array:
         """Return `actions` as float64 with zeros for the `ignored` copies."""
-        shape = (self.num_envs, *(self.single_action_space.shape or ()))
-        array = as_floats("actions", actions, shape)
-        if ignored is not None:
-            array = np.where(ignored.reshape(-1, *[1] * (array.ndim - 1)), 0.0, array)
-        if not np.isfinite(array).all():
-            bad = np.flatnonzero(~np.isfinite(array).reshape(self.num_envs, -1).all(axis=1))
-            raise InputError(f"actions: expected finite values, got others in rows {bad.tolist()}")
-        return array
+        shape = self.action_space.shape or ()
+        if ignored is not None and np.shape(actions) == shape:
+            actions = np.where(ignored.reshape(-1, *[1] * (len(shape) - 1)), 0.0, actions)
+        return checked_array("actions", actions, shape)
 
     def _reset_mask(self, mask: Any) -> BoolArray:
         if mask is None:
@@ -280,21 +277,6 @@ class BatchedEnv(VectorEnv[Any, Array, Array], ABC):
                 f"seed: expected one for each of {self.num_envs} copies, got {len(seed)}"
             )
         return seed
-
-
-def as_floats(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    """Return `value` as a float64 array, itself if it is one.
-
-    Raises:
-        InputError: If it is not numeric or not of `shape`.
-    """
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: expected numbers of shape {shape}, got {value!r}") from error
-    if array.shape != shape:
-        raise InputError(f"{name}: expected shape {shape}, got {array.shape}")
-    return array
 
 
 def _scattered(*parts: tuple[BoolArray, Infos]) -> Infos:

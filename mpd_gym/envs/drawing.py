@@ -25,7 +25,7 @@ __all__ = ["RENDER_MODES", "Canvas", "Color", "Renderer", "mix"]
 Color = tuple[int, int, int]
 Point = Sequence[float] | Array
 RENDER_MODES = ("human", "rgb_array")
-_SUPERSAMPLING = 3  # 9 samples for each pixel: smooth edges without any anti-aliasing routine
+_SUPERSAMPLING = 4  # 16 samples for each pixel; powers of 2 are averaged without rounding down
 
 
 def mix(first: Color, second: Color, share: float) -> Color:
@@ -123,7 +123,9 @@ class Canvas:
     def array(self) -> Array:
         """Return the picture, uint8 ``[height, width, 3]``."""
         small = self._pygame.transform.smoothscale(self._surface, self.size)
-        return np.ascontiguousarray(self._pygame.surfarray.array3d(small).swapaxes(0, 1))
+        width, height = self.size
+        rows = np.frombuffer(self._pygame.image.tobytes(small, "RGB"), dtype=np.uint8)
+        return rows.reshape(height, width, 3).copy()
 
     def _dots(self, pixels: list[tuple[float, float]], radius: float, color: Color) -> None:
         for pixel in pixels:
@@ -183,8 +185,8 @@ class Renderer:
             paint: Draws on a canvas that still holds the last picture.
 
         Returns:
-            uint8 ``[height, width, 3]`` in the mode ``"rgb_array"``, else None; without a mode there
-            is nothing to draw for, and Gymnasium's logger warns.
+            uint8 ``[height, width, 3]`` in the mode ``"rgb_array"``, else None; without a mode
+            nothing is drawn, and Gymnasium's logger warns.
         """
         if self.mode is None:
             gymnasium.logger.warn(

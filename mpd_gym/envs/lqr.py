@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike
 
-from mpd_gym.envs.batched import BatchedEnv
-from mpd_gym.envs.wrappers import checked_action
+from mpd_gym.envs.batched import BatchedEnv, Infos
+from mpd_gym.envs.checks import checked_action, checked_array, checked_options
+from mpd_gym.envs.drawing import RENDER_MODES, Canvas, Renderer, mix
+from mpd_gym.envs.lqr_model import (
+    LinearQuadraticProblem,
+    checked_matrix,
+    double_integrator,
+    reward,
+    transition,
+)
+from mpd_gym.envs.palette import AMBER, AXIS, BLUE, GRID, INK, PAPER
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
 
@@ -28,115 +40,11 @@ __all__ = [
 
 MAX_ACTION = 10.0
 START_RANGE = (-0.2, 0.2)
+FPS = 10
+PATH_LENGTH = 201  # states that a picture shows: a whole episode
+HALF = 0.84  # of the plot, in a picture that spans [-1, 1]
 
-
-def double_integrator(dt: float = 0.1) -> tuple[Array, Array]:
-    """Return A ``[2, 2]`` and B ``[2, 1]`` of x'' = u, discretised exactly.
-
-    Args:
-        dt: Time that each action is held, in seconds.
-    """
-    return np.array([[1.0, dt], [0.0, 1.0]]), np.array([[0.5 * dt**2], [dt]])
-
-
-def transition(state: Array, action: Array, A: Array, B: Array) -> Array:
-    """Return A x + B u.
-
-    Args:
-        state: x, ``[..., nx]``.
-        action: u, ``[..., nu]``.
-        A: ``[nx, nx]``.
-        B: ``[nx, nu]``.
-    """
-    return np.asarray(state @ A.T + action @ B.T)
-
-
-def reward(state: Array, action: Array, Q: Array, R: Array) -> Array:
-    """Return −(xᵀQx + uᵀRu), ``[...]``.
-
-    Args:
-        state: x before the step, ``[..., nx]``.
-        action: u, ``[..., nu]``.
-        Q: ``[nx, nx]``.
-        R: ``[nu, nu]``.
-    """
-    return np.asarray(-((state @ Q * state).sum(-1) + (action @ R * action).sum(-1)))
-
-
-@dataclass(frozen=True, eq=False)
-class LinearQuadraticProblem:
-    """x⁺ = Ax + Bu with cost Σ xᵀQx + uᵀRu, and its solution without action limits.
-
-    Args:
-        A: ``[nx, nx]``.
-        B: ``[nx, nu]``.
-        Q: ``[nx, nx]``, symmetric and positive semidefinite.
-        R: ``[nu, nu]``, symmetric and positive definite.
-
-    Raises:
-        InputError: If a matrix has the wrong shape, sign or symmetry, or a non-finite value.
-    """
-
-    A: Array
-    B: Array
-    Q: Array
-    R: Array
-
-    def __post_init__(self) -> None:
-        for name in ("A", "B", "Q", "R"):
-            object.__setattr__(self, name, _matrix(name, getattr(self, name)))
-        states, actions = self.B.shape
-        for name, size in (("A", states), ("Q", states), ("R", actions)):
-            shape = getattr(self, name).shape
-            if shape != (size, size):
-                raise InputError(
-                    f"{name}: expected shape {(size, size)} to go with B {self.B.shape}, got {shape}"
-                )
-        _check_definite("Q", self.Q, strictly=False)
-        _check_definite("R", self.R, strictly=True)
-
-    @cached_property
-    def cost_to_go(self) -> Array:
-        """P of the discrete algebraic Riccati equation, ``[nx, nx]``.
-
-        Raises:
-            InputError: If there is no stabilising solution.
-        """
-        from scipy.linalg import solve_discrete_are
-
-        try:
-            return np.asarray(solve_discrete_are(self.A, self.B, self.Q, self.R))
-        except np.linalg.LinAlgError as error:
-            raise InputError(
-                "A, B, Q: no stabilising controller exists; every unstable or undamped mode of A "
-                "must be reached by B and seen by Q"
-            ) from error
-
-    @cached_property
-    def gain(self) -> Array:
-        """K ``[nu, nx]`` of the optimal controller u = Kx: the minus sign is in K.
-
-        Raises:
-            InputError: If there is no stabilising controller.
-        """
-        P = self.cost_to_go
-        return -np.linalg.solve(self.R + self.B.T @ P @ self.B, self.B.T @ P @ self.A)
-
-    def cost(self, x0: Array) -> Array:
-        """Return x₀ᵀPx₀, the least cost from `x0` over an infinite horizon.
-
-        Args:
-            x0: First states, ``[..., nx]``.
-
-        Returns:
-            ``[...]``: minus the return of the best controller, as long as it keeps within the
-            limits of the actions and the episode lasts until the state is at rest.
-
-        Raises:
-            InputError: If there is no stabilising controller.
-        """
-        x0 = np.asarray(x0, dtype=np.float64)
-        return np.asarray((x0 @ self.cost_to_go * x0).sum(-1))
+Moment = tuple[Array, Array | None, float]  # a state, the action that led to it, the cost so far
 
 
 class LQREnv(gym.Env[Array, Array]):
@@ -168,8 +76,8 @@ class LQREnv(gym.Env[Array, Array]):
     that controller over an infinite horizon, which 200 steps reach to nearly all digits.
 
     ## Starting State
-    Uniform in `start_range`, by default [−0.2, 0.2] in each dimension. `reset(options={"state": x})`
-    starts at x exactly.
+    Uniform in `start_range`, by default [−0.2, 0.2] in each dimension;
+    `reset(options={"state": x})` starts at x exactly.
 
     ## Episode End
     Truncated after 200 steps; the state never ends an episode.
@@ -196,7 +104,7 @@ class LQREnv(gym.Env[Array, Array]):
     * v0: first version.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # noqa: RUF012
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": FPS}  # noqa: RUF012
 
     def __init__(
         self,
@@ -209,16 +117,16 @@ class LQREnv(gym.Env[Array, Array]):
         start_range: tuple[ArrayLike, ArrayLike] = START_RANGE,
         max_action: ArrayLike = MAX_ACTION,
     ) -> None:
-        self.problem = _problem(A, B, Q, R)
-        self._start = _start_bounds(start_range, self.problem)
-        self.observation_space, self.action_space = _spaces(self.problem, max_action)
-        self._limit = self.action_space.high.astype(np.float64)
-        self._renderer = Renderer(
-            render_mode, size=(500, 500), centre=(0.0, 0.0), scale=250.0, fps=10, title="LQR"
-        )
+        self._task = _task(A, B, Q, R, start_range, max_action)
+        self.problem = self._task.problem
+        self.observation_space = self._task.observation_space
+        self.action_space = self._task.action_space
         self.render_mode = render_mode
-        self._path: list[Array] = []
-        self.last_action: Array | None = None
+        self._renderer = Renderer(
+            render_mode, size=(500, 500), centre=(0.0, 0.0), scale=250.0, fps=FPS, title="LQR"
+        )
+        self.state: Array | None = None
+        self._path: deque[Moment] = deque(maxlen=PATH_LENGTH)
 
     @property
     def optimal_gain(self) -> Array:
@@ -228,3 +136,239 @@ class LQREnv(gym.Env[Array, Array]):
     def optimal_cost(self, x0: Array) -> Array:
         """Least cost from `x0` ``[..., nx]``, ``[...]``; see `LinearQuadraticProblem.cost`."""
         return self.problem.cost(x0)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start anew; the option ``"state"`` ``[nx]`` is the exact start.
+
+        Raises:
+            InputError: If an option is unknown, or not finite numbers of the right shape.
+        """
+        bounds = self._task.start_bounds(options)
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(*bounds)
+        self._path.clear()
+        self._record(None, 0.0)
+        return self.state.copy(), {}
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Take one step.
+
+        Raises:
+            InputError: If `action` has the wrong shape or a non-finite value.
+            ResetNeeded: Before the first reset.
+        """
+        if self.state is None:
+            raise ResetNeeded("Cannot call step() before calling reset()")
+        action = checked_action(action, self.action_space)
+        self.state, gained = self._task.advance(self.state, action)
+        self._record(action, float(gained))
+        return self.state.copy(), float(gained), False, False, {}
+
+    def render(self) -> Any:
+        """Draw the phase plane (two states), or all states over time."""
+        return self._renderer.render(partial(_paint, path=list(self._path), task=self._task))
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        self._renderer.close()
+
+    def _record(self, action: Array | None, gained: float) -> None:
+        """Keep what the picture shows: the states, actions and costs since the start."""
+        if self.render_mode is None or self.state is None:
+            return
+        cost = self._path[-1][2] - gained if self._path else 0.0
+        self._path.append((self.state.copy(), action, cost))
+        if self.render_mode == "human":
+            self.render()
+
+
+class LQRVectorEnv(BatchedEnv):
+    """Many copies of `LQREnv`, stepped in one NumPy call; see there.
+
+    Args:
+        num_envs: Number of copies.
+        max_episode_steps: A copy is truncated at this many steps.
+        autoreset_mode: As in `BatchedEnv`.
+        render_mode: Only None.
+        system: `A`, `B`, `Q`, `R`, `start_range` and `max_action`, as in `LQREnv`.
+
+    Raises:
+        InputError: If an argument has the wrong shape, sign or range.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **system: Any,
+    ) -> None:
+        self._task = _task(**system)
+        self.problem = self._task.problem
+        super().__init__(
+            num_envs,
+            observation_space=self._task.observation_space,
+            action_space=self._task.action_space,
+            max_episode_steps=max_episode_steps,
+            autoreset_mode=autoreset_mode,
+            render_mode=render_mode,
+        )
+
+    def _initial(
+        self, generators: Sequence[np.random.Generator], options: Mapping[str, Any]
+    ) -> tuple[Array, Infos]:
+        bounds = self._task.start_bounds(options)
+        return np.stack([generator.uniform(*bounds) for generator in generators]), {}
+
+    def _advance(self, states: Array, actions: Array) -> tuple[Array, Array, BoolArray, Infos]:
+        states, rewards = self._task.advance(states, actions)
+        return states, rewards, np.zeros(len(states), dtype=np.bool_), {}
+
+    def _observe(self, states: Array) -> Array:
+        return states.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What single and batched environments share: the problem, its starts and its limits."""
+
+    problem: LinearQuadraticProblem
+    lowest: Array  # [nx], of the starts
+    highest: Array  # [nx]
+    max_action: Array  # [nu]
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, self.lowest.shape, np.float64)
+
+    @property
+    def action_space(self) -> spaces.Box:
+        limit = self.max_action.astype(np.float32)
+        return spaces.Box(-limit, limit, dtype=np.float32)
+
+    def start_bounds(self, options: Mapping[str, Any] | None) -> tuple[Array, Array]:
+        """Return the lowest and highest start, ``[nx]`` each; equal if the options give it."""
+        options = checked_options(options, {"state"})
+        if "state" not in options:
+            return self.lowest, self.highest
+        exact = checked_array("options['state']", options["state"], self.lowest.shape)
+        return exact, exact
+
+    def advance(self, state: Array, action: Array) -> tuple[Array, Array]:
+        """Return the next states ``[..., nx]`` and the rewards ``[...]``; actions are clipped."""
+        action = np.minimum(np.maximum(action, -self.max_action), self.max_action)
+        problem = self.problem
+        gained = reward(state, action, problem.Q, problem.R)
+        return transition(state, action, problem.A, problem.B), gained
+
+
+def _task(
+    A: ArrayLike | None = None,
+    B: ArrayLike | None = None,
+    Q: ArrayLike | None = None,
+    R: ArrayLike | None = None,
+    start_range: tuple[ArrayLike, ArrayLike] = START_RANGE,
+    max_action: ArrayLike = MAX_ACTION,
+) -> _Task:
+    """Fill in the defaults and check what callers gave."""
+    default_A, default_B = double_integrator()
+    input_matrix = checked_matrix("B", default_B if B is None else B)
+    states, actions = input_matrix.shape
+    problem = LinearQuadraticProblem(
+        A=checked_matrix("A", default_A if A is None else A),
+        B=input_matrix,
+        Q=checked_matrix("Q", np.eye(states) if Q is None else Q),
+        R=checked_matrix("R", 0.1 * np.eye(actions) if R is None else R),
+    )
+    try:
+        lowest, highest = start_range
+    except (TypeError, ValueError) as error:
+        raise InputError(f"start_range: expected (lowest, highest), got {start_range!r}") from error
+    lowest = checked_array("start_range[0]", _spread(lowest, states), (states,))
+    highest = checked_array("start_range[1]", _spread(highest, states), (states,))
+    limits = checked_array("max_action", _spread(max_action, actions), (actions,))
+    if (lowest > highest).any():
+        raise InputError(f"start_range: expected lowest <= highest, got {lowest} and {highest}")
+    if (limits <= 0).any():
+        raise InputError(f"max_action: expected positive numbers, got {limits}")
+    return _Task(problem, lowest, highest, limits)
+
+
+def _spread(value: ArrayLike, size: int) -> Any:
+    return np.full(size, value) if np.ndim(value) == 0 else value
+
+
+def _paint(canvas: Canvas, *, path: Sequence[Moment], task: _Task) -> None:
+    """Draw the path since the start, the cost so far and, in bars below, the latest action."""
+    states = np.array([moment[0] for moment in path])
+    reach = np.maximum(np.abs(states).max(0), np.maximum(np.abs(task.lowest), abs(task.highest)))
+    reach = np.where(reach > 0, 1.15 * reach, 1.0)
+    canvas.fill(PAPER)
+    if states.shape[1] == 2:
+        _paint_plane(canvas, states / reach, task.problem.Q * np.outer(reach, reach), reach)
+    else:
+        _paint_series(canvas, states / reach)
+    canvas.text(f"cost {path[-1][2]:.3f}", (0.0, 0.94), INK, height=24)
+    _paint_action(canvas, [moment[1] for moment in path], task.max_action)
+
+
+def _paint_action(canvas: Canvas, actions: Sequence[Array | None], limit: Array) -> None:
+    """Draw a bar for each dimension of the latest action, as a share of the greatest so far."""
+    taken = np.array([np.zeros_like(limit), *(action for action in actions if action is not None)])
+    taken = np.clip(taken, -limit, limit)
+    share = taken[-1] / np.maximum(np.abs(taken).max(0), 1e-9 * limit)
+    label = "actions" if len(limit) > 1 else f"action {taken[-1, 0]:+.2f}"
+    canvas.text(label, (-HALF, -0.91), INK, height=20, anchor="midleft")
+    middle, height = (HALF - 0.4) / 2, 0.1 / len(share)
+    for index, part in enumerate(share):
+        top = -0.86 - index * height
+        canvas.box(-0.4, top - 0.85 * height, HALF, top, GRID)
+        left, right = sorted((middle, middle + part * (HALF - middle)))
+        canvas.box(left, top - 0.85 * height, right, top, AMBER)
+        canvas.box(middle - 0.004, top - height, middle + 0.004, top + 0.15 * height, INK)
+
+
+def _paint_plane(canvas: Canvas, points: Array, weights: Array, reach: Array) -> None:
+    """Phase plane: level lines of a state's cost xᵀQx, and the path fading into the past."""
+    angles = np.linspace(0.0, 2 * np.pi, 97)
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    costs = (directions @ weights * directions).sum(-1)
+    radii = 1.0 / np.sqrt(np.maximum(costs / max(costs.max(), 1e-300), 1e-6))
+    for level in (0.25, 0.5, 0.75, 1.0):
+        rounded = level * radii[:, None] * directions
+        rounded[(np.abs(rounded) > 1.0 + 1e-9).any(-1)] = np.nan
+        canvas.line(HALF * rounded, GRID, 2.0)
+    _paint_axes(canvas)
+    canvas.text(f"x1  {reach[0]:.2g}", (HALF + 0.12, 0.06), INK, height=18, anchor="bottomright")
+    canvas.text(f"x2  {reach[1]:.2g}", (0.03, HALF), INK, height=18, anchor="midleft")
+    count = len(points)
+    for index in range(1, count):
+        color = mix(GRID, BLUE, index / count)
+        canvas.line(HALF * points[index - 1 : index + 1], color, 4.0)
+    canvas.disc(HALF * points[0], 0.02, AXIS)
+    canvas.disc(HALF * points[-1], 0.035, BLUE)
+
+
+def _paint_series(canvas: Canvas, points: Array) -> None:
+    """All states over time, each as a share of its greatest value and in its own colour."""
+    for level in (-0.5, 0.5):
+        canvas.line([(-HALF, HALF * level), (HALF, HALF * level)], GRID, 2.0)
+    _paint_axes(canvas, left=-HALF)
+    times = np.linspace(-HALF, HALF, PATH_LENGTH)[: len(points)]
+    size = points.shape[1]
+    for index in range(size):
+        color = mix(BLUE, AMBER, index / max(size - 1, 1))
+        line = np.stack([times, HALF * points[:, index]], axis=-1)
+        canvas.line(line, color, 3.0)
+        canvas.disc(line[-1], 0.025, color)
+        place = (HALF - 0.12 * (size - 1 - index), 0.8)
+        canvas.text(f"x{index + 1}", place, color, height=20)
+
+
+def _paint_axes(canvas: Canvas, left: float = 0.0) -> None:
+    canvas.line([(-HALF, 0.0), (HALF, 0.0)], AXIS, 1.5)
+    canvas.line([(left, -HALF), (left, HALF)], AXIS, 1.5)

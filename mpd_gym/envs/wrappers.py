@@ -14,10 +14,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from mpd_gym.errors import InputError
+from mpd_gym.envs.checks import checked_action, checked_number
+from mpd_gym.errors import InputError, check_integer
 from mpd_gym.types import Array
 
-__all__ = ["StackedFrames", "TorqueDefect", "VelocityLimit", "checked_action", "states_metadata"]
+__all__ = ["StackedFrames", "TorqueDefect", "VelocityLimit", "states_metadata"]
 
 Step = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 Maker = TypeVar("Maker", bound=Callable[..., Any])
@@ -46,10 +47,10 @@ class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     ) -> None:
         RecordConstructorArgs.__init__(self, limit=limit, velocity=velocity)
         super().__init__(env)
-        self.limit = _checked_limit(limit)
+        self.limit = checked_number("limit", limit)
         self._velocity = velocity
         if not callable(velocity):
-            _check_index("velocity", velocity, env.observation_space, "observation")
+            _flat_box("velocity", velocity, env.observation_space, "observation")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -80,23 +81,25 @@ class StackedFrames(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         count: Number of frames, at least 1.
 
     Raises:
-        InputError: If the observations are no uint8 pictures or `count` is not positive.
+        InputError: If the observations are no uint8 pictures.
+        ConfigError: If `count` is no positive integer.
     """
 
     def __init__(self, env: gym.Env[Any, Any], count: int = 4) -> None:
         RecordConstructorArgs.__init__(self, count=count)
         super().__init__(env)
         space = env.observation_space
-        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) > 3:
+        if (
+            not isinstance(space, spaces.Box)
+            or space.dtype != np.uint8
+            or len(space.shape) not in (2, 3)
+        ):
             raise InputError(
                 "env: expected uint8 observations [height, width] or [height, width, channels], "
                 f"got {space}; put AddRenderObservation inside for an environment without pictures"
             )
-        if len(space.shape) < 2:
-            raise InputError(f"env: expected pictures as observations, got shape {space.shape}")
-        if not isinstance(count, (int, np.integer)) or count < 1:
-            raise InputError(f"count: expected a positive integer, got {count!r}")
-        self.count = int(count)
+        check_integer("count", count, 1)
+        self.count = count
         self.observation_space = spaces.Box(
             np.concatenate([_channels_first(space.low)] * self.count),
             np.concatenate([_channels_first(space.high)] * self.count),
@@ -140,8 +143,8 @@ class TorqueDefect(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: gym.Env[Any, Any], joint: int, limit: float) -> None:
         RecordConstructorArgs.__init__(self, joint=joint, limit=limit)
         super().__init__(env)
-        _check_index("joint", joint, env.action_space, "action")
-        self.joint, self.limit = int(joint), _checked_limit(limit)
+        self._space = _flat_box("joint", joint, env.action_space, "action")
+        self.joint, self.limit = int(joint), checked_number("limit", limit)
 
     def step(self, action: Any) -> Step:
         """Step the environment with the weakened action.
@@ -149,30 +152,11 @@ class TorqueDefect(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         Raises:
             InputError: If `action` has the wrong shape or a non-finite value.
         """
-        applied = checked_action(action, self.env.action_space)
+        applied = checked_action(action, self._space).astype(self._space.dtype)
         applied[self.joint] = min(max(applied[self.joint], -self.limit), self.limit)
         observation, reward, terminated, truncated, info = self.env.step(applied)
         info = {**info, "applied_action": applied.copy()}
         return observation, reward, terminated, truncated, info
-
-
-def checked_action(action: Any, space: spaces.Space[Any]) -> Array:
-    """Return a copy of one action, as floats: those it came in, or those of its Box.
-
-    Raises:
-        InputError: If the action is no array of its space's shape or has a non-finite value.
-    """
-    try:
-        array = np.array(action)
-        if array.dtype.kind != "f":
-            array = np.array(action, dtype=space.dtype)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"action: expected numbers of shape {space.shape}, got {action!r}") from error
-    if array.shape != space.shape:
-        raise InputError(f"action: expected shape {space.shape}, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise InputError(f"action: expected finite values, got {array}")
-    return array
 
 
 def states_metadata(metadata: Mapping[str, Any]) -> Callable[[Maker], Maker]:
@@ -193,15 +177,13 @@ def _channels_first(frame: Array) -> Array:
     return frame[None] if frame.ndim == 2 else np.moveaxis(frame, -1, 0)
 
 
-def _checked_limit(limit: float) -> float:
-    if not np.isfinite(limit) or limit < 0:
-        raise InputError(f"limit: expected a finite number of at least 0, got {limit!r}")
-    return float(limit)
-
-
-def _check_index(name: str, index: Any, space: spaces.Space[Any], kind: str) -> None:
+def _flat_box(name: str, index: Any, space: spaces.Space[Any], kind: str) -> spaces.Box:
+    """Return the space if it is a Box of vectors and `index` one of its dimensions."""
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         raise InputError(f"{name}: an index needs a flat Box as the {kind} space, got {space}")
     size = space.shape[0]
     if not isinstance(index, (int, np.integer)) or not -size <= index < size:
-        raise InputError(f"{name}: expected an index of the {size} {kind} dimensions, got {index!r}")
+        raise InputError(
+            f"{name}: expected an index of the {size} {kind} dimensions, got {index!r}"
+        )
+    return space

@@ -15,7 +15,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import ConfigError, InputError, check_choice
+from mpd_gym.errors import ConfigError, InputError, check_choice, check_integer
 from mpd_gym.models.temporal_unet import Modulation, TemporalUnet, UnetConfig
 
 __all__ = ["ConditionSize", "DenoiserConfig", "TrajectoryDenoiser"]
@@ -63,20 +63,19 @@ class DenoiserConfig:
     unet: UnetConfig = field(default_factory=UnetConfig)
 
     def __post_init__(self) -> None:
-        conditions = tuple((str(name), int(size)) for name, size in self.conditions)
+        conditions = tuple((name, size) for name, size in self.conditions)
         object.__setattr__(self, "conditions", conditions)
         if isinstance(self.unet, dict):
             object.__setattr__(self, "unet", UnetConfig(**self.unet))
-        for name in ("observation_dim", "action_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1; got {getattr(self, name)}")
+        check_integer("observation_dim", self.observation_dim, 1)
+        check_integer("action_dim", self.action_dim, 1)
         check_choice("output", self.output, OUTPUTS)
         check_choice("null", self.null, NULLS)
         check_choice("initial_state", self.initial_state, INITIAL_STATES)
         if len({name for name, _ in conditions}) < len(conditions):
             raise ConfigError(f"conditions: names must differ; got {conditions}")
-        if any(size < 1 for _, size in conditions):
-            raise ConfigError(f"conditions: sizes must be at least 1; got {conditions}")
+        for name, size in conditions:
+            check_integer(f"size of condition {name!r}", size, 1)
         self.unet.check_horizon(self.horizon)
 
     @property
@@ -107,6 +106,8 @@ class TrajectoryDenoiser(nn.Module):
         config: Sizes and options; kept as ``config``.
     """
 
+    condition_of_column: Tensor
+
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
@@ -132,9 +133,9 @@ class TrajectoryDenoiser(nn.Module):
             config.unet,
         )
         columns = [index for index, (_, size) in enumerate(config.conditions) for _ in range(size)]
-        self.register_buffer("condition_of_column", torch.tensor(columns), persistent=False)
-
-    condition_of_column: Tensor
+        self.register_buffer(
+            "condition_of_column", torch.tensor(columns, dtype=torch.long), persistent=False
+        )
 
     def embed(self, k: Tensor, initial: Tensor, conditions: Tensor, present: Tensor) -> Tensor:
         """Embed everything but the trajectory.

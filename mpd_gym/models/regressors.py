@@ -6,6 +6,7 @@ as the authors use).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import ConfigError, InputError, check_choice
+from mpd_gym.errors import InputError, check_choice, check_integer
 
 __all__ = ["Regressor", "RegressorConfig", "regression_loss"]
 
@@ -50,11 +51,10 @@ class RegressorConfig:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         check_choice("target", self.target, TARGETS)
         check_choice("inputs", self.inputs, INPUTS)
-        for name in ("observation_dim", "action_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1; got {getattr(self, name)}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"hidden: expected widths from 1 on; got {self.hidden}")
+        check_integer("observation_dim", self.observation_dim, 1)
+        check_integer("action_dim", self.action_dim, 1)
+        for width in self.hidden:
+            check_integer("hidden", width, 1)
 
     @property
     def input_dim(self) -> int:
@@ -83,12 +83,18 @@ class Regressor(nn.Module):
         layers: list[nn.Module] = []
         for before, after in pairwise((config.input_dim, *config.hidden)):
             layers += [nn.Linear(before, after), nn.SiLU()]
-        self.network = nn.Sequential(*layers, nn.Linear(config.hidden[-1], 1))
+        self.network = nn.Sequential(*layers, nn.Linear((config.input_dim, *config.hidden)[-1], 1))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
     def set_target_statistics(self, mean: float, std: float) -> None:
-        """Set the scale of the targets, in the environment's units; a std near 0 becomes 1."""
+        """Set the scale of the targets, in the environment's units; a std near 0 becomes 1.
+
+        Raises:
+            InputError: If a value is not finite.
+        """
+        if not math.isfinite(mean + std):
+            raise InputError(f"mean, std: expected finite numbers; got {mean}, {std}")
         self.mean.fill_(mean)
         self.std.fill_(std if std > SMALLEST_STD else 1.0)
 
@@ -111,7 +117,9 @@ class Regressor(nn.Module):
         parts = [observations, actions]
         if self.config.inputs == "transition":
             if next_observations is None:
-                raise InputError("next_observations: needed by a regressor on transitions; got None")
+                raise InputError(
+                    "next_observations: needed by a regressor on transitions; got None"
+                )
             parts.append(next_observations)
         inputs = torch.cat(parts, dim=-1)
         if inputs.shape[-1] != self.config.input_dim:

@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import ConfigError
+from mpd_gym.errors import ConfigError, check_integer
 
 __all__ = ["Modulation", "TemporalUnet", "UnetConfig"]
 
@@ -47,19 +47,20 @@ class UnetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
-        for name in ("width", "kernel_size", "groups"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1; got {getattr(self, name)}")
-        if self.width < 4 or self.width % 2:
-            raise ConfigError(f"width: expected an even number from 4 on; got {self.width}")
-        if self.width % self.groups:
+        check_integer("width", self.width, 4)
+        check_integer("kernel_size", self.kernel_size, 1)
+        check_integer("groups", self.groups, 1)
+        for multiplier in self.multipliers:
+            check_integer("multipliers", multiplier, 1)
+        if not self.multipliers:
+            raise ConfigError("multipliers: expected at least one level; got none")
+        if self.width % 2 or self.width % self.groups:
             raise ConfigError(
-                f"width must be divisible by groups; got width {self.width}, groups {self.groups}"
+                f"width: expected an even number that groups ({self.groups}) divides; "
+                f"got {self.width}"
             )
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size: expected an odd number; got {self.kernel_size}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ConfigError(f"multipliers: expected numbers from 1 on; got {self.multipliers}")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -78,7 +79,8 @@ class UnetConfig:
             ConfigError: Naming the horizon and the factor that must divide it.
         """
         factor = self.downsampling
-        if horizon < 1 or horizon % factor:
+        check_integer("horizon", horizon, 1)
+        if horizon % factor:
             nearest = max(factor, round(horizon / factor) * factor)
             raise ConfigError(
                 f"horizon must be divisible by {factor} ({len(self.multipliers)} levels); "

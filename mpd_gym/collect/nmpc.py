@@ -1,0 +1,373 @@
+"""The car's expert: nonlinear MPC that tracks a U-shaped reference through the maze."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, final
+
+import numpy as np
+
+from mpd_gym.collect.car_reference import DEFAULT_TIMING, Timing, reference
+from mpd_gym.collect.scripted import observation_rows
+from mpd_gym.envs.car_model import DEFAULT, CarUMazeParameters, bicycle_step
+from mpd_gym.errors import (
+    ConfigError,
+    InputError,
+    SolverError,
+    check_choice,
+    check_integer,
+    require,
+)
+from mpd_gym.types import Array, BoolArray
+
+__all__ = ["NMPC", "NMPCState", "bicycle_function"]
+
+# Weights of the squared errors in x, y, heading, speed and steering angle, at each step.
+_STATE_WEIGHTS = np.array([4.0, 4.0, 1.0, 1.0, 0.5])
+_ACTION_WEIGHTS = np.array([0.02, 0.1])  # of acceleration and steering rate
+_TOLERANCE = 1e-6  # of the solver, on the optimality conditions
+_NX, _NU = 5, 2
+
+
+@dataclass(frozen=True)
+class NMPCState:
+    """What `NMPC` carries from one step to the next, for each of n environments.
+
+    Attributes:
+        solved: ``[n]``, True while every action since the episode's start is a converged solution;
+            an episode with False must not be recorded as expert data.
+        steps: ``[n]``, actions given since the episode's start.
+        starts: ``[n, 5]``, the state at the episode's start, where the reference begins.
+        guesses: ``[n, 7 horizon + 5]``, x_0, u_0, x_1, … that the next solve begins with: the last
+            solution, shifted by one step.
+    """
+
+    solved: BoolArray
+    steps: Array
+    starts: Array
+    guesses: Array
+
+
+@final
+class NMPC:
+    """Nonlinear MPC for `CarUMaze-v0`, deterministic, with SB3's `predict`.
+
+    At each step it minimises the squared deviation from
+    `mpd_gym.collect.car_reference.reference` over the horizon, subject to the bicycle's dynamics,
+    the bounds of actions, speed and steering, and clearance from all walls, by an interior-point
+    method (Fatrop: Vanroye et al. 2023) in CasADi (Andersson et al. 2019). The problem is generated
+    once, in the constructor. Each solve starts from the last solution, shifted by one step, and
+    again from the reference if that fails. The car reaches the goal within 32 steps and then stands
+    still.
+
+    The policy keeps no episode state: `NMPCState` carries it. It can be pickled; the problem is
+    generated anew when it is restored.
+
+    Args:
+        parameters: Of the environment.
+        horizon: Steps of the prediction, at least 2.
+        timing: Speed profile of the reference.
+        max_iterations: Limit of the solver's iterations in one solve, at least 0.
+        on_failure: If the solver does not converge: ``"raise"`` raises SolverError; ``"report"``
+            gives an action that brakes and straightens the wheels, and ``state.solved`` False.
+
+    Raises:
+        ConfigError: If an argument is out of range, the car cannot turn in the maze, the longest
+            path cannot be driven in the time, or this build of CasADi has no Fatrop.
+        MissingExtraError: If CasADi is not installed.
+    """
+
+    def __init__(
+        self,
+        parameters: CarUMazeParameters = DEFAULT,
+        *,
+        horizon: int = 20,
+        timing: Timing = DEFAULT_TIMING,
+        max_iterations: int = 100,
+        on_failure: Literal["raise", "report"] = "raise",
+    ) -> None:
+        check_integer("horizon", horizon, 2)
+        check_integer("max_iterations", max_iterations, 0)
+        check_choice("on_failure", on_failure, ("raise", "report"))
+        _check_drivable(parameters, timing)
+        self.parameters, self.timing = parameters, timing
+        self.horizon, self.max_iterations = horizon, max_iterations
+        self.on_failure = on_failure
+        self._problem = _build(parameters, horizon, max_iterations)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_problem"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._problem = _build(self.parameters, self.horizon, self.max_iterations)
+
+    def predict(
+        self,
+        observation: Mapping[str, Array],
+        state: NMPCState | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, NMPCState]:
+        """Return the action for one or many observations, and the state for the next call.
+
+        Args:
+            observation: ``"observation"`` ``[5]`` or ``[n, 5]`` and ``"desired_goal"`` ``[2]`` or
+                ``[n, 2]``; other keys are ignored.
+            state: What the last call returned; None starts an episode in every environment.
+            episode_start: Flags ``[n]`` of the environments where an episode starts: what `state`
+                holds of them is forgotten.
+            deterministic: Without effect, the policy always is.
+
+        Returns:
+            Acceleration and steering rate, float32, within their bounds, ``[2]`` or ``[n, 2]``; and
+            the next state, whose `solved` tells whether the episode so far is an expert's.
+
+        Raises:
+            InputError: If an argument has the wrong type, shape or a non-finite value.
+            SolverError: If the solver fails and `on_failure` is ``"raise"``.
+        """
+        present, goals, single = _read(observation)
+        solved, steps, starts, guesses = _recall(state, episode_start, present, self._size)
+        actions, following = np.empty((len(present), _NU)), np.empty((len(present), self._size))
+        for i in range(len(present)):
+            times = (steps[i] + np.arange(self.horizon + 2)) * self.parameters.dt
+            targets = reference(starts[i], goals[i], times, self.parameters, self.timing)
+            solution = self._solve(present[i], targets, guesses[i])
+            if solution is None and self.on_failure == "raise":
+                raise SolverError(
+                    f"the solver did not converge within {self.max_iterations} iterations, in "
+                    f"environment {i}, step {steps[i]}, state {present[i]}, goal {goals[i]}: raise "
+                    "max_iterations, or use on_failure='report' and discard the episode"
+                )
+            if solution is None:
+                solved[i], actions[i] = False, -present[i, 3:] / self.parameters.dt
+                following[i] = _stack(targets[1:])
+            else:
+                actions[i] = solution[_NX : _NX + _NU]
+                following[i] = np.concatenate(
+                    [solution[_NX + _NU :], np.zeros(_NU), solution[-_NX:]]
+                )
+        bounds = _action_bounds(self.parameters)
+        actions = np.clip(actions, -bounds, bounds).astype(np.float32)
+        memory = NMPCState(solved=solved, steps=steps + 1, starts=starts, guesses=following)
+        return (actions[0] if single else actions), memory
+
+    @property
+    def _size(self) -> int:
+        """Number of variables of the problem."""
+        return self.horizon * (_NX + _NU) + _NX
+
+    def _solve(self, present: Array, targets: Array, guess: Array | None) -> Array | None:
+        """Return x_0, u_0, x_1, …, flat; None if the solver converges from neither guess.
+
+        Args:
+            present: ``[5]``.
+            targets: Reference now and later, ``[>= horizon + 1, 5]``.
+            guess: The last solution, shifted; None at an episode's start.
+        """
+        targets = targets[: self.horizon + 1]
+        parameters = np.concatenate([present, targets.ravel()])
+        cold = _stack(targets)
+        problem = self._problem
+        for first in [cold] if guess is None else [guess, cold]:
+            result = problem.solver(x0=first, p=parameters, lbg=problem.lower, ubg=problem.upper)
+            solution = np.asarray(result["x"], dtype=np.float64).ravel()
+            if problem.solver.stats()["success"] and np.isfinite(solution).all():
+                return solution
+        return None
+
+
+def bicycle_function(parameters: CarUMazeParameters = DEFAULT) -> Any:
+    """Return one step of the environment as a CasADi function (state, action) -> next state.
+
+    Neither actions nor states are clipped: an optimiser states the bounds as constraints.
+
+    Raises:
+        MissingExtraError: If CasADi is not installed.
+    """
+    casadi = require("casadi", "collect", "NMPC")
+    state, action = casadi.SX.sym("state", _NX), casadi.SX.sym("action", _NU)
+    following = casadi.vertsplit(state)
+    for _ in range(parameters.substeps):
+        following = bicycle_step(
+            following, casadi.vertsplit(action), parameters, functions=casadi, bounded=False
+        )
+    return casadi.Function("bicycle", [state, action], [casadi.vertcat(*following)])
+
+
+class _Constraint(NamedTuple):
+    """Lower <= expression <= upper."""
+
+    expression: Any
+    lower: Array
+    upper: Array
+
+
+class _Problem(NamedTuple):
+    """A generated solver with the bounds of its constraints."""
+
+    solver: Any
+    lower: Array
+    upper: Array
+
+
+def _build(parameters: CarUMazeParameters, horizon: int, max_iterations: int) -> _Problem:
+    """Generate the optimal control problem in x_0, u_0, x_1, …, x_H.
+
+    Its parameters are the present state and the reference at the H + 1 steps.
+    """
+    casadi = require("casadi", "collect", "NMPC")
+    if not casadi.has_nlpsol("fatrop"):
+        raise ConfigError(
+            f"casadi: NMPC needs a build with the solver Fatrop, version {casadi.__version__} here "
+            "has none: install a wheel from PyPI, pip install 'casadi>=3.6.7'"
+        )
+    dynamics, bounds = bicycle_function(parameters), _action_bounds(parameters)
+    states = [casadi.SX.sym(f"x_{i}", _NX) for i in range(horizon + 1)]
+    actions = [casadi.SX.sym(f"u_{i}", _NU) for i in range(horizon)]
+    present, targets = casadi.SX.sym("present", _NX), casadi.SX.sym("targets", _NX, horizon + 1)
+    zeros = np.zeros(_NX)
+    variables, constraints, cost = [], [], 0.0
+    # Fatrop finds its structure in this order: stage by stage, the dynamics first.
+    for i, state in enumerate(states):
+        variables.append(state)
+        if i < horizon:
+            gap = states[i + 1] - dynamics(state, actions[i])
+            variables.append(actions[i])
+            constraints.append(_Constraint(gap, zeros, zeros))
+            constraints.append(_Constraint(actions[i], -bounds, bounds))
+            cost += casadi.dot(_ACTION_WEIGHTS, actions[i] ** 2)
+        if i == 0:
+            constraints.append(_Constraint(state - present, zeros, zeros))
+        else:
+            constraints += [_state_bounds(state, parameters), *_clearances(state, parameters)]
+            cost += casadi.dot(_STATE_WEIGHTS, (state - targets[:, i]) ** 2)
+    expressions, lower, upper = zip(*constraints, strict=True)
+    low, high = np.concatenate(lower), np.concatenate(upper)
+    problem = {
+        "x": casadi.vertcat(*variables),
+        "p": casadi.vertcat(present, casadi.vec(targets)),
+        "f": cost,
+        "g": casadi.vertcat(*expressions),
+    }
+    options = {
+        "print_time": False,
+        "structure_detection": "auto",
+        "equality": (low == high).tolist(),
+        "fatrop": {"print_level": 0, "tol": _TOLERANCE, "max_iter": max_iterations},
+    }
+    return _Problem(casadi.nlpsol("nmpc", "fatrop", problem, options), low, high)
+
+
+def _action_bounds(parameters: CarUMazeParameters) -> Array:
+    return np.array([parameters.max_acceleration, parameters.max_steering_rate])
+
+
+def _state_bounds(state: Any, parameters: CarUMazeParameters) -> _Constraint:
+    limit = parameters.max_steering
+    lower, upper = [parameters.min_speed, -limit], [parameters.max_speed, limit]
+    return _Constraint(state[3:], np.array(lower), np.array(upper))
+
+
+def _clearances(state: Any, parameters: CarUMazeParameters) -> list[_Constraint]:
+    """Keep circles that cover the footprint clear of all walls.
+
+    This is stricter than the exact test and, unlike it, smooth.
+    """
+    casadi = require("casadi", "collect", "NMPC")
+    length = parameters.front + parameters.rear
+    count = math.ceil(length / parameters.width)
+    radius = math.hypot(length / count, parameters.width) / 2
+    left, bottom, right, top = parameters.outer
+    _, _, wall_right, wall_top = parameters.inner
+    lower = np.array([left + radius, bottom + radius, radius**2])
+    upper = np.array([right - radius, top - radius, np.inf])
+    constraints = []
+    for i in range(count):
+        ahead = (i + 0.5) * length / count - parameters.rear
+        x = state[0] + ahead * casadi.cos(state[2])
+        y = state[1] + ahead * casadi.sin(state[2])
+        beside_x = casadi.fmax(x - wall_right, 0)
+        beside_y = casadi.fmax(casadi.fabs(y) - wall_top, 0)
+        gap = beside_x**2 + beside_y**2  # squared distance from the wall between the arms
+        constraints.append(_Constraint(casadi.vertcat(x, y, gap), lower, upper))
+    return constraints
+
+
+def _stack(targets: Array) -> Array:
+    """Variables of the problem that follow the reference ``[H + 1, 5]`` with zero actions."""
+    stages = np.concatenate([targets[:-1], np.zeros((len(targets) - 1, _NU))], axis=1)
+    return np.concatenate([stages.ravel(), targets[-1]])
+
+
+def _check_drivable(parameters: CarUMazeParameters, timing: Timing) -> None:
+    radius = parameters.separation / 2
+    tightest = parameters.wheelbase / math.tan(parameters.max_steering)
+    if tightest > radius:
+        raise ConfigError(
+            f"parameters: half the arms' separation must be at least the turning circle's radius, "
+            f"{tightest:.2f} m; got {radius:.2f} m"
+        )
+    if parameters.arm_length < radius:
+        raise ConfigError(
+            f"parameters: arm_length must be at least half the separation, {radius:.2f} m, which "
+            f"the bend takes; got {parameters.arm_length!r}"
+        )
+    speed, acceleration = timing.peaks(parameters.max_path)
+    if speed > parameters.max_speed or acceleration > parameters.max_acceleration:
+        raise ConfigError(
+            f"timing: {parameters.max_path} m in {timing.arrival} s with ramps of {timing.ramp} s "
+            f"take {speed:.2f} m/s and {acceleration:.2f} m/s²; the car can do "
+            f"{parameters.max_speed} m/s and {parameters.max_acceleration} m/s²"
+        )
+
+
+def _read(observation: Mapping[str, Array]) -> tuple[Array, Array, bool]:
+    """Return states ``[n, 5]``, goals ``[n, 2]`` and whether a single observation came."""
+    keys = ("observation", "desired_goal")
+    if not isinstance(observation, Mapping) or not all(key in observation for key in keys):
+        found = list(observation) if isinstance(observation, Mapping) else type(observation)
+        raise InputError(
+            f"observation: expected a dict with the keys {keys}, got {found}; of env.reset() pass "
+            "only the first element"
+        )
+    rows = {}
+    for key, size in zip(keys, (_NX, 2), strict=True):
+        try:
+            rows[key] = observation_rows(observation[key], size)
+        except InputError as error:
+            raise InputError(f"{key!r} in {error}") from error
+    (states, single), (goals, _) = rows["observation"], rows["desired_goal"]
+    if len(states) != len(goals):
+        raise InputError(
+            f"observation: expected one goal for each state, got {len(states)} states and "
+            f"{len(goals)} goals"
+        )
+    return states, goals, single
+
+
+def _recall(
+    state: NMPCState | None, episode_start: Any, present: Array, size: int
+) -> tuple[BoolArray, Array, Array, list[Array | None]]:
+    """Return solved, steps, starts and guesses, new where an episode starts."""
+    count = len(present)
+    if state is None:
+        fresh = np.ones(count, dtype=np.bool_)
+        return fresh, np.zeros(count, dtype=np.int64), present.copy(), [None] * count
+    if not isinstance(state, NMPCState) or state.guesses.shape != (count, size):
+        raise InputError(
+            f"state: expected what the last call returned for {count} environments, got {state!r}"
+        )
+    flags = np.zeros(count) if episode_start is None else episode_start
+    fresh = np.atleast_1d(np.asarray(flags, dtype=np.bool_))
+    if fresh.shape != (count,):
+        raise InputError(f"episode_start: expected shape ({count},), got {fresh.shape}")
+    return (
+        state.solved | fresh,
+        np.where(fresh, 0, state.steps),
+        np.where(fresh[:, None], present, state.starts),
+        [None if new else guess for new, guess in zip(fresh, state.guesses, strict=True)],
+    )

@@ -1,0 +1,300 @@
+"""Recording a policy in an environment as a Minari data set."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, final
+
+import minari
+import numpy as np
+from minari import MinariDataset
+from minari.serialization import serialize_space
+from tqdm import tqdm
+
+from mpd_gym._version import __version__
+from mpd_gym.collect.rollout import Job, Views
+from mpd_gym.collect.storage import Decision, Place, Status, already_there, discard
+from mpd_gym.collect.workers import Schedule, run_here, run_in_processes
+from mpd_gym.collect.writer import (
+    Content,
+    DatasetInfo,
+    assemble,
+    describe,
+    plain,
+    write_dataset,
+)
+from mpd_gym.errors import InputError, SolverError, WorkerError, check_integer
+from mpd_gym.types import Episode, Policy
+
+__all__ = ["DatasetInfo", "Progress", "Views", "discard", "record", "write_dataset"]
+
+
+@final
+@dataclass(frozen=True)
+class Progress:
+    """How far a collection is. All that is counted is on disk.
+
+    Attributes:
+        stored: Episodes that are kept.
+        episodes: Episodes wanted.
+        steps: Steps of the stored episodes.
+        unsolved: Episodes left out because the policy's solver failed.
+        rejected: Episodes left out because the filter refused them.
+    """
+
+    stored: int
+    episodes: int
+    steps: int
+    unsolved: int
+    rejected: int
+
+
+def record(
+    policy: Policy | Callable[[], Policy],
+    env_id: str,
+    dataset_id: str,
+    *,
+    episodes: int,
+    seed: int,
+    env_kwargs: Mapping[str, Any] | None = None,
+    processes: int = 1,
+    deterministic: bool = False,
+    accept: Callable[[Episode], bool] | None = None,
+    max_discarded: int | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
+    views: Views | None = None,
+    info: DatasetInfo | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    on_stored: Callable[[Progress], None] | None = None,
+) -> MinariDataset:
+    """Run a policy in an environment and write what happens as a Minari data set.
+
+    The same arguments give the same data set, however many processes there are and however often
+    the collection is interrupted, as long as a policy that draws random numbers has
+    ``reseed(seed)``. It is called before each episode.
+
+    What is reported is on disk and survives kill −9. The same call again goes on with an
+    interrupted collection (`episodes`, `processes`, `max_discarded`, `info` and `metadata` may
+    change). The data set appears at its place when it is complete.
+
+    A policy whose returned state has `solved` (a key or an attribute, a flag or an array of
+    them) that is False, or that raises SolverError, did not solve its problem: the episode is
+    left out, counted, and replaced by the next one.
+
+    Args:
+        policy: Anything with SB3's `predict`, or a function without arguments that makes one;
+            with several processes either must be picklable.
+        env_id: Registered environment; ``module:id`` imports the module first.
+        dataset_id: ``namespace/name-v0``.
+        episodes: Number of episodes to store.
+        seed: Seed of the collection; the seeds of episodes follow from it.
+        env_kwargs: Arguments of the environment, or `max_episode_steps`; recorded with the data.
+        processes: Processes to share the episodes; 1 runs all in this one. With more, a script
+            needs ``if __name__ == "__main__":``.
+        deterministic: Passed on to `predict`.
+        accept: Filter; episodes for which it is False are left out and counted.
+        max_discarded: Episodes that may be left out; None for as many as are stored.
+        fingerprint: What tells this policy from others of its kind (a noise level, a digest of
+            weights), plain JSON; recorded, and must be the same to go on.
+        views: What is stored, and what the policy is shown, of observations.
+        info: Author, reference scores and so on.
+        metadata: More entries for the data set's metadata, plain JSON.
+        overwrite: Replace a data set of that id, once the new one is complete.
+        progress: Show a progress bar.
+        on_stored: Called with the progress each time something is stored.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: If an argument does not fit, the data set exists, or an unfinished
+            collection has other arguments.
+        DataError: If the environment gave a value that is not finite, or of a wrong shape.
+        InputError: If the policy gave an action that is not finite or outside the Box, or the
+            filter refused more episodes than `max_discarded`.
+        SolverError: If more episodes than `max_discarded` were left out, any of them unsolved.
+        WorkerError: If a process died.
+        KeyboardInterrupt: On SIGINT, after storing what is done; says how to go on.
+    """
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0),
+                               ("processes", processes, 1)):  # fmt: skip
+        check_integer(name, value, least)
+    limit = episodes if max_discarded is None else max_discarded
+    views = views or Views()
+    place = Place(dataset_id)
+    content = describe(env_id, env_kwargs, views.space, None, views.frame_stack)
+    assert content.spec is not None
+    job = Job(dataset_id, content.spec, policy, seed, deterministic,
+              content.observation_space, views, accept)  # fmt: skip
+    arguments = _arguments(job, fingerprint or {})
+    entries = {**(info or DatasetInfo()).metadata(), **plain(metadata or {}, "metadata")}
+    with place.exclusive():
+        if not place.published():
+            if place.final.exists() and not overwrite:
+                raise already_there(dataset_id)
+            entries["collection"] = {"id": place.begin(arguments), "arguments": arguments}
+            with _saying_how_to_go_on(place, episodes):
+                schedule = Schedule(_decided(place), episodes)
+                with _reporter(schedule, episodes, limit, progress, on_stored) as report:
+                    _collect(job, place, schedule, processes, report)
+                _assemble(place, schedule, content, entries, progress)
+                place.publish(overwrite=overwrite)
+        place.clear()
+    return minari.load_dataset(dataset_id)
+
+
+def _collect(
+    job: Job, place: Place, schedule: Schedule, processes: int, report: Callable[[], None]
+) -> None:
+    """Run candidates until enough episodes are stored."""
+    report()
+    if processes == 1:
+        runs = run_here(job, place.shards, schedule)
+    else:
+        runs = run_in_processes(job, place.shards, schedule, processes)
+    with closing(runs):  # stops the processes, whatever happens
+        for decisions in runs if schedule.missing else ():
+            for decision in decisions:
+                schedule.settle(decision)
+            report()
+
+
+def _assemble(
+    place: Place,
+    schedule: Schedule,
+    content: Content,
+    entries: dict[str, Any],
+    progress: bool,
+) -> None:
+    decisions = schedule.settled()
+    for name, status in (("unsolved", Status.UNSOLVED), ("rejected", Status.REJECTED)):
+        entries["collection"][name] = sum(d.status is status for d in decisions)
+    stored = [d.candidate for d in decisions if d.status is Status.STORED]
+    bar = tqdm(place.episodes(stored), "writing", len(stored), unit="episode", disable=not progress)
+    assemble(place, bar, content, entries)
+
+
+def _decided(place: Place) -> dict[int, Decision]:
+    return {candidate: decision for candidate, (decision, _) in place.decisions().items()}
+
+
+@contextmanager
+def _reporter(
+    schedule: Schedule,
+    episodes: int,
+    limit: int,
+    progress: bool,
+    on_stored: Callable[[Progress], None] | None,
+) -> Iterator[Callable[[], None]]:
+    """Yield a function that says how far the collection is, and stops one that is hopeless."""
+    first = _progress(schedule, episodes).stored
+    with tqdm(
+        total=episodes, initial=first, desc="collecting", unit="episode", disable=not progress
+    ) as bar:
+
+        def report() -> None:
+            now = _progress(schedule, episodes)
+            bar.set_postfix(
+                steps=now.steps, unsolved=now.unsolved, rejected=now.rejected, refresh=False
+            )
+            bar.update(now.stored - bar.n if progress else 0)
+            if on_stored is not None:
+                on_stored(now)
+            _check_discarded(now, limit)
+
+        yield report
+
+
+def _progress(schedule: Schedule, episodes: int) -> Progress:
+    decisions = schedule.settled()
+    stored = [decision for decision in decisions if decision.status is Status.STORED]
+    return Progress(
+        stored=len(stored),
+        episodes=episodes,
+        steps=sum(decision.steps for decision in stored),
+        unsolved=sum(decision.status is Status.UNSOLVED for decision in decisions),
+        rejected=sum(decision.status is Status.REJECTED for decision in decisions),
+    )
+
+
+def _check_discarded(now: Progress, limit: int) -> None:
+    if now.unsolved + now.rejected <= limit:
+        return
+    problem = (
+        f"{now.unsolved} episodes were not solved and {now.rejected} were refused by 'accept', "
+        f"for {now.stored} stored; max_discarded allows {limit}"
+    )
+    if now.unsolved:
+        raise SolverError(f"{problem}: improve the policy, or allow more")
+    raise InputError(f"accept: {problem}: relax the filter, or allow more")
+
+
+@contextmanager
+def _saying_how_to_go_on(place: Place, episodes: int) -> Iterator[None]:
+    """Add to an error what is stored and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_hint(place, episodes)) from None
+    except WorkerError as error:
+        raise WorkerError(f"{error}; {_hint(place, episodes)}") from error
+    except Exception as error:
+        error.add_note(_hint(place, episodes))
+        raise
+
+
+def _hint(place: Place, episodes: int) -> str:
+    stored = sum(d.status is Status.STORED for d in _decided(place).values())
+    return (
+        f"{stored} of {episodes} episodes of {place.dataset_id!r} are stored: run the same again "
+        f"to go on, or discard them with mpd_gym.collect.record.discard({place.dataset_id!r})"
+    )
+
+
+def _arguments(job: Job, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides about the episodes, as plain JSON."""
+    return plain(
+        {
+            "environment": json.loads(job.spec.to_json()),
+            "policy": _identity(job.policy),
+            "fingerprint": plain(fingerprint, "fingerprint"),
+            "seed": job.seed,
+            "deterministic": job.deterministic,
+            "accept": _identity(job.accept),
+            "frame_stack": job.views.frame_stack,
+            "stored": _identity(job.views.stored),
+            "shown": _identity(job.views.shown),
+            "observation_space": serialize_space(job.observation_space),
+            "mpd_gym_version": __version__,
+        },
+        "arguments",
+    )
+
+
+def _identity(thing: Any) -> Any:
+    """Return plain JSON that is the same for the same thing in another process."""
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, (Path, np.generic)):
+        return str(thing)
+    if isinstance(thing, np.ndarray):
+        return [str(thing.dtype), list(thing.shape), hashlib.sha256(thing.tobytes()).hexdigest()]
+    if isinstance(thing, Mapping):
+        return {str(key): _identity(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [_identity(value) for value in thing]
+    if isinstance(thing, functools.partial):
+        return [_identity(thing.func), _identity(thing.args), _identity(thing.keywords)]
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    name = f"{named.__module__}.{named.__qualname__}"
+    if is_dataclass(thing) and named is not thing:
+        return [name, {f.name: _identity(getattr(thing, f.name)) for f in fields(thing)}]
+    return name

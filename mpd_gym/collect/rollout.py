@@ -1,0 +1,285 @@
+"""One episode of a policy in an environment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from mpd_gym.collect.storage import Decision, Outcome, Status, store_shard
+from mpd_gym.errors import ConfigError, InputError, SolverError, check_integer
+from mpd_gym.types import Array, Episode, Policy
+from mpd_gym.validation import (
+    EpisodeRules,
+    action_box,
+    check_episode,
+    inside,
+    observation_leaves,
+)
+
+__all__ = ["Job", "Runner", "Views"]
+
+
+@final
+@dataclass(frozen=True)
+class Views:
+    """What is stored, and what the policy is shown, of each ``(observation, info)``.
+
+    Args:
+        frame_stack: Frames that the environment stacks in an observation. Only the newest is
+            stored, so that each is stored once; readers stack them again.
+        stored: Function of ``(observation, info)`` whose result is stored instead.
+        shown: Function of ``(observation, info)`` whose result the policy is given instead.
+        space: Space of what is stored; needed with `stored`.
+
+    Raises:
+        ConfigError: If they do not fit together.
+    """
+
+    frame_stack: int = 1
+    stored: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    shown: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    space: gym.Space[Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("frame_stack", self.frame_stack, 1)
+        if self.stored is not None and self.space is None:
+            raise ConfigError("space: the space of what 'stored' returns is needed, got None")
+
+    def store(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        """Return what is stored of an observation."""
+        if self.stored is not None:
+            return self.stored(observation, info)
+        return observation[-1] if self.frame_stack > 1 else observation
+
+    def show(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        """Return what the policy is given of an observation."""
+        return observation if self.shown is None else self.shown(observation, info)
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """What every process of a collection needs to know; picklable if its parts are.
+
+    Args:
+        name: Data set id, for messages.
+        spec: Environment.
+        policy: Policy, or a function without arguments that makes one in each process.
+        seed: Of the whole collection.
+        deterministic: Passed on to the policy's `predict`.
+        observation_space: Space of one stored observation.
+        views: What is stored and shown of observations.
+        accept: Which episodes to keep; None for all.
+    """
+
+    name: str
+    spec: EnvSpec
+    policy: Policy | Callable[[], Policy]
+    seed: int
+    deterministic: bool
+    observation_space: gym.Space[Any]
+    views: Views = field(default_factory=Views)
+    accept: Callable[[Episode], bool] | None = None
+
+
+@final
+class Runner:
+    """An environment and a policy that record one candidate after the other.
+
+    A candidate is an index from 0 on. Its seeds follow from it and the collection's seed, and
+    nothing is carried over from one to the next, so it does not matter which process runs it. (A
+    policy that draws random numbers needs `reseed` for that.)
+
+    Args:
+        job: What to run.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._policy = _make_policy(job.policy)
+        self._env = gym.make(job.spec)
+        leaves = observation_leaves(job.observation_space)
+        self._rules = EpisodeRules(job.name, leaves, action_box(self._env.action_space))
+
+    def close(self) -> None:
+        """Free the environment."""
+        self._env.close()
+
+    def store(
+        self, candidates: Sequence[int], folder: Path, stop: Callable[[], bool]
+    ) -> tuple[list[Decision], float]:
+        """Run candidates and store what came of them in one file, also if one of them fails.
+
+        Args:
+            candidates: Indices.
+            folder: Of the shards.
+            stop: Asked after each episode; True leaves the rest out.
+
+        Returns:
+            Decisions that are now on disk, and the mean seconds that one took.
+        """
+        started = time.perf_counter()
+        outcomes: list[Outcome] = []
+        try:
+            for candidate in candidates:
+                outcomes.append(self.run(candidate))
+                if stop():
+                    break
+        finally:
+            if outcomes:
+                store_shard(folder, outcomes)
+        decisions = [outcome.decision for outcome in outcomes]
+        return decisions, (time.perf_counter() - started) / len(outcomes)
+
+    def run(self, candidate: int) -> Outcome:
+        """Run one candidate to the end of its episode.
+
+        Raises:
+            DataError: If the environment gave a value that is not finite, or of a wrong shape.
+            InputError: If the policy gave an action that is not finite or outside the Box.
+        """
+        words = np.random.SeedSequence(self._job.seed, spawn_key=(candidate,)).generate_state(2)
+        env_seed, policy_seed = (int(word) for word in words)
+        if hasattr(self._policy, "reseed"):
+            self._policy.reseed(policy_seed)
+        tape = _Tape(self._rules, self._job.views, candidate)
+        solved = self._play(tape, env_seed)
+        if not solved:
+            return Outcome(Decision(candidate, Status.UNSOLVED, len(tape.actions)))
+        episode = tape.episode(env_seed)
+        check_episode(episode, self._rules, candidate)
+        if self._job.accept is not None and not self._job.accept(episode):
+            return Outcome(Decision(candidate, Status.REJECTED, len(episode)))
+        return Outcome(Decision(candidate, Status.STORED, len(episode)), episode)
+
+    def _play(self, tape: _Tape, seed: int) -> bool:
+        """Fill the tape; False as soon as the policy's solver fails."""
+        observation, info = self._env.reset(seed=seed)
+        tape.observe(observation, info)
+        state: Any = None
+        ended, first = False, True
+        while not ended:
+            try:
+                raw, state = self._policy.predict(
+                    self._job.views.show(observation, info),
+                    state,
+                    np.array([first]),
+                    deterministic=self._job.deterministic,
+                )
+            except SolverError:
+                return False
+            if not _solved(state):
+                return False
+            action = self._action(raw, tape)
+            observation, reward, terminated, truncated, info = self._env.step(action.copy())
+            tape.step(action, float(reward), terminated, truncated, info)
+            tape.observe(observation, info)
+            ended, first = terminated or truncated, False
+        return True
+
+    def _action(self, raw: Any, tape: _Tape) -> Array:
+        box = self._rules.actions
+        action = np.array(raw, dtype=box.dtype)
+        if action.shape == box.shape:
+            if ((action >= box.low) & (action <= box.high)).all():
+                return action
+            if inside(action, box):  # but for rounding
+                return np.clip(action, box.low, box.high)
+        raise InputError(
+            f"policy: expected a finite action of shape {box.shape} inside {box}, got {action} at "
+            f"step {len(tape.actions)} of episode {tape.candidate}: clip it in the policy"
+        )
+
+
+@final
+class _Tape:
+    """What one episode gives, step by step."""
+
+    def __init__(self, rules: EpisodeRules, views: Views, candidate: int) -> None:
+        self.candidate = candidate
+        self.actions: list[Array] = []
+        self._rules = rules
+        self._views = views
+        self._observations: dict[str, list[Array]] = {key: [] for key in rules.leaves}
+        self._rewards: list[float] = []
+        self._costs: list[float] = []
+        self._successes: list[bool | None] = []
+        self._ends: list[tuple[bool, bool]] = []
+
+    def observe(self, observation: Any, info: Mapping[str, Any]) -> None:
+        observation = self._views.store(observation, info)
+        for key, box in self._rules.leaves.items():
+            value = observation
+            for part in key.split("/") if key else ():
+                value = value[part]
+            self._observations[key].append(np.array(value, dtype=box.dtype))
+
+    def step(
+        self,
+        action: Array,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        info: Mapping[str, Any],
+    ) -> None:
+        self.actions.append(action)
+        self._rewards.append(reward)
+        self._ends.append((bool(terminated), bool(truncated)))
+        if "cost" in info:
+            self._costs.append(float(info["cost"]))
+        self._successes.append(bool(info["is_success"]) if "is_success" in info else None)
+
+    def episode(self, seed: int) -> Episode:
+        observations = {key: _stack(rows, key) for key, rows in self._observations.items()}
+        ends = np.array(self._ends, dtype=np.bool_)
+        if self._costs and len(self._costs) != len(self.actions):
+            raise InputError(
+                f"info['cost']: expected at every step, or at none; got {len(self._costs)} in "
+                f"{len(self.actions)} steps of episode {self.candidate}"
+            )
+        known = any(success is not None for success in self._successes)
+        return Episode(
+            observations=observations[""] if "" in observations else observations,
+            actions=np.stack(self.actions),
+            rewards=np.array(self._rewards, dtype=np.float64),
+            terminations=ends[:, 0],
+            truncations=ends[:, 1],
+            costs=np.array(self._costs, dtype=np.float64) if self._costs else None,
+            # environments that only report at the end have not succeeded before
+            successes=np.array([bool(s) for s in self._successes]) if known else None,
+            seed=seed,
+        )
+
+
+def _stack(rows: list[Array], key: str) -> Array:
+    shapes = {row.shape for row in rows}
+    if len(shapes) > 1:
+        raise InputError(
+            f"observation {key!r}: expected one shape at all steps, got {sorted(shapes)}"
+        )
+    return np.stack(rows)
+
+
+def _make_policy(policy: Policy | Callable[[], Policy]) -> Any:
+    made = policy if hasattr(policy, "predict") else policy()
+    if not hasattr(made, "predict"):
+        raise ConfigError(
+            "policy: expected an object with predict(observation, state, episode_start, "
+            f"deterministic), or a function that makes one; got {type(made).__name__}"
+        )
+    return made
+
+
+def _solved(state: Any) -> bool:
+    """Return whether the policy's state says that its solver succeeded, if it says anything."""
+    if state is None:
+        return True
+    solved = state.get("solved") if isinstance(state, Mapping) else getattr(state, "solved", None)
+    return solved is None or bool(np.all(solved))

@@ -1,0 +1,324 @@
+"""Policies from Stable-Baselines3 zip files, without running code from the file.
+
+The zip's ``data`` entry is JSON in which everything that is not a plain value is a pickle, and a
+pickle may run any code when it is opened. Here the network is rebuilt instead: its shape from the
+weights (read with ``weights_only=True``), its few options from the plain text that SB3 writes
+beside each pickle, its spaces from the environment. Needs the extra ``collect``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from mpd_gym.collect.sb3_network import FAMILIES, policy_family, rebuild_policy
+from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_choice, require
+from mpd_gym.types import Array
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.policies import BasePolicy
+
+__all__ = ["HasSpaces", "SB3Policy", "load_sb3", "read_entries", "read_tensors"]
+
+PURPOSE = "A Stable-Baselines3 policy"
+MAX_BYTES = 2**30
+
+
+class HasSpaces(Protocol):
+    """An environment, a vectorised one of SB3, a data set: anything with the two spaces."""
+
+    @property
+    def observation_space(self) -> spaces.Space[Any]:
+        """Space of one observation."""
+        ...
+
+    @property
+    def action_space(self) -> spaces.Space[Any]:
+        """Space of one action."""
+        ...
+
+
+@final
+class SB3Policy:
+    """A Stable-Baselines3 policy with random numbers of its own.
+
+    SB3 draws from torch's global generator. This draws from a stream of its own and leaves the
+    global one as it was; a recorder calls `reseed` before each episode.
+
+    Args:
+        policy: SB3's policy, for example ``model.policy``.
+        seed: Seed of the random numbers.
+    """
+
+    def __init__(self, policy: BasePolicy, *, seed: int = 0) -> None:
+        self.policy = policy
+        self.observation_space = policy.observation_space
+        self.action_space = policy.action_space
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Start the random numbers of an episode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            explorer: Any = getattr(
+                self.policy, "actor", self.policy
+            )  # whose noise a gSDE policy uses
+            if getattr(explorer, "use_sde", False):
+                explorer.reset_noise()
+            self._random = torch.get_rng_state()
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, Any]:
+        """Return actions in the environment's units and inside its Box, and `state`.
+
+        Args:
+            observation: One or many observations of the policy's space.
+            state: Not used.
+            episode_start: Not used.
+            deterministic: Take the most likely action.
+
+        Raises:
+            InputError: If a number in `observation` is not finite.
+            ValueError: From SB3, if `observation` does not fit the space.
+        """
+        parts = observation.values() if isinstance(observation, Mapping) else (observation,)
+        if not isinstance(observation, tuple) and not all(np.isfinite(p).all() for p in parts):
+            raise InputError(f"observation: expected finite numbers, got {observation}")
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random)
+            actions, state = self.policy.predict(observation, state, episode_start, deterministic)
+            self._random = torch.get_rng_state()
+        return actions, state
+
+
+def load_sb3(
+    path: str | os.PathLike[str],
+    env: str | HasSpaces,
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    algorithm: str | None = None,
+    trust_pickle: bool = False,
+    max_bytes: int = MAX_BYTES,
+    seed: int = 0,
+) -> SB3Policy:
+    """Load the policy in a zip file of Stable-Baselines3, also of its older versions.
+
+    By default no pickled field of the file is opened; weights are read with ``weights_only=True``
+    and must fit the rebuilt network exactly. Understood are the policies of SAC, TD3, DDPG, DQN,
+    PPO and A2C with SB3's own networks. Statistics of ``VecNormalize`` are not part of such files:
+    a policy trained with them must be given normalised observations.
+
+    Args:
+        path: File that SB3's ``model.save`` wrote.
+        env: Id of the environment that the policy is for, or an object with its spaces.
+        env_kwargs: Arguments of the environment, if `env` is an id.
+        algorithm: Expected algorithm, for example ``"sac"``; None accepts any.
+        trust_pickle: Let SB3 open the pickled fields. **This runs whatever code the file
+            contains**; only for files whose author you trust. Needed for networks of the author's
+            own making.
+        max_bytes: Largest size, unpacked, of any part that is read.
+        seed: Seed of stochastic actions.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, too large, of another kind, or does not
+            fit the environment.
+        ConfigError: If an argument contradicts another.
+        MissingExtraError: If Stable-Baselines3 is not installed.
+    """
+    require("stable_baselines3", "collect", PURPOSE)
+    if algorithm is not None:
+        check_choice("algorithm", algorithm, FAMILIES)
+    observation_space, action_space = _spaces(env, env_kwargs)
+    file = Path(path)
+    entries = read_entries(file, ("data", "policy.pth"), max_bytes)
+    fields = _fields(file, entries["data"])
+    state = read_tensors(file, entries["policy.pth"], max_bytes)
+    if trust_pickle:
+        algorithm = algorithm or _algorithm(file, fields, state)
+        return SB3Policy(_unpickled(file, algorithm, observation_space, action_space), seed=seed)
+    try:
+        family = _family(state, algorithm)
+        policy = rebuild_policy(family, fields, state, observation_space, action_space)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{file}: {error}; load it for the environment that it was trained on. Networks of "
+            "the author's own making load only with trust_pickle=True, which runs code from the "
+            "file"
+        ) from error
+    return SB3Policy(policy, seed=seed)
+
+
+def read_entries(path: Path, names: Sequence[str], max_bytes: int) -> dict[str, bytes]:
+    """Read entries of a zip file, checking their unpacked sizes first.
+
+    Args:
+        path: Zip file.
+        names: Entries to read.
+        max_bytes: Largest unpacked size of each.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or no zip, or an entry is missing or
+            larger than `max_bytes`.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            present = {info.filename: info for info in archive.infolist()}
+            for name in names:
+                if name not in present:
+                    raise CheckpointError(
+                        f"{path}: expected an entry {name!r}, found {sorted(present)}; the file "
+                        "was not written by Stable-Baselines3's model.save"
+                    )
+                size = present[name].file_size
+                if size > max_bytes:
+                    raise CheckpointError(
+                        f"{path}: {name!r} takes {size} bytes unpacked, more than max_bytes = "
+                        f"{max_bytes}; raise the limit if you expect such a size"
+                    )
+            return {name: archive.read(name) for name in names}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or not a zip file ({error}); get it anew"
+        ) from error
+
+
+def read_tensors(path: Path, content: bytes, max_bytes: int) -> Any:
+    """Unpack what ``torch.save`` wrote, running no code and allowing tensors of honest size only.
+
+    Args:
+        path: File that `content` comes from, for messages.
+        content: Bytes that ``torch.save`` wrote.
+        max_bytes: Largest size of all tensors together.
+
+    Returns:
+        The object, of plain containers and tensors.
+
+    Raises:
+        CheckpointError: If it is damaged, holds anything else, or is too large.
+    """
+    buffer = io.BytesIO(content)
+    try:
+        if zipfile.is_zipfile(buffer):
+            with zipfile.ZipFile(buffer) as archive:
+                size = sum(info.file_size for info in archive.infolist())
+            if size > max_bytes:
+                raise CheckpointError(
+                    f"{path}: its tensors take {size} bytes unpacked, more than max_bytes = "
+                    f"{max_bytes}; raise the limit if you expect such a size"
+                )
+        buffer.seek(0)
+        return torch.load(buffer, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch.load fails in many ways; all of them mean a bad file
+        raise CheckpointError(
+            f"{path}: its tensors cannot be read without running code from the file, or they are "
+            f"damaged ({type(error).__name__}); get the file anew from a source you trust"
+        ) from error
+
+
+def _spaces(
+    env: str | HasSpaces, env_kwargs: Mapping[str, Any] | None
+) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Spaces of one environment, images channel first as SB3 sees them."""
+    if isinstance(env, str):
+        made = gym.make(env, **(env_kwargs or {}))
+        observation, action = made.observation_space, made.action_space
+        made.close()
+    elif env_kwargs:
+        raise ConfigError("env_kwargs: only for an environment given by its id")
+    else:
+        observation = getattr(env, "single_observation_space", env.observation_space)
+        action = getattr(env, "single_action_space", env.action_space)
+    if isinstance(observation, spaces.Dict):
+        parts = {key: _channels_first(part) for key, part in observation.items()}
+        return spaces.Dict(parts), action
+    return _channels_first(observation), action
+
+
+def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Turn the space of a channel-last image as SB3 turns the image; leave all others."""
+    from stable_baselines3.common import preprocessing
+    from stable_baselines3.common.vec_env import VecTransposeImage
+
+    if not (isinstance(space, spaces.Box) and preprocessing.is_image_space(space)):
+        return space
+    if preprocessing.is_image_space_channels_first(space):
+        return space
+    return VecTransposeImage.transpose_space(space)
+
+
+def _fields(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its 'data' is not JSON ({error}); get it anew") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: its 'data' is not a JSON object; get it anew")
+    return fields
+
+
+def _family(state: Any, algorithm: str | None) -> str:
+    """Kind of policy, checked against the algorithm that the caller expects."""
+    family = policy_family(state)
+    if family is None:
+        raise CheckpointError(f"its weights are not those of {', '.join(FAMILIES)}")
+    if algorithm is not None and FAMILIES[algorithm] != family:
+        raise CheckpointError(f"expected a policy of {algorithm}, got one of kind {family}")
+    return family
+
+
+def _algorithm(path: Path, fields: Mapping[str, Any], state: Any) -> str:
+    """Algorithm of a file, told by its weights and plain fields."""
+    family = policy_family(state)
+    if family is None:
+        raise CheckpointError(f"{path}: its algorithm is not evident; name it by algorithm=...")
+    if family == "actor-critic":
+        return "ppo" if "n_epochs" in fields else "a2c"
+    return family
+
+
+def _unpickled(
+    path: Path,
+    algorithm: str,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+) -> BasePolicy:
+    """Let SB3 open the file, pickles included; what serves training only is replaced."""
+    import stable_baselines3
+
+    replaced = {
+        "learning_rate": 0.0,
+        "lr_schedule": lambda _: 0.0,
+        "clip_range": lambda _: 0.0,
+        "observation_space": observation_space,
+        "action_space": action_space,
+    }
+    loader = getattr(stable_baselines3, algorithm.upper())
+    try:
+        model = loader.load(path, device="cpu", custom_objects=replaced, buffer_size=1)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: Stable-Baselines3 cannot load it as {algorithm} for this environment "
+            f"({error}); check both"
+        ) from error
+    policy: BasePolicy = model.policy
+    return policy

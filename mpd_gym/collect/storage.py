@@ -1,0 +1,342 @@
+"""Where episodes wait until a data set is complete.
+
+Beside the data set, in a hidden folder ``.<name>.collecting`` that Minari does not list::
+
+    lock            held by the one process that writes
+    manifest.json   which collection this is
+    shards/*.npz    decided episodes, each file renamed into place when it is complete on disk
+    assembled/      the data set being written, renamed into place as a whole
+    replaced/       the data set that is being replaced, for the moment between two renames
+
+An episode in a shard survives kill −9 of any process at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.storage import get_dataset_path
+
+from mpd_gym.errors import ConfigError, DataError
+from mpd_gym.files import atomic_path, sync_directory
+from mpd_gym.types import Array, Episode
+from mpd_gym.validation import columns
+
+if os.name == "posix":
+    import fcntl
+
+__all__ = [
+    "Decision",
+    "Outcome",
+    "Place",
+    "Status",
+    "discard",
+    "store_shard",
+]
+
+
+@final
+class Status(IntEnum):
+    """What became of an episode."""
+
+    STORED = 0
+    UNSOLVED = 1  # the policy reported that its solver failed
+    REJECTED = 2  # refused by the caller's filter
+
+
+@final
+@dataclass(frozen=True)
+class Decision:
+    """What became of one candidate, and the steps that it took."""
+
+    candidate: int
+    status: Status
+    steps: int
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """A decision and, if it is to be stored, the episode."""
+
+    decision: Decision
+    episode: Episode | None = None
+
+
+@final
+class Place:
+    """Folders of one data set id. Nothing is made until `exclusive` is entered.
+
+    Args:
+        dataset_id: ``namespace/name-v0``.
+
+    Raises:
+        ConfigError: If the id is malformed.
+    """
+
+    def __init__(self, dataset_id: str) -> None:
+        try:
+            self.namespace, _, _ = parse_dataset_id(dataset_id)
+        except (TypeError, ValueError) as error:  # TypeError: no version
+            raise ConfigError(
+                f"dataset_id: expected 'name-v0' or 'namespace/name-v0', got {dataset_id!r}"
+            ) from error
+        self.dataset_id = dataset_id
+        self.final: Path = get_dataset_path(dataset_id)
+        self.staging = self.final.parent / f".{self.final.name}.collecting"
+        self.shards = self.staging / "shards"
+        self.assembled = self.staging / "assembled"
+        self._manifest = self.staging / "manifest.json"
+        self._replaced = self.staging / "replaced"
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Be the one process that writes this data set; repair what a killed one left.
+
+        Raises:
+            ConfigError: If another process is writing it.
+        """
+        lock = _acquire(self.staging / "lock", self.dataset_id)
+        try:
+            if self._replaced.exists() and not self.final.exists():
+                os.rename(self._replaced, self.final)
+            for rest in (self._replaced, self.assembled):
+                shutil.rmtree(rest, ignore_errors=True)
+            yield
+        finally:
+            with lock:
+                if not self._manifest.exists():
+                    shutil.rmtree(self.staging, ignore_errors=True)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the manifest of an unfinished collection, or None."""
+        if not self._manifest.exists():
+            return None
+        manifest: dict[str, Any] = json.loads(self._manifest.read_text(encoding="utf-8"))
+        return manifest
+
+    def published(self) -> bool:
+        """Return whether the collection is in its place already, and only left to clean up."""
+        manifest, metadata = self.manifest(), self.final / "data" / "metadata.json"
+        if manifest is None or not metadata.exists():
+            return False
+        found = json.loads(metadata.read_text(encoding="utf-8")).get("collection", {})
+        return bool(found.get("id") == manifest["collection"])
+
+    def begin(self, arguments: Mapping[str, Any]) -> str:
+        """Start a collection, or go on with the one that was interrupted.
+
+        Args:
+            arguments: What decides about the content of the episodes, as plain JSON.
+
+        Returns:
+            Identity of the collection.
+
+        Raises:
+            ConfigError: If the interrupted one had other arguments.
+        """
+        found = self.manifest()
+        if found is None:
+            shutil.rmtree(self.shards, ignore_errors=True)
+            found = {"collection": uuid.uuid4().hex, "arguments": dict(arguments)}
+            with atomic_path(self._manifest) as path:
+                path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        changed = _differences(found["arguments"], arguments)
+        if changed:
+            raise ConfigError(
+                f"an unfinished collection of {self.dataset_id!r} was started with other "
+                f"arguments ({'; '.join(changed)}): run it with the same ones to continue, choose "
+                f"another id, or discard its episodes with mpd_gym.collect.record.discard("
+                f"{self.dataset_id!r})"
+            )
+        self.shards.mkdir(exist_ok=True)
+        for rest in self.shards.glob(".*"):  # files that a killed worker did not finish
+            rest.unlink(missing_ok=True)
+        return str(found["collection"])
+
+    def decisions(self) -> dict[int, tuple[Decision, Path]]:
+        """Return what is decided so far, by candidate, with the file that holds the episode.
+
+        Raises:
+            DataError: If a file is damaged.
+        """
+        found: dict[int, tuple[Decision, Path]] = {}
+        for path in sorted(self.shards.glob("[!.]*.npz")):
+            with _open_shard(path) as shard:
+                for candidate, status, steps in shard["decisions"].tolist():
+                    decision = Decision(candidate, Status(status), steps)
+                    found.setdefault(candidate, (decision, path))
+        return found
+
+    def episodes(self, candidates: Iterable[int]) -> Iterator[Episode]:
+        """Read stored episodes, one file at a time.
+
+        Raises:
+            DataError: If a file is damaged.
+        """
+        places = self.decisions()
+        read: dict[int, Episode] = {}
+        for candidate in candidates:
+            if candidate not in read:
+                with _open_shard(places[candidate][1]) as shard:
+                    read |= _unpack(shard)
+            yield read.pop(candidate)
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Put the assembled data set in its place as a whole.
+
+        Raises:
+            ConfigError: If there is one already and `overwrite` is False.
+        """
+        for folder, _, files in os.walk(self.assembled):
+            for name in files:
+                with open(Path(folder, name), "rb+") as file:
+                    os.fsync(file.fileno())
+            sync_directory(Path(folder))
+        if self.final.exists():
+            if not overwrite:
+                raise already_there(self.dataset_id)
+            os.rename(self.final, self._replaced)
+        os.rename(self.assembled, self.final)
+        sync_directory(self.final.parent)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove what is staged; the manifest last, so that it can be done again."""
+        for rest in (self._replaced, self.assembled, self.shards):
+            shutil.rmtree(rest, ignore_errors=True)
+        self._manifest.unlink(missing_ok=True)
+
+
+def already_there(dataset_id: str) -> ConfigError:
+    """Return the error for a data set that exists."""
+    return ConfigError(
+        f"a data set {dataset_id!r} exists: choose another id, pass overwrite=True to replace it, "
+        f"or remove it with 'minari delete {dataset_id}'"
+    )
+
+
+def discard(dataset_id: str) -> int:
+    """Throw away the episodes of an unfinished collection.
+
+    Args:
+        dataset_id: ``namespace/name-v0``; a finished data set of that id stays.
+
+    Returns:
+        Number of episodes thrown away.
+
+    Raises:
+        ConfigError: If the id is malformed, or a process is collecting it.
+    """
+    place = Place(dataset_id)
+    if not place.staging.exists():
+        return 0
+    with place.exclusive():
+        decided = [decision for decision, _ in place.decisions().values()]
+        place.clear()
+    return sum(decision.status is Status.STORED for decision in decided)
+
+
+def store_shard(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write decided episodes to one file, whole or not at all.
+
+    Args:
+        folder: Of the shards; if it is gone, so is the collection, and nothing is written.
+        outcomes: At least one.
+    """
+    if not folder.is_dir():
+        return
+    decisions = [outcome.decision for outcome in outcomes]
+    arrays: dict[str, Array] = {
+        "decisions": np.array([(d.candidate, d.status, d.steps) for d in decisions], np.int64)
+    }
+    for outcome in outcomes:
+        if outcome.episode is not None:
+            prefix = f"{outcome.decision.candidate}/"
+            arrays |= {prefix + key: value for key, value in _pack(outcome.episode).items()}
+    name = f"{min(d.candidate for d in decisions):08d}-{uuid.uuid4().hex[:8]}.npz"
+    with atomic_path(folder / name) as path, open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _pack(episode: Episode) -> dict[str, Array]:
+    seed = {} if episode.seed is None else {"seed": np.array(episode.seed, np.uint64)}
+    return columns(episode) | seed
+
+
+def _unpack(shard: Mapping[str, Array]) -> dict[int, Episode]:
+    fields: dict[int, dict[str, Any]] = {}
+    for key in shard:
+        candidate, _, name = key.partition("/")
+        if name:
+            fields.setdefault(int(candidate), {})[name] = shard[key]
+    return {candidate: _episode(arrays) for candidate, arrays in fields.items()}
+
+
+def _episode(fields: dict[str, Any]) -> Episode:
+    """Build an episode of its packed arrays."""
+    seed = fields.pop("seed", None)
+    parts = {name: fields.pop(name) for name in list(fields) if name.startswith("observations/")}
+    observations = {name.removeprefix("observations/"): parts[name] for name in parts}
+    return Episode(
+        observations=observations or fields.pop("observations"),
+        seed=None if seed is None else int(seed),
+        **fields,
+    )
+
+
+@contextmanager
+def _open_shard(path: Path) -> Iterator[Mapping[str, Array]]:
+    try:
+        with np.load(path, allow_pickle=False) as shard:
+            yield shard
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"cannot be read ({error}): delete it, its episodes are then collected again",
+            source=str(path),
+        ) from error
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _acquire(path: Path, dataset_id: str) -> IO[bytes]:
+    """Lock a file; the lock goes with the process, however it ends."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "ab")
+        except FileNotFoundError:
+            continue  # the last holder has just removed the folder
+        if os.name != "posix":
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                return file
+            file.close()
+        except FileNotFoundError:
+            file.close()
+        except BlockingIOError as error:
+            file.close()
+            raise ConfigError(
+                f"another process is writing {dataset_id!r}: wait for it, or choose another id"
+            ) from error

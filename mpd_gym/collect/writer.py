@@ -1,0 +1,342 @@
+"""Writing Minari data sets, each as a whole or not at all, and without jax."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import gymnasium as gym
+import minari
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box
+from minari import MinariDataset
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import create_namespace, list_local_namespaces
+from tqdm import tqdm
+
+from mpd_gym._version import __version__
+from mpd_gym.collect.storage import Place, already_there
+from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.types import Array, Episode
+from mpd_gym.validation import (
+    EpisodeRules,
+    action_box,
+    check_episode,
+    observation_arrays,
+    observation_leaves,
+)
+
+__all__ = [
+    "Content",
+    "DatasetInfo",
+    "assemble",
+    "describe",
+    "plain",
+    "write_dataset",
+]
+
+
+@final
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set says about itself; shown by ``minari show``.
+
+    Args:
+        author: Who made it.
+        author_email: How to reach them.
+        code_permalink: Where the code is that made it.
+        algorithm_name: What acted.
+        description: What is in it.
+        ref_min_score: Return that counts as 0 in normalised scores, usually a random policy's.
+        ref_max_score: Return that counts as 1, usually an expert's.
+        requirements: Packages that the environment needs, as for pip; this package and
+            Gymnasium at their installed versions unless given.
+
+    Raises:
+        ConfigError: If only one reference score is given, or they are not in order.
+    """
+
+    author: str | None = None
+    author_email: str | None = None
+    code_permalink: str | None = None
+    algorithm_name: str | None = None
+    description: str | None = None
+    ref_min_score: float | None = None
+    ref_max_score: float | None = None
+    requirements: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.ref_min_score, self.ref_max_score
+        if (low is None) != (high is None) or (
+            low is not None and high is not None and not -np.inf < low < high < np.inf
+        ):
+            raise ConfigError(
+                "ref_min_score, ref_max_score: expected two finite numbers, the first smaller, or "
+                f"neither; got {low} and {high}"
+            )
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what is known, in the form that Minari stores."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        for name in {"author", "author_email"} & known.keys():
+            known[name] = {known[name]}
+        installed = (
+            f"mpd-gym=={__version__}",
+            f"gymnasium=={importlib.metadata.version('gymnasium')}",
+        )
+        known["requirements"] = list(known.get("requirements", installed))
+        return known
+
+
+def write_dataset(
+    dataset_id: str,
+    episodes: Iterable[Episode],
+    *,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    observation_space: gym.Space[Any] | None = None,
+    action_space: gym.Space[Any] | None = None,
+    frame_stack: int = 1,
+    info: DatasetInfo | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> MinariDataset:
+    """Write episodes that exist already as a Minari data set.
+
+    Every episode is checked first. The data set is assembled beside its place and renamed into it
+    when it is complete, so that a crash leaves none, or the one that was there.
+
+    Args:
+        dataset_id: ``namespace/name-v0``.
+        episodes: At least one; consumed one at a time. All have costs, or none; likewise
+            `successes`.
+        env_id: Environment that they come from; gives the spaces unless these are given.
+        env_kwargs: Its arguments.
+        observation_space: Space of one stored observation.
+        action_space: Space of one action.
+        frame_stack: Frames that the environment stacks in an observation, where `episodes` hold
+            each frame once, ``[T + 1, …]``; readers stack them again.
+        info: Author, reference scores and so on.
+        metadata: More entries for the data set's metadata, plain JSON.
+        overwrite: Replace a data set of that id.
+        progress: Show a progress bar.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: If an argument does not fit, or the data set exists.
+        DataError: If an episode is damaged; names it and the step.
+        InputError: If there are no episodes.
+    """
+    place = Place(dataset_id)
+    if place.final.exists() and not overwrite:
+        raise already_there(dataset_id)
+    content = describe(env_id, env_kwargs, observation_space, action_space, frame_stack)
+    with place.exclusive():
+        if place.manifest() is not None:
+            raise ConfigError(
+                f"an unfinished collection of {dataset_id!r} has episodes in {place.staging}: "
+                "finish it, choose another id, or discard them with "
+                f"mpd_gym.collect.record.discard({dataset_id!r})"
+            )
+        assemble(
+            place,
+            tqdm(episodes, "writing", unit="episode", disable=not progress),
+            content,
+            {**(info or DatasetInfo()).metadata(), **plain(metadata or {}, "metadata")},
+        )
+        place.publish(overwrite=overwrite)
+    return minari.load_dataset(dataset_id)
+
+
+@final
+@dataclass(frozen=True)
+class Content:
+    """What the episodes of a data set are made of.
+
+    Attributes:
+        spec: Environment that they come from; None if it is not known.
+        observation_space: Space of one stored observation.
+        action_space: Space of one action.
+        frame_stack: Frames that the environment stacks, of which the newest is stored.
+    """
+
+    spec: EnvSpec | None
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    frame_stack: int
+
+
+def describe(
+    env_id: str | None,
+    env_kwargs: Mapping[str, Any] | None,
+    observation_space: gym.Space[Any] | None,
+    action_space: gym.Space[Any] | None,
+    frame_stack: int,
+) -> Content:
+    """Find out what the episodes of an environment are made of, by making it once.
+
+    Raises:
+        ConfigError: If the arguments do not fit, or cannot be written down.
+    """
+    spec = None
+    if env_id is not None:
+        with closing(gym.make(env_id, **plain(env_kwargs or {}, "env_kwargs"))) as env:
+            spec = _spec(env)
+            observation_space = observation_space or _newest(env.observation_space, frame_stack)
+            action_space = action_space or env.action_space
+    if observation_space is None or action_space is None:
+        raise ConfigError("env_id: give it, or both observation_space and action_space")
+    observation_leaves(observation_space)
+    return Content(spec, observation_space, action_box(action_space), frame_stack)
+
+
+def assemble(
+    place: Place, episodes: Iterable[Episode], content: Content, metadata: Mapping[str, Any]
+) -> None:
+    """Write a whole data set into the place's staging folder.
+
+    Args:
+        place: Held exclusively.
+        episodes: At least one.
+        content: What they are made of.
+        metadata: Entries besides those that are kept here.
+
+    Raises:
+        DataError: If an episode is damaged.
+        InputError: If there are no episodes.
+    """
+    folder = place.assembled / "data"
+    folder.mkdir(parents=True)
+    storage = MinariStorage.new(
+        folder,
+        observation_space=content.observation_space,
+        action_space=content.action_space,
+        env_spec=content.spec,
+        data_format="hdf5",
+        jpeg_encoding=False,  # JPEG would lose detail
+    )
+    kept = {
+        "dataset_id": place.dataset_id,
+        "minari_version": minari.__version__,
+        "mpd_gym_version": __version__,
+        "frame_stack": content.frame_stack,
+    }
+    storage.update_metadata({**metadata, **kept})
+    rules = EpisodeRules(
+        place.dataset_id,
+        observation_leaves(content.observation_space),
+        action_box(content.action_space),
+    )
+    storage.update_episodes(_buffers(episodes, rules))
+    if storage.total_episodes == 0:
+        raise InputError("episodes: expected at least one, got none")
+    if place.namespace is not None and place.namespace not in list_local_namespaces():
+        create_namespace(place.namespace)
+
+
+def _spec(env: gym.Env[Any, Any]) -> EnvSpec:
+    """Return the specification that makes the same environment again, elsewhere too.
+
+    It is the registered one with the arguments and time limit of `env`; wrappers that the entry
+    point itself applies are not listed twice.
+    """
+    found = env.spec
+    registered = gym.registry.get(found.id) if found is not None else None
+    if found is None or registered is None or callable(registered.entry_point):
+        raise ConfigError(
+            f"environment {found.id if found else env!r} must be registered with a string entry "
+            "point ('module:Class'), so that a data set can name it"
+        )
+    spec = copy.deepcopy(registered)
+    spec.kwargs = plain(found.kwargs, "env_kwargs")
+    spec.max_episode_steps = found.max_episode_steps
+    return spec
+
+
+def _newest(space: gym.Space[Any], frame_stack: int) -> gym.Space[Any]:
+    """Return the space of what is stored of an observation: itself, or its newest frame."""
+    if frame_stack == 1:
+        return space
+    if isinstance(space, Box) and len(space.shape) > 1 and space.shape[0] == frame_stack:
+        return Box(space.low[-1], space.high[-1], dtype=space.dtype.type)
+    raise ConfigError(
+        f"frame_stack: expected the number of frames that the environment stacks first in its "
+        f"observations, got {frame_stack} with {space}"
+    )
+
+
+def plain(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return arguments as plain JSON, with arrays as lists.
+
+    Raises:
+        ConfigError: If one is something else, such as an object or a function.
+    """
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(dict(values), default=_plain_array))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name}: expected numbers, strings, lists, mappings and arrays, which a data set can "
+            f"hold; got {dict(values)} ({error})"
+        ) from error
+    return result
+
+
+def _plain_array(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not plain")
+
+
+def _buffers(episodes: Iterable[Episode], rules: EpisodeRules) -> Iterator[EpisodeBuffer]:
+    """Check the episodes and give them Minari's form."""
+    optional: dict[str, bool] = {}
+    for index, episode in enumerate(episodes):
+        check_episode(episode, rules, index)
+        for name in ("costs", "successes"):
+            present = getattr(episode, name) is not None
+            if optional.setdefault(name, present) is not present:
+                raise InputError(
+                    f"episodes: all have '{name}', or none; episode {index} differs from the first"
+                )
+        yield _buffer(episode)
+
+
+def _buffer(episode: Episode) -> EpisodeBuffer:
+    infos: dict[str, Array] = {}
+    if episode.costs is not None:
+        infos["cost"] = np.concatenate(([0.0], episode.costs))
+    if episode.successes is not None:
+        infos["is_success"] = np.concatenate(([False], episode.successes))
+    return EpisodeBuffer(
+        seed=episode.seed,
+        observations=_nested(observation_arrays(episode.observations)),
+        actions=episode.actions,
+        rewards=episode.rewards,
+        terminations=episode.terminations,
+        truncations=episode.truncations,
+        infos=infos,
+    )
+
+
+def _nested(arrays: Mapping[str, Array]) -> Any:
+    """Undo the joining of nested keys."""
+    if "" in arrays:
+        return arrays[""]
+    tree: dict[str, Any] = {}
+    for key, array in arrays.items():
+        *path, last = key.split("/")
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[last] = array
+    return tree

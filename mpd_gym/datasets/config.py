@@ -1,0 +1,162 @@
+"""Configuration of training windows and of what a plan is conditioned on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, final
+
+from mpd_gym.errors import ConfigError, check_choice
+
+__all__ = ["ConditionSpec", "WindowConfig"]
+
+KINDS = ("cost", "custom", "final_state", "goal", "return")
+HORIZONS = ("to_go", "window")
+PADDINGS = ("repeat", "zeros")
+# Kind of a discounted sum -> its default horizon, and its scalings with the default first.
+_SUMS = {"return": ("to_go", ("range", "authors")), "cost": ("window", ("range", "raw"))}
+
+
+@final
+@dataclass(frozen=True)
+class ConditionSpec:
+    """One condition of a plan. Fields left out are filled in, so that all are explicit.
+
+    Kinds, and their value at a window's first step t (``[size]``):
+
+    - ``"return"``: discounted rewards from t on, scaled.
+    - ``"cost"``: discounted costs from t on, scaled; at prediction time the remaining budget.
+    - ``"goal"``: ``desired_goal`` of a Dict observation at t, normalised.
+    - ``"final_state"``: last observation of the episode, normalised like all observations.
+    - ``"custom"``: row t of ``function(episode) -> [T, size]``, taken as it is.
+
+    Args:
+        kind: One of the above.
+        name: Key of the condition, an identifier; the kind unless given.
+        size: Length of the value; needed for ``"custom"``, otherwise known.
+        horizon: Of a sum: ``"to_go"``, up to the end of the episode (default of ``"return"``), or
+            ``"window"``, over the H steps of the window (default of ``"cost"``). Where an episode
+            has a time limit, what is left to collect depends on the time that is left, which a
+            planner cannot see; ``"window"`` does so in the last H steps only.
+        scaling: Of a sum: ``"range"``, from 0 for the smallest value in the data to 1 for the
+            largest, also where values are negative; for ``"return"`` also ``"authors"``, divided
+            by the largest value at t = 0; for ``"cost"`` also ``"raw"``, multiplied by `scale`.
+        scale: Factor of the scaling ``"raw"``.
+        terminal_penalty: At most 0; added to the reward of a step that terminates the episode
+            without success (the authors use -100 where a robot falls).
+
+    Raises:
+        ConfigError: If a field is unknown, out of range or has no meaning for the kind.
+    """
+
+    kind: str
+    name: str = ""
+    size: int | None = None
+    horizon: str | None = None
+    scaling: str | None = None
+    scale: float = 1.0
+    terminal_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("condition kind", self.kind, KINDS)
+        if not isinstance(self.name, str) or not (self.name or self.kind).isidentifier():
+            raise ConfigError(f"condition name: expected an identifier, got {self.name!r}")
+        object.__setattr__(self, "name", self.name or self.kind)
+        self._check_size()
+        self._check_sum()
+        if not 0 < self.scale < math.inf or (self.scale != 1 and self.scaling != "raw"):
+            raise ConfigError(
+                f"condition {self.name!r}: scale is a positive factor of scaling='raw', got "
+                f"{self.scale} with scaling={self.scaling!r}"
+            )
+        penalty = self.terminal_penalty
+        if not -math.inf < penalty <= 0 or (penalty and self.kind != "return"):
+            raise ConfigError(
+                f"condition {self.name!r}: terminal_penalty is for kind 'return', finite and at "
+                f"most 0 (such as -100), got {penalty} with kind {self.kind!r}"
+            )
+
+    def _check_size(self) -> None:
+        fixed = 1 if self.kind in _SUMS else None
+        if self.kind == "custom":
+            if not _whole(self.size):
+                raise ConfigError(
+                    f"condition {self.name!r}: kind 'custom' needs size >= 1, got {self.size!r}"
+                )
+        elif self.size not in (None, fixed):
+            raise ConfigError(
+                f"condition {self.name!r}: the size of kind {self.kind!r} is known; leave it out, "
+                f"got {self.size!r}"
+            )
+        else:
+            object.__setattr__(self, "size", fixed)
+
+    def _check_sum(self) -> None:
+        if self.kind not in _SUMS:
+            if self.horizon is not None or self.scaling is not None:
+                raise ConfigError(
+                    f"condition {self.name!r}: horizon and scaling are for kinds 'return' and "
+                    f"'cost', got {self.horizon!r} and {self.scaling!r} with kind {self.kind!r}"
+                )
+            return
+        horizon, scalings = _SUMS[self.kind]
+        for field, value, known in (
+            ("horizon", self.horizon or horizon, HORIZONS),
+            ("scaling", self.scaling or scalings[0], scalings),
+        ):
+            check_choice(f"condition {self.name!r}, {field}", value, known)
+            object.__setattr__(self, field, value)
+
+
+@final
+@dataclass(frozen=True)
+class WindowConfig:
+    """Shape of the training windows. Round-trips through ``dataclasses.asdict`` and JSON.
+
+    Args:
+        horizon: Steps H of a window.
+        discount: γ of returns and costs, in (0, 1].
+        padding: What follows the end of an episode: ``"repeat"``, the last observation with zero
+            actions, or ``"zeros"``, zero observations and zero actions (the authors'). Zeros are
+            in environment units; where the data never comes near them, the nearest value inside
+            the normaliser's `clip_range` stands in.
+        conditions: What plans are conditioned on; mappings of fields are accepted.
+
+    Raises:
+        ConfigError: If a value is out of range, or two conditions share a name.
+    """
+
+    horizon: int = 32
+    discount: float = 0.997
+    padding: str = "repeat"
+    conditions: tuple[ConditionSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _whole(self.horizon):
+            raise ConfigError(f"horizon: expected a whole number >= 1, got {self.horizon!r}")
+        if not 0 < self.discount <= 1:
+            raise ConfigError(f"discount: expected a value in (0, 1], got {self.discount!r}")
+        check_choice("padding", self.padding, PADDINGS)
+        specs = tuple(
+            _spec(spec) if isinstance(spec, Mapping) else spec for spec in self.conditions
+        )
+        if not all(isinstance(spec, ConditionSpec) for spec in specs):
+            raise ConfigError(f"conditions: expected ConditionSpec objects, got {self.conditions}")
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"conditions: names must differ, got {names}; pass name=...")
+        object.__setattr__(self, "conditions", specs)
+
+
+def _spec(values: Mapping[str, Any]) -> ConditionSpec:
+    """Make a specification from a mapping that may come from a file."""
+    for name in values:
+        check_choice("condition field", name, [field.name for field in fields(ConditionSpec)])
+    if "kind" not in values:
+        raise ConfigError(f"conditions: expected the field 'kind', got {dict(values)}")
+    return ConditionSpec(**values)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

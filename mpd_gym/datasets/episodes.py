@@ -1,0 +1,165 @@
+"""Validated episodes from Minari data sets, flat D4RL and DSRL files, or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import minari
+from minari import MinariDataset
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.storage import get_dataset_path
+
+from mpd_gym.datasets.hdf5_source import FlatFormat, FlatSource
+from mpd_gym.datasets.minari_source import MinariSource
+from mpd_gym.datasets.source import EpisodeSource, MemorySource
+from mpd_gym.errors import ConfigError, DataError
+from mpd_gym.types import Episode
+
+__all__ = ["EpisodeSource", "FlatFormat", "load_episodes", "recover_env"]
+
+_OURS = "mpd_gym"  # namespace of the data sets that `mpd-gym collect` makes
+_SUFFIXES = (".hdf5", ".h5")
+
+
+def load_episodes(
+    source: str | Path | MinariDataset | Sequence[Episode],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    layout: FlatFormat | None = None,
+    clip_actions: bool = False,
+    stack_frames: bool = True,
+    download: bool = True,
+) -> EpisodeSource:
+    """Open episodes for reading; each is checked before it is handed out.
+
+    No code named in a file is run, no link in a file is followed, and nothing but what is asked
+    for is read, so that data may be larger than memory.
+
+    Args:
+        source: A Minari id (downloaded by Minari if it is not there); a Minari data set, of which
+            the selected episodes are used; the path of a flat D4RL or DSRL file (``.hdf5``,
+            ``.h5``) or of a Minari data set's folder; or episodes in memory.
+        metadata: Overrides or adds to what the data says, for example `action_space` for flat
+            files, which do not name any bounds.
+        layout: For flat files that leave something open (see `FlatFormat`).
+        clip_actions: Clip actions into the action space instead of refusing those outside it.
+        stack_frames: Where each frame was recorded once (`frame_stack` in the metadata), return
+            observations as the environment showed them, ``[T + 1, frame_stack, …]``, instead of
+            single frames ``[T + 1, …]``.
+        download: Let Minari download ids that are not there.
+
+    Returns:
+        Source of the episodes.
+
+    Raises:
+        DataError: If the data is missing, damaged, or cannot be downloaded.
+        ConfigError: If `source` is none of the above, or `layout` is given for another kind.
+    """
+    extra = dict(metadata or {})
+    if isinstance(source, (str, Path)) and str(source).endswith(_SUFFIXES):
+        return FlatSource(
+            Path(source), extra, layout=layout or FlatFormat(), clip_actions=clip_actions
+        )
+    if layout is not None:
+        raise ConfigError(f"layout: it is for flat files ({', '.join(_SUFFIXES)}), got {source!r}")
+    if isinstance(source, (str, Path)):
+        folder = source if isinstance(source, Path) else _local_folder(source, download)
+        data = folder / "data" if (folder / "data").is_dir() else folder
+        return MinariSource(data, str(source), extra, clip_actions=clip_actions, stack=stack_frames)
+    if isinstance(source, MinariDataset):
+        return MinariSource(
+            Path(source.storage.data_path),
+            source.id,
+            extra,
+            indices=[int(index) for index in source.episode_indices],
+            clip_actions=clip_actions,
+            stack=stack_frames,
+        )
+    if isinstance(source, Sequence):
+        return MemorySource(cast("Sequence[Episode]", source), extra, clip_actions=clip_actions)
+    raise ConfigError(
+        "source: expected a Minari id or data set, a path, or a sequence of Episode, got "
+        f"{type(source).__name__}"
+    )
+
+
+def recover_env(source: EpisodeSource, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make the environment that a data set was recorded in.
+
+    Only ids that are registered in this process are made, with the arguments and time limit from
+    the file; the file's entry points are not used, unlike Minari's `recover_environment`.
+
+    Args:
+        source: Data that names its environment.
+        **kwargs: Arguments that override those of the file, such as `render_mode`.
+
+    Raises:
+        DataError: If the data names no environment or an unknown one, or one with an entry point
+            or wrappers other than the registered ones.
+    """
+    known = source.metadata
+    env_id, arguments = known.get("env_id"), known.get("env_kwargs", {})
+    spec = gym.registry.get(env_id) if isinstance(env_id, str) else None
+    if spec is None:
+        raise DataError(
+            f"the environment {env_id!r} is not registered here: import the package that has it, "
+            "or make the environment yourself",
+            source=source.name,
+        )
+    entry, wrappers = known.get("env_entry_point"), known.get("env_wrappers", [])
+    ours = [{"name": w.name, "entry_point": w.entry_point, "kwargs": w.kwargs}
+            for w in spec.additional_wrappers]  # fmt: skip
+    if (isinstance(spec.entry_point, str) and entry not in (None, spec.entry_point)) or (
+        wrappers and wrappers != ours
+    ):
+        raise DataError(
+            f"the file names code for {env_id!r} that is not what is registered (entry point "
+            f"{entry!r}, wrappers {wrappers}), which is not run; if you trust that the registered "
+            f"environment is the same: gymnasium.make({env_id!r}, **{arguments})",
+            source=source.name,
+        )
+    limit = {"max_episode_steps": known.get("max_episode_steps")}
+    return gym.make(spec, **{**limit, **arguments, **kwargs})
+
+
+def _local_folder(dataset_id: str, download: bool) -> Path:
+    try:
+        namespace, _, _ = parse_dataset_id(dataset_id)
+    except (TypeError, ValueError) as error:  # TypeError: no version
+        raise ConfigError(
+            f"source: expected a Minari id such as 'namespace/name-v0' or a path ending in "
+            f"{' or '.join(_SUFFIXES)}, got {dataset_id!r}"
+        ) from error
+    folder: Path = get_dataset_path(dataset_id)
+    if (folder / "data").is_dir():
+        return folder
+    if (namespace or "").split("/")[0] == _OURS:
+        raise DataError(
+            f"there is no such data set in {folder.parent}: mpd-gym collect {dataset_id}",
+            source=dataset_id,
+        )
+    if not download:
+        raise DataError(
+            f"there is no such data set in {folder.parent}: minari download {dataset_id}",
+            source=dataset_id,
+        )
+    _download(dataset_id, folder)
+    return folder
+
+
+def _download(dataset_id: str, folder: Path) -> None:
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # whatever the remote's client raises without a network
+        raise DataError(
+            f"there is no such data set in {folder.parent}, and it could not be downloaded "
+            f"({type(error).__name__}: {error}): where there is a network, run "
+            f"'minari download {dataset_id}' (pip install 'minari[hf,gcs]'), then copy the folder "
+            f"to {folder}",
+            source=dataset_id,
+        ) from error
+    if not (folder / "data").is_dir():
+        raise DataError("the download left no data behind", source=dataset_id)

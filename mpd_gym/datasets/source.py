@@ -1,0 +1,314 @@
+"""Where episodes are read from: the abstract source, a selection of one, and memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, final
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.lib.stride_tricks import sliding_window_view
+from tqdm import tqdm
+
+from mpd_gym.errors import ConfigError, DataError, InputError
+from mpd_gym.types import Array, Episode, Observation
+from mpd_gym.validation import (
+    EpisodeRules,
+    action_box,
+    check_structure,
+    check_values,
+    columns,
+    observation_arrays,
+    observation_leaves,
+)
+
+__all__ = ["EpisodeSource", "MemorySource", "Selection", "stack_frames", "stacked_space"]
+
+
+class EpisodeSource(ABC):
+    """Episodes that are read when asked for, each checked before it is handed out.
+
+    The structure of an episode (names, shapes, dtypes) is checked when it is first touched, the
+    values of all rows that are read each time they are.
+
+    Args:
+        name: File or data set id.
+        lengths: Steps of each episode, ``[E]``.
+        metadata: What is known about the data. Always there: `observation_space` and
+            `action_space` (of stored rows), `frame_stack`. Where known: `env_id`, `env_kwargs`,
+            `max_episode_steps`, `ref_min_score`, `ref_max_score` and whatever a file adds.
+        clip_actions: Clip actions into the action space instead of refusing those outside it.
+        frames: Frames to stack in each observation when reading.
+        numbers: Number of each episode in its file, for messages; from 0 on unless given.
+
+    Raises:
+        DataError: If the spaces are not supported.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        lengths: Array,
+        metadata: Mapping[str, Any],
+        *,
+        clip_actions: bool = False,
+        frames: int = 1,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        try:
+            leaves = observation_leaves(metadata["observation_space"])
+            self._rules = EpisodeRules(name, leaves, action_box(metadata["action_space"]))
+        except ConfigError as error:
+            raise DataError(str(error), source=name) from error
+        self._name = name
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self._lengths.flags.writeable = False
+        self._numbers = range(len(self._lengths)) if numbers is None else numbers
+        self._metadata = dict(metadata)
+        self._clip_actions = clip_actions
+        self._frames = frames
+        self._known: set[int] = set()
+        self._metadata["observation_space"] = _space_as_read(leaves, frames)
+
+    @property
+    def name(self) -> str:
+        """File or data set id, as in messages."""
+        return self._name
+
+    @property
+    def lengths(self) -> Array:
+        """Steps of each episode, int64 ``[E]``."""
+        return self._lengths
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is known about the data; spaces are those of the episodes as read."""
+        return self._metadata
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.episode(index)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self.episode(index) for index in range(len(self)))
+
+    def episode(self, index: int) -> Episode:
+        """Read and check a whole episode.
+
+        Raises:
+            DataError: If it is damaged; names file, episode and step.
+            InputError: If there is no such episode.
+        """
+        return self.window(index, 0, int(self._lengths[self._valid(index)]))
+
+    def window(self, index: int, start: int, stop: int) -> Episode:
+        """Read and check steps `start` … `stop` - 1 of an episode, and no other rows.
+
+        Args:
+            index: Episode; negative ones count from the end.
+            start: First step.
+            stop: Step after the last.
+
+        Returns:
+            Episode of ``stop - start`` steps with one more observation.
+
+        Raises:
+            DataError: If it is damaged; names file, episode and step.
+            InputError: If there are no such steps.
+        """
+        index = self._valid(index)
+        length = int(self._lengths[index])
+        if index not in self._known:
+            self._check(index)
+            self._known.add(index)
+        if not 0 <= start < stop <= length:
+            raise InputError(
+                f"window: expected 0 <= start < stop <= {length} (episode {index} of {self.name}), "
+                f"got start {start}, stop {stop}"
+            )
+        lead = min(start, self._frames - 1)
+        episode = self._read(index, start, stop, lead)
+        if self._clip_actions:
+            box = self._rules.actions
+            actions = np.clip(episode.actions, box.low, box.high)  # keeps NaN, refused below
+            episode = replace(episode, actions=actions)
+        number = self._numbers[index]
+        check_values(episode, self._rules, number, start=start, length=length, lead=lead)
+        return replace(
+            episode,
+            observations=self._stacked(episode.observations, lead),
+            terminations=episode.terminations.astype(np.bool_),
+            truncations=episode.truncations.astype(np.bool_),
+            successes=None if episode.successes is None else episode.successes.astype(np.bool_),
+        )
+
+    def validate_all(self, *, progress: bool = False) -> None:
+        """Read and check every episode, one at a time.
+
+        Args:
+            progress: Show a progress bar.
+
+        Raises:
+            DataError: For the first damaged one.
+        """
+        for index in tqdm(range(len(self)), "checking", unit="episode", disable=not progress):
+            self.episode(index)
+
+    def select(self, indices: Iterable[int]) -> EpisodeSource:
+        """Return the source of some of the episodes, in the given order.
+
+        Raises:
+            InputError: If there is no such episode.
+        """
+        return Selection(self, [self._valid(int(index)) for index in indices])
+
+    def _valid(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise InputError(f"{self.name} has {len(self)} episodes, got index {index}")
+        return index % len(self)
+
+    def _stacked(self, observations: Observation, lead: int) -> Observation:
+        if self._frames == 1:
+            return observations
+        frames = observation_arrays(observations)[""]
+        return stack_frames(frames, self._frames)[lead:]
+
+    @abstractmethod
+    def _check(self, index: int) -> None:
+        """Check the structure of an episode without reading its rows."""
+
+    @abstractmethod
+    def _read(self, index: int, start: int, stop: int, lead: int) -> Episode:
+        """Read steps `start` … `stop` - 1, with `lead` more observations before them."""
+
+
+@final
+class Selection(EpisodeSource):
+    """Some episodes of another source.
+
+    Args:
+        parent: Source of all episodes.
+        indices: Episodes of it, in order.
+    """
+
+    def __init__(self, parent: EpisodeSource, indices: Sequence[int]) -> None:
+        super().__init__(
+            parent.name,
+            parent.lengths[list(indices)],
+            parent.metadata,
+            numbers=[parent._numbers[index] for index in indices],
+        )
+        self._parent = parent
+        self._indices = tuple(indices)
+
+    def _check(self, index: int) -> None:
+        pass  # the parent checks what it reads
+
+    def _read(self, index: int, start: int, stop: int, lead: int) -> Episode:
+        return self._parent.window(self._indices[index], start, stop)
+
+
+@final
+class MemorySource(EpisodeSource):
+    """Episodes in memory.
+
+    Args:
+        episodes: At least one.
+        metadata: What is known about them; spaces that are left out have no bounds and the shapes
+            of the first episode.
+        name: For messages.
+        clip_actions: As for `EpisodeSource`.
+
+    Raises:
+        InputError: If there are no episodes, or something else.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        metadata: Mapping[str, Any],
+        *,
+        name: str = "episodes in memory",
+        clip_actions: bool = False,
+    ) -> None:
+        if not episodes or not all(isinstance(episode, Episode) for episode in episodes):
+            kinds = sorted({type(episode).__name__ for episode in episodes})
+            raise InputError(f"episodes: expected at least one Episode, got {kinds or 'none'}")
+        known = {"frame_stack": 1, **_inferred_spaces(episodes[0], name), **metadata}
+        lengths = np.array([len(episode) for episode in episodes])
+        super().__init__(name, lengths, known, clip_actions=clip_actions)
+        self._episodes = tuple(episodes)
+
+    def _check(self, index: int) -> None:
+        episode = self._episodes[index]
+        check_structure(columns(episode), len(episode), self._rules, index)
+
+    def _read(self, index: int, start: int, stop: int, lead: int) -> Episode:
+        episode = self._episodes[index]
+        observations: Observation
+        if isinstance(episode.observations, Mapping):
+            observations = {k: v[start : stop + 1] for k, v in episode.observations.items()}
+        else:
+            observations = episode.observations[start : stop + 1]
+        return Episode(
+            observations=observations,
+            actions=episode.actions[start:stop],
+            rewards=episode.rewards[start:stop],
+            terminations=episode.terminations[start:stop],
+            truncations=episode.truncations[start:stop],
+            costs=None if episode.costs is None else episode.costs[start:stop],
+            successes=None if episode.successes is None else episode.successes[start:stop],
+            seed=episode.seed,
+        )
+
+
+def stack_frames(frames: Array, number: int) -> Array:
+    """Stack each frame on the ones before it, as an environment that stacks frames shows them.
+
+    Args:
+        frames: ``[M, …]``; the first one is repeated before the start.
+        number: Frames in each stack.
+
+    Returns:
+        ``[M, number, …]``, the oldest frame first.
+    """
+    before = np.repeat(frames[:1], number - 1, axis=0)
+    windows = sliding_window_view(np.concatenate((before, frames)), number, axis=0)
+    return np.ascontiguousarray(np.moveaxis(windows, -1, 1))
+
+
+def stacked_space(box: Box, number: int) -> Box:
+    """Return the space of `number` stacked frames of a space."""
+    low, high = np.stack([box.low] * number), np.stack([box.high] * number)
+    return Box(low, high, dtype=box.dtype.type)
+
+
+def _space_as_read(leaves: Mapping[str, Box], frames: int) -> gym.Space[Any]:
+    if "" in leaves:
+        return stacked_space(leaves[""], frames) if frames > 1 else leaves[""]
+    return gym.spaces.Dict({**leaves})  # nested keys are joined, as in the episodes
+
+
+def _inferred_spaces(episode: Episode, name: str) -> dict[str, gym.Space[Any]]:
+    arrays = observation_arrays(episode.observations)
+    if any(np.ndim(array) < 1 for array in (*arrays.values(), episode.actions)):
+        raise DataError("observations and actions must have a time axis", source=name, episode=0)
+    boxes = {key: _unbounded(array) for key, array in arrays.items()}
+    return {
+        "observation_space": _space_as_read(boxes, 1),
+        "action_space": _unbounded(episode.actions),
+    }
+
+
+def _unbounded(array: Array) -> Box:
+    """Return the widest Box of the rows of an array."""
+    shape = np.shape(array)[1:]
+    if np.issubdtype(array.dtype, np.integer):
+        limits = np.iinfo(array.dtype)
+        return Box(limits.min, limits.max, shape, array.dtype.type)
+    return Box(-np.inf, np.inf, shape, np.float32)

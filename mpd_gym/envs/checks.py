@@ -1,0 +1,71 @@
+"""What environments check in their callers' arguments before they change anything."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+
+from mpd_gym.errors import InputError
+from mpd_gym.types import Array
+
+__all__ = ["checked_action", "checked_array", "checked_number", "checked_options"]
+
+
+def checked_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """Return a float64 copy of an array argument.
+
+    Raises:
+        InputError: If it is no array of numbers of this shape, or has a non-finite value.
+    """
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: expected numbers of shape {shape}, got {value!r}") from error
+    if array.shape != shape:
+        raise InputError(f"{name}: expected shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name}: expected finite values, got {array}")
+    return array
+
+
+def checked_action(action: Any, space: Space[Any]) -> Array:
+    """Return a float64 copy of one action; it may lie outside its space's bounds.
+
+    Raises:
+        InputError: If it is no array of its space's shape, or has a non-finite value.
+    """
+    return checked_array("action", action, space.shape or ())
+
+
+def checked_number(name: str, value: Any, *, least: float = 0.0, strictly: bool = False) -> float:
+    """Return a finite number as a float.
+
+    Args:
+        name: Of the argument.
+        value: To check.
+        least: Smallest number allowed.
+        strictly: Whether `least` itself is refused.
+
+    Raises:
+        InputError: If it is no finite number or too small.
+    """
+    number = float(checked_array(name, value, ()))
+    if number < least or (strictly and number == least):
+        raise InputError(f"{name}: expected {'>' if strictly else '>='} {least}, got {number}")
+    return number
+
+
+def checked_options(options: Mapping[str, Any] | None, known: Collection[str]) -> Mapping[str, Any]:
+    """Return the options of `reset`, an empty mapping for None.
+
+    Raises:
+        InputError: If there is an unknown key.
+    """
+    options = {} if options is None else options
+    unknown = set(options) - set(known)
+    if unknown:
+        raise InputError(f"options: expected keys among {sorted(known)}, got {sorted(unknown)}")
+    return options

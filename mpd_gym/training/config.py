@@ -1,0 +1,167 @@
+"""How a module is trained: one frozen configuration, and the two schedules that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from mpd_gym.errors import ConfigError
+
+__all__ = ["TrainingConfig", "averaging_rate", "check_continues", "learning_rate_factor"]
+
+_SCHEDULES = ("constant", "cosine")
+_PRECISIONS = ("fp32", "bf16")
+_AT_LEAST_ONE = (
+    *("steps", "batch_size", "ema_every", "validation_every", "validation_batches", "log_every"),
+    *("checkpoint_every", "threads"),
+)
+_MAY_BE_NONE = {"gradient_clip", "checkpoint_every", "threads"}
+# What a resumed training may change without becoming another training.
+_FREE = {
+    *("validation_every", "validation_batches", "checkpoint_every", "checkpoint_seconds"),
+    *("log_every", "threads"),
+}
+
+
+@final
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of `fit`; the defaults are those of the MPDiffuser authors, except `ema_warmup`.
+
+    Attributes:
+        steps: Optimisation steps in all, those before an interruption included.
+        batch_size: B, windows for each step.
+        learning_rate: Peak learning rate of Adam.
+        weight_decay: Decoupled weight decay (AdamW); 0 is plain Adam.
+        gradient_clip: Largest Euclidean norm of the gradient; None leaves it alone.
+        schedule: ``"constant"``, or ``"cosine"`` decay to 0 at `steps`.
+        warmup_steps: Steps over which the learning rate first rises linearly.
+        ema_rate: Share of the present weights in each update of the moving average, in (0, 1].
+        ema_every: Steps between two updates of the moving average.
+        ema_warmup: Begin the average with larger shares, see `averaging_rate`; False is the
+            authors' fixed one.
+        validation_every: Steps between two validations; one comes at the end in any case.
+        validation_batches: Batches of each validation, the same ones every time.
+        checkpoint_every: Steps between two checkpoints; None leaves it to `checkpoint_seconds`.
+        checkpoint_seconds: Longest time between two checkpoints; one comes at the end, too.
+        log_every: Steps between two records of the training loss, each a mean over these steps.
+        seed: Of batches and noise.
+        precision: ``"fp32"``, or ``"bf16"`` for autocast of the loss; weights stay float32.
+        threads: torch threads of this process while it trains; None leaves them as they are.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    steps: int = 1_000_000
+    batch_size: int = 64
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    gradient_clip: float | None = 1.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    ema_rate: float = 0.005
+    ema_every: int = 10
+    ema_warmup: bool = True
+    validation_every: int = 1_000
+    validation_batches: int = 8
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float = 120.0
+    log_every: int = 50
+    seed: int = 0
+    precision: str = "fp32"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_ONE:
+            self._check_integer(name, 1)
+        for name in ("warmup_steps", "seed"):
+            self._check_integer(name, 0)
+        for name in ("learning_rate", "gradient_clip", "ema_rate", "checkpoint_seconds"):
+            self._check_number(name, "above 0", math.ulp(0.0))
+        self._check_number("weight_decay", "of at least 0", 0.0)
+        self._check("ema_rate", self.ema_rate <= 1, "be at most 1")
+        self._check("ema_warmup", isinstance(self.ema_warmup, bool), "be True or False")
+        self._check("schedule", self.schedule in _SCHEDULES, f"be one of {_SCHEDULES}")
+        self._check("precision", self.precision in _PRECISIONS, f"be one of {_PRECISIONS}")
+        short = f"less than steps={self.steps}"
+        self._check("warmup_steps", self.warmup_steps < self.steps, f"be {short}")
+        reason = f"be at most steps={self.steps}, or the average never leaves the initial weights"
+        self._check("ema_every", self.ema_every <= self.steps, reason)
+
+    def _check_integer(self, name: str, lowest: int) -> None:
+        value = getattr(self, name)
+        valid = (type(value) is int and value >= lowest) or (value is None and name in _MAY_BE_NONE)
+        self._check(name, valid, f"be an integer of at least {lowest}")
+
+    def _check_number(self, name: str, words: str, lowest: float) -> None:
+        value = getattr(self, name)
+        valid = type(value) in (int, float) and lowest <= value < math.inf
+        valid = valid or (value is None and name in _MAY_BE_NONE)
+        self._check(name, valid, f"be a finite number {words}")
+
+    def _check(self, name: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise ConfigError(f"TrainingConfig.{name} must {expected}; got {getattr(self, name)!r}")
+
+
+def learning_rate_factor(config: TrainingConfig, step: int) -> float:
+    """Share of the peak learning rate in optimisation step number `step`, counted from 0.
+
+    A linear rise over `warmup_steps`, then 1, or half a cosine wave from 1 down to 0 at `steps`
+    (Loshchilov and Hutter 2017, without restarts).
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def averaging_rate(config: TrainingConfig, update: int) -> float:
+    """Share of the present weights in update number `update` (from 0) of the moving average.
+
+    With the fixed rate r, the random initialisation still weighs (1 - r)^n after n updates: 8 %
+    at r = 0.005 after 5,000 steps. With `ema_warmup` the share is max(r, 9 / (10 + n)), which
+    forgets it like n^-9 and spans the last tenth or so of the training (a power-function average
+    with exponent 8, relative width 0.09; Karras et al. 2024, section 3.1), until the fixed rate
+    takes over at n = 9 / r - 10.
+    """
+    if not config.ema_warmup:
+        return config.ema_rate
+    return max(config.ema_rate, 9 / (10 + update))
+
+
+def check_continues(
+    config: TrainingConfig, saved: Mapping[str, Any], step: int, source: str
+) -> None:
+    """Check that `config` continues the training that `saved` began.
+
+    Steps may be added where the learning rate is constant. A cosine that had its end elsewhere
+    would jump, so there they may not.
+
+    Args:
+        config: The configuration now.
+        saved: The fields of the one then.
+        step: Steps done.
+        source: File that they come from, for messages.
+
+    Raises:
+        ConfigError: Naming the first field that differs.
+    """
+    remedy = "Restore it, choose another name or directory, or start again with resume=False"
+    free = _FREE if config.schedule == "cosine" else {*_FREE, "steps"}
+    for name, value in dataclasses.asdict(config).items():
+        if name not in free and saved.get(name) != value:
+            raise ConfigError(
+                f"TrainingConfig.{name} is {value!r}, but {source} was trained with "
+                f"{saved.get(name)!r}. {remedy}"
+            )
+    if config.steps < step:
+        raise ConfigError(
+            f"TrainingConfig.steps is {config.steps}, but {source} has done {step}. {remedy}"
+        )

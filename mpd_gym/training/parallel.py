@@ -1,0 +1,184 @@
+"""Several trainings side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, TypeVar, final
+
+import torch
+from tqdm import tqdm
+
+from mpd_gym.errors import InputError, WorkerError
+from mpd_gym.training.interrupts import Request, catch_interrupts
+from mpd_gym.training.loop import BAR_POSITION
+
+__all__ = ["fit_parallel"]
+
+R = TypeVar("R")
+
+_GRACE_SECONDS = 120.0  # for the last step and checkpoint of a large network
+_POLL_SECONDS = 0.2
+
+
+def fit_parallel(jobs: Mapping[str, Callable[[], R]], *, threads: int = 1) -> dict[str, R]:
+    """Run jobs, each of which calls `fit`, at the same time in one process each.
+
+    Processes start afresh (``spawn``), so a script calls this under
+    ``if __name__ == "__main__":``. Jobs and results travel by value: what a job trains is not
+    changed here, so it returns the weights, as `TrainingResult` does. Progress bars stand below
+    one another. A process whose parent dies saves and ends.
+
+    Args:
+        jobs: Named functions without arguments that pickle can send: functions at the top of a
+            module, or `functools.partial` of them.
+        threads: torch threads of each process.
+
+    Returns:
+        What each job returned, in the order of `jobs`.
+
+    Raises:
+        InputError: If a job cannot be sent.
+        WorkerError: If a process dies; the others save and end first.
+        KeyboardInterrupt: On SIGINT or SIGTERM, after every process has saved and ended.
+        Exception: What a job raised, with its traceback as a note; the others save and end first.
+    """
+    payloads = {name: _pickled(name, job) for name, job in jobs.items()}
+    context = multiprocessing.get_context("spawn")
+    lock = context.RLock()  # of the terminal
+    workers: list[_Worker] = []
+    with catch_interrupts() as request:
+        try:
+            for position, (name, payload) in enumerate(payloads.items()):
+                here, there = context.Pipe(duplex=False)
+                arguments = (payload, there, position, threads, lock)
+                process = context.Process(target=_work, args=arguments, name=name, daemon=True)
+                with _interrupts_later():
+                    process.start()
+                there.close()  # so that the end of the process closes the pipe
+                workers.append(_Worker(name, process, here))
+            return _collect(workers, request)
+        finally:
+            _stop(workers)
+
+
+@final
+@dataclass(frozen=True)
+class _Worker:
+    name: str
+    process: SpawnProcess
+    connection: Connection
+
+
+def _pickled(name: str, job: Callable[[], Any]) -> bytes:
+    # Not by multiprocessing, which would share the memory of tensors instead of copying it.
+    try:
+        return pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"job '{name}' cannot be sent to a process: {error}. Use a function at the top of a "
+            "module, or functools.partial of one, with arguments that pickle accepts"
+        ) from error
+
+
+def _collect(workers: list[_Worker], request: Request) -> dict[str, Any]:
+    results: dict[str, Any] = dict.fromkeys(worker.name for worker in workers)
+    running = {worker.connection: worker for worker in workers}
+    while running:
+        if request.signal is not None:
+            raise KeyboardInterrupt(
+                f"trainings {list(results)} stopped by {request.signal}; each with a directory "
+                "saved its state, and the same call continues from there"
+            )
+        for connection in wait(list(running), _POLL_SECONDS):
+            assert isinstance(connection, Connection)
+            worker = running.pop(connection)
+            result, error = _receive(worker)
+            if error is not None:
+                raise error
+            results[worker.name] = result
+    return results
+
+
+def _receive(worker: _Worker) -> tuple[Any, BaseException | None]:
+    try:
+        outcome: tuple[Any, BaseException | None] = pickle.loads(worker.connection.recv_bytes())
+    except EOFError:
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return None, WorkerError(
+            f"the process of training '{worker.name}' died ({cause}); its last checkpoint is kept,"
+            " and the same call continues from there"
+        )
+    return outcome
+
+
+def _stop(workers: list[_Worker]) -> None:
+    """Ask those that still run to save and end; kill what is left after the grace time."""
+    for worker in workers:
+        worker.process.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for worker in workers:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.connection.close()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Let a process be born with SIGINT held back, so that Ctrl-C spares its imports."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(job: bytes, connection: Connection, position: int, threads: int, lock: Any) -> None:
+    """Body of a worker process."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    tqdm.set_lock(lock)
+    BAR_POSITION.set(position)
+    connection.send_bytes(_outcome(job))
+
+
+def _outcome(job: bytes) -> bytes:
+    """The job's result or what it raised, pickled."""
+    try:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return pickle.dumps((pickle.loads(job)(), None))
+    except BaseException as error:  # KeyboardInterrupt too: the parent raises it
+        error.add_note("".join(traceback.format_exception(error)))
+        try:
+            message = pickle.dumps((None, error))
+            pickle.loads(message)
+        except Exception:
+            summary = WorkerError(f"{type(error).__name__}: {error}")
+            message = pickle.dumps((None, summary))
+        return message
+
+
+def _follow_parent() -> None:
+    """End this process, by the signal that makes `fit` save, when its parent is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker only"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,337 @@
+"""The state of a training at one step, and the files that it survives in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mpd_gym.checkpoint import flatten, load_file, load_into, save_file, unflatten
+from mpd_gym.errors import CheckpointError, ConfigError, InputError, TrainingError
+from mpd_gym.files import sync_directory
+from mpd_gym.training.config import (
+    TrainingConfig,
+    averaging_rate,
+    check_continues,
+    learning_rate_factor,
+)
+from mpd_gym.training.log import Log
+
+__all__ = ["Checkpoints", "LossFunction", "Sampler", "TrainingState", "to_tensors"]
+
+# (module, batch of tensors, noise) -> scalars to log, of which "loss" is minimised.
+LossFunction = Callable[[nn.Module, Any, torch.Generator], Mapping[str, Tensor]]
+# (batch size, random numbers) -> NumPy arrays in a dataclass or mapping.
+Sampler = Callable[[int, np.random.Generator], Any]
+
+_KIND = "training"
+_MAX_BYTES = 64 * 2**30  # weights, average and two moments: four times the module
+
+
+@final
+class TrainingState:
+    """All that a training consists of at one step, and so all that its checkpoint holds.
+
+    Args:
+        module: Trained in place; moved to `device`.
+        config: Its settings.
+        device: Of module, batches and noise.
+        identity: JSON values that a resumed training must share, such as the data set's name.
+
+    Attributes:
+        step: Optimisation steps done.
+        seconds: Time that they took, in all sessions.
+        log: Of the training loss.
+        validation_log: Of the validations.
+
+    Raises:
+        InputError: If `module` has nothing to train, or `identity` is not JSON.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: TrainingConfig,
+        device: torch.device,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self._identity = _as_json(identity)
+        self._module = module.to(device)
+        self._config, self._device = config, device
+        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if not self._parameters:
+            raise InputError("module has no parameter that requires a gradient; nothing to train")
+        module.zero_grad(set_to_none=True)
+        self._average = {n: p.detach().clone() for n, p in self._parameters.items()}
+        self._optimizer = torch.optim.AdamW(
+            [{"params": list(self._parameters.values()), "initial_lr": config.learning_rate}],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self._rng, self._noise = _random_numbers(config.seed, 0, device)
+        self.step, self.seconds = 0, 0.0
+        self._parts: tuple[str, ...] = ()  # names of the loss and its parts, once known
+        self.log, self.validation_log = Log("training"), Log("validation")
+        self._schedule = self._scheduler()
+
+    def advance(self, loss_fn: LossFunction, sampler: Sampler) -> None:
+        """Take one optimisation step, without waiting for the device.
+
+        Raises:
+            InputError: If `loss_fn` returns no ``"loss"``, or parts that are not scalars.
+        """
+        parameters = list(self._parameters.values())
+        batch = to_tensors(sampler(self._config.batch_size, self._rng), self._device)
+        parts = self._loss(loss_fn, batch, self._noise)
+        parts["loss"].backward()  # type: ignore[no-untyped-call]
+        limit = self._config.gradient_clip
+        norm = clip_grad_norm_(parameters, torch.inf if limit is None else limit, foreach=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._schedule.step()
+        logged = {name: part.detach() for name, part in parts.items()}
+        self.log.add(logged | {"gradient_norm": norm})
+        self.step += 1
+        if self.step % self._config.ema_every == 0:
+            rate = averaging_rate(self._config, self.step // self._config.ema_every - 1)
+            update = get_ema_multi_avg_fn(1 - rate)  # type: ignore[no-untyped-call]
+            update(list(self._average.values()), parameters, None)
+
+    def validate(self, loss_fn: LossFunction, sampler: Sampler) -> None:
+        """Add the averaged weights' loss on the same batches and noise every time to the log."""
+        rng, noise = _random_numbers(self._config.seed, 1, self._device)
+        with self._averaged(), torch.no_grad():
+            for _ in range(self._config.validation_batches):
+                batch = to_tensors(sampler(self._config.batch_size, rng), self._device)
+                self.validation_log.add(self._loss(loss_fn, batch, noise))
+
+    def finish(self) -> dict[str, Tensor]:
+        """Leave the averaged weights in the module, in evaluation mode, and return a copy."""
+        load_into(self._parameters, self._average)
+        self._module.eval()
+        return {name: tensor.clone() for name, tensor in self._module.state_dict().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint.
+
+        Raises:
+            TrainingError: If the training has become non-finite.
+        """
+        names = list(self._parameters)
+        adam = self._optimizer.state_dict()["state"]
+        logs = (self.log, self.validation_log)
+        return flatten(
+            {
+                "weights": self._module.state_dict(),
+                "average": self._average,
+                "adam": {names[index]: moments for index, moments in adam.items()},
+                "noise": self._noise.get_state(),
+                "log": {log.split: log.tensors(self.step) for log in logs},
+            }
+        )
+
+    def header(self) -> dict[str, Any]:
+        """Return the header of a checkpoint."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": dataclasses.asdict(self._config),
+            "identity": self._identity,
+            "device": self._device.type,
+            "rng": self._rng.bit_generator.state,
+            "names": {"training": self.log.names, "validation": self.validation_log.names},
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str) -> None:
+        """Continue where the checkpoint at `path` stopped.
+
+        Raises:
+            ConfigError: If it belongs to another training; names the field that differs.
+            CheckpointError: If it belongs to another module.
+        """
+        check_continues(self._config, header["config"], header["step"], path)
+        for name, now, then in (
+            ("identity", self._identity, header["identity"]),
+            ("device", self._device.type, header["device"]),
+        ):
+            if now != then:
+                raise ConfigError(
+                    f"{name} is {now!r}, but {path} was trained with {then!r}. Restore it, choose "
+                    "another name or directory, or start again with resume=False"
+                )
+        load_into(self._module, tensors, "weights/", source=path)
+        load_into(self._average, tensors, "average/", source=path)
+        tree = unflatten(tensors)
+        places = {name: index for index, name in enumerate(self._parameters)}
+        moments = {places[name]: state for name, state in tree["adam"].items()}
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self._noise.set_state(tree["noise"])
+        self._rng.bit_generator.state = header["rng"]
+        self.step, self.seconds = header["step"], header["seconds"]
+        self._schedule = self._scheduler()
+        for log in (self.log, self.validation_log):
+            log.restore(header["names"][log.split], tree["log"][log.split], self._device)
+        self._parts = self.log.names[:-1]  # the last is the gradient's norm
+
+    def _scheduler(self) -> LambdaLR:
+        factor = partial(learning_rate_factor, self._config)
+        return LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
+
+    def _loss(
+        self, loss_fn: LossFunction, batch: Any, noise: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        bf16 = self._config.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            parts = loss_fn(self._module, batch, noise)
+        if tuple(parts) != self._parts:
+            self._begin(parts)
+        return parts
+
+    def _begin(self, parts: Mapping[str, Tensor]) -> None:
+        """Check the first loss of a training; the names of later ones must be equal."""
+        if self._parts:
+            raise InputError(f"loss_fn returned {list(parts)}; before it was {list(self._parts)}")
+        if "loss" not in parts:
+            raise InputError(f"loss_fn must return a 'loss' to minimise; got {list(parts)}")
+        for name, value in parts.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(f"loss_fn's '{name}' must be a scalar tensor; got {got}")
+        self._parts = tuple(parts)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the module, in evaluation mode, for the time being."""
+        modes = {module: module.training for module in self._module.modules()}
+        self._module.eval()
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+            for module, mode in modes.items():
+                module.training = mode
+
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self._average[name] = self._average[name], parameter.data
+
+
+@final
+class Checkpoints:
+    """The newest checkpoint of a training and the one before it, in a folder of their own.
+
+    A new one is complete on disk before the others are renamed, so kill −9 at any moment leaves
+    at least one that loads.
+
+    Args:
+        folder: Made if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._newest = folder / "checkpoint.safetensors"
+        self._previous = folder / "previous.safetensors"
+        self._next = folder / "next.safetensors"
+        self.summary = "no checkpoint was written"
+
+    def begin(self, state: TrainingState, *, resume: bool) -> None:
+        """Restore `state` from the newest checkpoint, if there is one; or remove them all.
+
+        Raises:
+            CheckpointError: If the newest is damaged or belongs to another module.
+            ConfigError: If it belongs to another training.
+        """
+        folder = self._newest.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in (self._next, *folder.glob(f".{self._next.stem}-*")):
+            leftover.unlink(missing_ok=True)  # of a killed process
+        if not resume:
+            self._newest.unlink(missing_ok=True)
+            self._previous.unlink(missing_ok=True)
+            return
+        path = self._newest if self._newest.exists() else self._previous
+        if path.exists():
+            state.restore(*self._load(path), str(path))
+            self._describe(path, state)
+
+    def _load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        try:
+            return load_file(path, kind=_KIND, max_bytes=_MAX_BYTES)
+        except CheckpointError as error:
+            other = "start again" if path == self._previous else f"go on from {self._previous}"
+            raise CheckpointError(f"{error}; or remove it to {other}") from None
+
+    def save(self, state: TrainingState) -> None:
+        """Write a checkpoint of `state`.
+
+        Raises:
+            TrainingError: If the training has become non-finite; nothing is written.
+            CheckpointError: If the disk refuses; the earlier checkpoints stay.
+        """
+        try:
+            save_file(self._next, state.tensors(), state.header(), kind=_KIND)
+        except InputError as error:  # weights or moments overflowed without a sign in the loss
+            raise TrainingError(f"{error} (step {state.step})") from error
+        if self._newest.exists():
+            os.replace(self._newest, self._previous)
+        os.replace(self._next, self._newest)
+        sync_directory(self._newest.parent)
+        self._describe(self._newest, state)
+
+    def _describe(self, path: Path, state: TrainingState) -> None:
+        self.summary = f"the last checkpoint is {path} at step {state.step:,}"
+
+
+def to_tensors(batch: Any, device: torch.device) -> Any:
+    """Turn the NumPy arrays of a batch into tensors on `device`, sharing memory on the CPU.
+
+    Args:
+        batch: An array, or arrays in mappings and dataclasses of any depth; other values stay.
+        device: Copies to a GPU go through pinned memory and do not wait.
+
+    Returns:
+        The same structure with tensors; a mapping becomes a dict.
+    """
+    if isinstance(batch, np.ndarray):
+        tensor = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
+        if device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_tensors(value, device) for key, value in batch.items()}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = [field.name for field in dataclasses.fields(batch)]
+        converted = {name: to_tensors(getattr(batch, name), device) for name in fields}
+        return dataclasses.replace(batch, **converted)
+    return batch
+
+
+def _random_numbers(
+    seed: int, stream: int, device: torch.device
+) -> tuple[np.random.Generator, torch.Generator]:
+    """Generators for batches and for noise, independent between streams."""
+    batches, noise = np.random.SeedSequence([seed, stream]).spawn(2)
+    generator = torch.Generator(device).manual_seed(int(noise.generate_state(1, np.uint64)[0]))
+    return np.random.default_rng(batches), generator
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(values), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"identity must hold finite JSON values: {error}") from None
+    return copy

@@ -1,0 +1,257 @@
+"""Checks of episodes that recording and reading share.
+
+Every array is checked against the spaces and the episode's length before anything uses it: shapes
+and dtypes first (`check_structure`, which reads no rows), then values (`check_values`, for the rows
+at hand). Minari and Gymnasium check none of this themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+
+from mpd_gym.errors import ConfigError, DataError
+from mpd_gym.types import Array, Episode, Observation
+
+__all__ = [
+    "Column",
+    "EpisodeRules",
+    "action_box",
+    "check_episode",
+    "check_structure",
+    "check_values",
+    "columns",
+    "inside",
+    "observation_arrays",
+    "observation_leaves",
+]
+
+_ACTION_TOLERANCE = 1e-5  # float32 rounding of actions at a bound
+_FLAGS = ("terminations", "truncations", "successes")
+
+
+class Column(Protocol):
+    """What the structure of an array is judged by; NumPy arrays and HDF5 data sets have it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of each axis."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpisodeRules:
+    """What the episodes of one source must look like.
+
+    Attributes:
+        source: File or data set id, for messages.
+        leaves: Box of each observation array, by key (``""`` for a plain Box).
+        actions: Box of the actions, shape ``(nu,)``.
+    """
+
+    source: str
+    leaves: Mapping[str, Box]
+    actions: Box
+
+
+def observation_leaves(space: gym.Space[Any]) -> dict[str, Box]:
+    """Return the boxes of an observation space by key.
+
+    Args:
+        space: A Box, or a Dict of such, nested to any depth.
+
+    Returns:
+        ``{"": space}`` for a Box; for a Dict, its boxes by key, nested keys joined by ``/``.
+
+    Raises:
+        ConfigError: If the space holds anything else.
+    """
+    if isinstance(space, Box):
+        return {"": space}
+    if not isinstance(space, gym.spaces.Dict):
+        raise ConfigError(
+            f"observation space must be a Box or a Dict of Boxes, got {space}: "
+            "wrap the environment, for example in gymnasium.wrappers.FlattenObservation"
+        )
+    leaves: dict[str, Box] = {}
+    for key, part in space.spaces.items():
+        for suffix, box in observation_leaves(part).items():
+            leaves[f"{key}/{suffix}" if suffix else str(key)] = box
+    return leaves
+
+
+def action_box(space: gym.Space[Any]) -> Box:
+    """Return the action space as a Box of shape ``(nu,)``.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    if isinstance(space, Box) and len(space.shape) == 1:
+        return space
+    raise ConfigError(
+        f"action space must be a Box of shape (nu,), got {space}: only continuous actions are "
+        "supported"
+    )
+
+
+def observation_arrays(observations: Observation) -> dict[str, Array]:
+    """Return the arrays of plain or Dict observations by key (``""`` for a plain array)."""
+    return dict(observations) if isinstance(observations, Mapping) else {"": observations}
+
+
+def columns(episode: Episode) -> dict[str, Array]:
+    """Return the arrays of an episode by name, those of observations as ``observations/key``."""
+    arrays = {
+        f"observations/{key}" if key else "observations": array
+        for key, array in observation_arrays(episode.observations).items()
+    }
+    for name in ("actions", "rewards", "terminations", "truncations", "costs", "successes"):
+        array = getattr(episode, name)
+        if array is not None:
+            arrays[name] = array
+    return arrays
+
+
+def check_structure(
+    found: Mapping[str, Column], length: int, rules: EpisodeRules, episode: int
+) -> None:
+    """Check names, shapes and dtypes of an episode's arrays; no rows are read.
+
+    Args:
+        found: Arrays by name, as `columns` gives them.
+        length: Steps T of the episode.
+        rules: What they must be.
+        episode: Index of the episode, for messages.
+
+    Raises:
+        DataError: If the episode is empty, or an array is missing, of a wrong shape or dtype.
+    """
+    if length < 1:
+        raise DataError(
+            "the episode is empty, at least one step is needed: remove it",
+            source=rules.source,
+            episode=episode,
+        )
+    for name, (rows, shape) in _expected(rules, length).items():
+        column = found.get(name)
+        if column is None:
+            if name in ("costs", "successes"):
+                continue
+            raise DataError(
+                f"'{name}' is missing; found {sorted(found)}", source=rules.source, episode=episode
+            )
+        _check_shape(name, column.shape, (rows, *shape), rules.source, episode)
+        if column.dtype.kind not in "fiub":
+            raise DataError(
+                f"'{name}' must hold numbers, got dtype {column.dtype}",
+                source=rules.source,
+                episode=episode,
+            )
+
+
+def check_values(
+    episode: Episode,
+    rules: EpisodeRules,
+    index: int,
+    *,
+    start: int = 0,
+    length: int | None = None,
+    lead: int = 0,
+) -> None:
+    """Check the values of an episode, or of a window of one.
+
+    Args:
+        episode: Steps `start` … of the episode, with `lead` more observations before them.
+        rules: What they must be.
+        index: Index of the episode, for messages.
+        start: First step of the window.
+        length: Steps of the whole episode; None means that `episode` is the whole one.
+        lead: Extra observations before `start`.
+
+    Raises:
+        DataError: If a value is not finite, an action is outside its Box, or the episode ends
+            before its last step.
+    """
+    last = (len(episode) if length is None else length) - 1
+    for name, array in columns(episode).items():
+        first = start - lead if name.startswith("observations") else start
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            _fail(rules, index, first, bad, f"'{name}' is not finite (NaN or infinity)")
+        if name in ("terminations", "truncations"):
+            early = array.astype(bool) & (start + np.arange(len(array)) < last)
+            if early.any():
+                problem = f"'{name}' is set here, but the episode goes on to step {last}"
+                _fail(rules, index, start, early, problem)
+        if name in _FLAGS and array.dtype != np.bool_ and ((array != 0) & (array != 1)).any():
+            bad = (array != 0) & (array != 1)
+            _fail(rules, index, start, bad, f"'{name}' must be 0 or 1")
+    kept = inside(episode.actions, rules.actions)
+    if not kept.all():
+        problem = f"'actions' leave the action space {rules.actions}: clip them when reading"
+        _fail(rules, index, start, ~kept, f"{problem} (clip_actions=True) or correct the space")
+
+
+def check_episode(episode: Episode, rules: EpisodeRules, index: int) -> None:
+    """Check the structure and all values of one episode.
+
+    Raises:
+        DataError: Naming the source, the episode and, where there is one, the step.
+    """
+    check_structure(columns(episode), len(episode), rules, index)
+    check_values(episode, rules, index)
+
+
+def inside(actions: Array, box: Box) -> Array:
+    """Return for each row whether it lies in the box, up to float32 rounding.
+
+    Args:
+        actions: ``[…, nu]``.
+        box: Bounds.
+
+    Returns:
+        Booleans ``[…]``; False for rows that hold NaN.
+    """
+    scale = _ACTION_TOLERANCE * np.maximum(1.0, np.abs(actions))
+    kept = (actions >= box.low - scale) & (actions <= box.high + scale)
+    return np.asarray(kept.all(axis=-1))
+
+
+def _expected(rules: EpisodeRules, length: int) -> dict[str, tuple[int, tuple[int, ...]]]:
+    expected = {
+        f"observations/{key}" if key else "observations": (length + 1, box.shape)
+        for key, box in rules.leaves.items()
+    }
+    expected["actions"] = (length, rules.actions.shape)
+    for name in ("rewards", "terminations", "truncations", "costs", "successes"):
+        expected[name] = (length, ())
+    return expected
+
+
+def _check_shape(
+    name: str, shape: tuple[int, ...], wanted: tuple[int, ...], source: str, episode: int
+) -> None:
+    if shape == wanted:
+        return
+    problem = f"'{name}' must have shape {wanted}, got {shape}"
+    if name.startswith("observations") and shape == (wanted[0] - 1, *wanted[1:]):
+        problem += f": T = {shape[0]} rows where T + 1 are needed; the final observation is missing"
+    step = None
+    if shape[1:] == wanted[1:]:
+        step = min(shape[0], wanted[0])  # the first row that is missing, or too many
+    raise DataError(problem, source=source, episode=episode, step=step)
+
+
+def _fail(rules: EpisodeRules, index: int, first: int, bad: Any, problem: str) -> None:
+    step = first + int(np.argmax(bad))  # the first True
+    raise DataError(problem, source=rules.source, episode=index, step=step)

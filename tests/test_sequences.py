@@ -1,0 +1,406 @@
+"""Windows: alignment, episode ends, padding, memory against disk, drawing, splitting."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from mpd_gym.datasets import (
+    ConditionSpec,
+    EpisodeSource,
+    Normalizers,
+    WindowConfig,
+    WindowSampler,
+    fit_conditions,
+    fit_normalizer,
+    fit_normalizers,
+    load_episodes,
+    split_episodes,
+)
+from mpd_gym.errors import ConfigError, DataError, InputError
+from mpd_gym.types import Array, Batch, Episode
+
+LENGTHS = (7, 1, 12, 3)
+HORIZON = 5
+
+
+def marked(number: int, steps: int, *, offset: float = 0.0, goals: bool = True) -> Episode:
+    """Episode in which every entry tells its episode and step: 1000 · number + step + offset."""
+    mark = 1000.0 * number + np.arange(steps + 1) + offset
+    now, ends = mark[:-1], np.arange(steps) == steps - 1
+    observation = np.stack([mark, -mark], axis=1)
+    goal = np.stack([mark + 0.25, mark + 0.5], axis=1)
+    return Episode(
+        observations={"observation": observation, "desired_goal": goal} if goals else observation,
+        actions=now[:, None],
+        rewards=now + 0.125,
+        terminations=ends & (number % 2 == 0),
+        truncations=ends & (number % 2 == 1),
+        costs=now + 0.5,
+    )
+
+
+def marked_source(lengths: tuple[int, ...] = LENGTHS, **options: Any) -> EpisodeSource:
+    return load_episodes([marked(i + 1, steps, **options) for i, steps in enumerate(lengths)])
+
+
+def sampler(
+    sources: EpisodeSource | list[EpisodeSource] | None = None,
+    kind: str = "minmax",
+    *,
+    padding: str = "repeat",
+    specs: tuple[ConditionSpec, ...] = (),
+    horizon: int = HORIZON,
+    **options: Any,
+) -> tuple[WindowSampler, Normalizers]:
+    sources = sources or marked_source()
+    config = WindowConfig(horizon=horizon, discount=0.9, padding=padding, conditions=specs)
+    normalizers = fit_normalizers(sources, kind)
+    functions = {s.name: lambda e: e.rewards[:, None] for s in specs if s.kind == "custom"}
+    conditions = fit_conditions(sources, config, normalizers, functions) if specs else None
+    return WindowSampler(sources, config, normalizers, conditions, **options), normalizers
+
+
+def decoded(batch: Batch, normalizers: Normalizers) -> dict[str, Array]:
+    """Arrays of a batch in environment units; marks have 1/8 as their finest part."""
+    entries = {
+        "initial": normalizers.observation.unnormalize(batch.initial),
+        "observations": normalizers.observation.unnormalize(batch.observations),
+        "actions": normalizers.action.unnormalize(batch.actions),
+        "rewards": batch.rewards,
+        "costs": batch.costs,
+    }
+    return {name: np.round(array * 8) / 8 for name, array in entries.items()}
+
+
+ALL = (
+    ConditionSpec("return"),
+    ConditionSpec("cost"),
+    ConditionSpec("goal"),
+    ConditionSpec("final_state"),
+    ConditionSpec("custom", name="now", size=1),
+)
+
+
+@pytest.mark.parametrize("kind", ["cdf", "minmax", "gaussian"])
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_no_window_crosses_an_episode_and_all_is_aligned(kind: str, memory_limit: int) -> None:
+    windows, normalizers = sampler(kind=kind, specs=ALL, memory_limit=memory_limit)
+    assert len(windows) == sum(LENGTHS)
+    batch = windows.windows(np.arange(len(windows)))
+    found = decoded(batch, normalizers)
+    row = 0
+    for number, steps in enumerate(LENGTHS, start=1):
+        for t in range(steps):
+            real = min(HORIZON, steps - t)
+            now = 1000 * number + t + np.arange(HORIZON)
+            later = np.minimum(now + 1, 1000 * number + steps)  # the last observation repeats
+            assert_array_equal(found["initial"][row], [now[0], -now[0]])
+            assert_array_equal(found["observations"][row], np.stack([later, -later], axis=1))
+            assert_array_equal(found["actions"][row, :real, 0], now[:real])
+            assert_array_equal(found["rewards"][row, :real], now[:real] + 0.125)
+            assert_array_equal(found["costs"][row, :real], now[:real] + 0.5)
+            assert_array_equal(batch.mask[row], np.arange(HORIZON) < real)
+            ended = (np.arange(HORIZON) == steps - t - 1) & (number % 2 == 0)
+            assert_array_equal(batch.terminations[row], ended)
+            for name in ("rewards", "costs", "terminations"):
+                assert_array_equal(getattr(batch, name)[row, real:], 0)
+            assert_allclose(batch.conditions["now"][row], now[0] + 0.125)
+            row += 1
+
+
+def test_conditions_are_those_of_the_window_s_first_step() -> None:
+    windows, normalizers = sampler(specs=ALL)
+    batch = windows.windows(np.arange(len(windows)))
+    row = 0
+    assert normalizers.goal is not None
+    for number, steps in enumerate(LENGTHS, start=1):
+        for t in range(steps):
+            mark = 1000 * number + t
+            goal = normalizers.goal.unnormalize(batch.conditions["goal"][row])
+            final = normalizers.observation.unnormalize(batch.conditions["final_state"][row])
+            assert_allclose(goal, [mark + 0.25, mark + 0.5], atol=0.01)
+            assert_allclose(final, [1000 * number + steps, -1000 * number - steps], atol=0.01)
+            row += 1
+    returns = batch.conditions["return"]
+    assert (returns.min(), returns.max()) == (0, 1)
+    assert (np.diff(returns[8:20, 0]) < 0).all()  # ever less to collect in the longest episode
+
+
+def test_batches_have_the_declared_shapes_and_are_float32() -> None:
+    windows, _ = sampler(specs=ALL)
+    batch = windows.sample(6, np.random.default_rng(0))
+    shapes = {
+        "initial": (6, 2),
+        "observations": (6, HORIZON, 2),
+        "actions": (6, HORIZON, 1),
+        **dict.fromkeys(("rewards", "costs", "terminations", "mask"), (6, HORIZON)),
+    }
+    assert {name: getattr(batch, name).shape for name in shapes} == shapes
+    sizes = {"return": 1, "cost": 1, "goal": 2, "final_state": 2, "now": 1}
+    assert {name: value.shape for name, value in batch.conditions.items()} == {
+        name: (6, size) for name, size in sizes.items()
+    }
+    arrays = [getattr(batch, name) for name in shapes] + list(batch.conditions.values())
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+    assert len(batch) == 6
+
+
+def centred(padding: str) -> tuple[WindowSampler, Normalizers]:
+    source = load_episodes([marked(0, 9, offset=-4.0, goals=False)])  # its data surrounds zero
+    return sampler(source, padding=padding)
+
+
+def test_repeat_pads_with_the_last_observation_and_zero_actions() -> None:
+    windows, normalizers = centred("repeat")
+    found = decoded(windows.windows([7]), normalizers)
+    assert found["observations"][0, :, 0].tolist() == [4, 5, 5, 5, 5]
+    assert found["actions"][0, :, 0].tolist() == [3, 4, 0, 0, 0]
+
+
+def test_zeros_pads_with_zero_observations_and_actions() -> None:
+    windows, normalizers = centred("zeros")
+    found = decoded(windows.windows([8]), normalizers)  # H - 1 padded steps
+    assert found["observations"][0, :, 0].tolist() == [5, 0, 0, 0, 0]
+    assert found["actions"][0, :, 0].tolist() == [4, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["cdf", "minmax", "gaussian"])
+def test_padding_stays_inside_the_range_that_samplers_clip_to(kind: str) -> None:
+    windows, normalizers = sampler(kind=kind, padding="zeros")  # all marks are above 1000
+    batch = windows.windows(np.arange(len(windows)))
+    low, high = normalizers.action.clip_range
+    assert (batch.actions >= low - 1e-6).all()
+    assert (batch.actions <= high + 1e-6).all()
+    assert_allclose(batch.actions[6, 1:, 0], low[0])  # nearest to zero
+
+
+def hdf5_source(path: Path, lengths: tuple[int, ...] = (40, 25, 60)) -> EpisodeSource:
+    """Flat file of random episodes."""
+    rng, total = np.random.default_rng(0), sum(lengths)
+    ends = np.zeros(total, bool)
+    ends[np.cumsum(lengths) - 1] = True
+    observations = rng.normal(size=(total, 3))
+    following = np.roll(observations, -1, axis=0)
+    following[ends] = rng.normal(size=(len(lengths), 3))
+    with h5py.File(path, "w") as file:
+        file["observations"], file["next_observations"] = observations, following
+        file["actions"], file["rewards"] = rng.normal(size=(total, 2)), rng.normal(size=total)
+        file["costs"] = rng.integers(0, 2, total).astype(float)
+        file["terminals"], file["timeouts"] = np.zeros(total, bool), ends
+    return load_episodes(path)
+
+
+@pytest.mark.parametrize("kind", ["cdf", "minmax", "gaussian"])
+@pytest.mark.parametrize("padding", ["repeat", "zeros"])
+def test_windows_from_disk_equal_windows_from_memory(
+    tmp_path: Path, kind: str, padding: str
+) -> None:
+    source = hdf5_source(tmp_path / "flat.hdf5")
+    specs = (ConditionSpec("return"), ConditionSpec("cost"), ConditionSpec("final_state"))
+    options: dict[str, Any] = {"padding": padding, "specs": specs, "horizon": 16}
+    memory, _ = sampler(source, kind, **options)
+    disk, _ = sampler(source, kind, memory_limit=1000, **options)
+    assert (memory.in_memory, disk.in_memory) == (True, False)
+    one, other = (w.sample(100, np.random.default_rng(3)) for w in (memory, disk))
+    assert 0 < one.mask.mean() < 1
+    for field in fields(Batch):
+        assert_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, array in one.items():
+            assert_array_equal(array, other[key])
+    else:
+        assert_array_equal(one, other)
+
+
+def test_disk_windows_read_no_whole_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = marked_source()
+    windows, _ = sampler(source, memory_limit=0)
+    reads = []
+    read = source.window
+
+    def window(index: int, start: int, stop: int) -> Episode:
+        reads.append((index, start, stop))
+        return read(index, start, stop)
+
+    monkeypatch.setattr(source, "window", window)
+    windows.windows([2, 9, 22])
+    assert reads == [(0, 2, 7), (2, 1, 6), (3, 2, 3)]
+
+
+def test_equal_generators_draw_equal_batches() -> None:
+    windows, _ = sampler(specs=ALL)
+    draws = [windows.sample(32, np.random.default_rng(seed)).initial for seed in (5, 5, 6)]
+    assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+
+
+def test_windows_are_drawn_uniformly() -> None:
+    windows, normalizers = sampler()
+    found = decoded(windows.sample(23_000, np.random.default_rng(1)), normalizers)
+    _, counts = np.unique(found["initial"][:, 0], return_counts=True)
+    assert len(counts) == len(windows)
+    assert np.abs(counts / 1000 - 1).max() < 0.15  # 4.7 standard deviations
+
+
+def second_source() -> EpisodeSource:
+    return load_episodes([marked(50, 40, goals=False), marked(51, 11, goals=False)])
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_several_sources_are_drawn_by_weight(memory_limit: int) -> None:
+    sources = [marked_source(goals=False), second_source()]
+    windows, normalizers = sampler(sources, weights=[1, 3], memory_limit=memory_limit)
+    assert len(windows) == sum(LENGTHS) + 51
+    found = decoded(windows.sample(2000, np.random.default_rng(2)), normalizers)
+    marks = found["initial"][:, 0]
+    assert abs((marks >= 50_000).mean() - 0.75) < 0.04
+    assert len(np.unique(marks)) > 65
+    whole = decoded(windows.windows(np.arange(len(windows))), normalizers)
+    assert whole["initial"][sum(LENGTHS), 0] == 50_000
+    assert whole["initial"][-1, 0] == 51_010
+
+
+def test_sources_without_weights_are_drawn_by_their_steps() -> None:
+    sources = [marked_source(goals=False), second_source()]
+    windows, normalizers = sampler(sources)
+    found = decoded(windows.sample(4000, np.random.default_rng(2)), normalizers)
+    assert abs((found["initial"][:, 0] >= 50_000).mean() - 51 / 74) < 0.04
+
+
+def test_a_weight_of_zero_leaves_a_source_out() -> None:
+    sources = [marked_source(goals=False), second_source()]
+    for weights, expected in (([0, 1], {50, 51}), ([1, 0], {1, 2, 3, 4})):
+        windows, normalizers = sampler(sources, weights=weights)
+        found = decoded(windows.sample(500, np.random.default_rng(2)), normalizers)
+        assert set((found["initial"][:, 0] // 1000).tolist()) == expected
+
+
+def test_costs_are_zero_where_the_data_has_none() -> None:
+    without = replace(marked(1, 6, goals=False), costs=None)
+    windows, _ = sampler(load_episodes([without]))
+    batch = windows.windows([0])
+    assert not batch.costs.any()
+    assert batch.rewards.all()
+
+
+def test_normalizers_are_fitted_to_all_sources_together() -> None:
+    sources = [marked_source(), second_source()]
+    normalizers = fit_normalizers(sources, "minmax")
+    ends = np.array([[1000.0, -1000.0], [51_011.0, -51_011.0]])
+    assert_allclose(normalizers.observation.normalize(ends), [[-1, 1], [1, -1]])
+    assert normalizers.goal is not None
+    assert_allclose(normalizers.goal.unnormalize(np.ones(2)), [4003.25, 4003.5])
+    assert fit_normalizers(sources[1], "minmax").goal is None
+
+
+def test_images_are_flattened() -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (9, 2, 4, 4), dtype=np.uint8)
+    source = load_episodes([replace(marked(1, 8, goals=False), observations=frames)])
+    windows, normalizers = sampler(source, "minmax")
+    batch = windows.windows([3])
+    found = normalizers.observation.unnormalize(batch.observations[0])
+    assert_allclose(found, frames[4:9].reshape(5, 32), atol=1e-3)
+
+
+def test_split_is_a_partition_by_episode() -> None:
+    source = load_episodes([marked(i, 3) for i in range(20)])
+    training, validation = split_episodes(source, 0.25, seed=7)
+    assert (len(training), len(validation)) == (15, 5)
+    marks = [
+        [int(e.actions[0, 0]) // 1000 for e in (part.episode(i) for i in range(len(part)))]
+        for part in (training, validation)
+    ]
+    assert sorted(marks[0] + marks[1]) == list(range(20))
+    assert marks[0] == sorted(marks[0])
+    again = split_episodes(source, 0.25, seed=7)[1]
+    assert [int(e.actions[0, 0]) // 1000 for e in again] == marks[1]
+    other = split_episodes(source, 0.25, seed=8)[1]
+    assert [int(e.actions[0, 0]) // 1000 for e in other] != marks[1]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_split_leaves_an_episode_on_each_side(fraction: float) -> None:
+    parts = split_episodes(marked_source(), fraction, seed=0)
+    assert min(map(len, parts)) == 1
+
+
+def test_bad_splits_are_refused() -> None:
+    with pytest.raises(ConfigError, match="fraction: expected a value between 0 and 1, got 1"):
+        split_episodes(marked_source(), 1, seed=0)
+    with pytest.raises(DataError, match="expected at least 2 episodes to split"):
+        split_episodes(load_episodes([marked(1, 3)]), 0.5, seed=0)
+
+
+def test_bad_draws_are_refused() -> None:
+    windows, _ = sampler()
+    with pytest.raises(InputError, match="batch_size: expected at least 1, got 0"):
+        windows.sample(0, np.random.default_rng(0))
+    wrong: list[Any] = [[], [[1]], [0.5], np.zeros(2, bool)]
+    for indices in wrong:
+        with pytest.raises(InputError, match="indices: expected a list of whole numbers"):
+            windows.windows(indices)
+    for beyond in ([-1], [0, 23]):
+        with pytest.raises(InputError, match="indices: expected 0 to 22, got"):
+            windows.windows(beyond)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 0.0], [1.0, -1.0], [1.0, float("nan")]])
+def test_bad_weights_are_refused(weights: list[float]) -> None:
+    sources = [marked_source(goals=False), second_source()]
+    with pytest.raises(ConfigError, match="weights: expected one non-negative number for each"):
+        sampler(sources, weights=weights)
+
+
+def test_contradictions_are_refused() -> None:
+    source = marked_source()
+    config = WindowConfig(horizon=4, conditions=(ConditionSpec("return"),))
+    normalizers = fit_normalizers(source, "minmax")
+    with pytest.raises(ConfigError, match=r"declares \['return'\]; pass what fit_conditions"):
+        WindowSampler(source, config, normalizers)
+    conditions = fit_conditions(source, config, normalizers)
+    with pytest.raises(ConfigError, match="conditions: they were fitted for"):
+        WindowSampler(source, replace(config, horizon=5), normalizers, conditions)
+    with pytest.raises(InputError, match="sources: expected one or several EpisodeSource"):
+        WindowSampler([], config, normalizers, conditions)
+    with pytest.raises(InputError, match=r"sources: .*\['Episode'\]; use load_episodes"):
+        fit_normalizers([marked(1, 3)], "minmax")  # type: ignore[list-item]
+
+
+def test_an_episode_that_does_not_fit_the_normalizers_is_named() -> None:
+    wide = fit_normalizer("minmax", np.random.default_rng(0).normal(size=(9, 3)))
+    normalizers = fit_normalizers(marked_source(), "minmax")._replace(observation=wide)
+    with pytest.raises(DataError, match=r"episode 0: normalizer: expected .* 3\], got shape"):
+        WindowSampler(marked_source(), WindowConfig(horizon=4), normalizers)
+
+
+def test_a_batch_takes_well_under_a_millisecond() -> None:
+    rng = np.random.default_rng(0)
+    steps = 5000
+    episode = Episode(
+        observations=rng.normal(size=(steps + 1, 11)),
+        actions=rng.normal(size=(steps, 3)),
+        rewards=rng.normal(size=steps),
+        terminations=np.zeros(steps, bool),
+        truncations=np.arange(steps) == steps - 1,
+    )
+    specs = (ConditionSpec("return"),)
+    windows, _ = sampler(load_episodes([episode]), "cdf", specs=specs, horizon=32)
+    seconds = []
+    for _ in range(100):
+        start = time.perf_counter()
+        windows.sample(64, rng)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 5e-4  # measured: 45 µs

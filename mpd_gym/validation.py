@@ -220,10 +220,11 @@ def inside(actions: Array, box: Box) -> Array:
         box: Bounds.
 
     Returns:
-        Booleans ``[…]``; False for rows that hold NaN.
+        Booleans ``[…]``; False for rows that are not finite.
     """
-    scale = _ACTION_TOLERANCE * np.maximum(1.0, np.abs(actions))
-    kept = (actions >= box.low - scale) & (actions <= box.high + scale)
+    low = box.low - _ACTION_TOLERANCE * np.maximum(1.0, np.abs(box.low))
+    high = box.high + _ACTION_TOLERANCE * np.maximum(1.0, np.abs(box.high))
+    kept = (actions >= low) & (actions <= high) & np.isfinite(actions)
     return np.asarray(kept.all(axis=-1))
 
 

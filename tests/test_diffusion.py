@@ -206,22 +206,28 @@ DDIM = functools.partial(ddim_move, eta=0.0)
 
 
 @pytest.mark.parametrize(
-    ("move", "num_levels", "num_steps", "mean_bound", "covariance_bound"),
-    CASES
+    ("name", "move", "num_levels", "num_steps", "bound"),
+    [
+        ("cosine", ddpm_move, 100, None, 0.055),
+        ("cosine", ddpm_move, 800, None, 0.008),
+        ("cosine", ddpm_move, 400, 50, 0.10),
+        ("cosine", DDIM, 100, None, 0.03),
+        ("cosine", DDIM, 800, None, 0.004),
+        ("cosine", DDIM, 400, 50, 0.055),
+        ("cosine", DDIM, 100, 10, 0.26),
+        ("linear", ddpm_move, 800, None, 0.015),
+        ("linear", DDIM, 800, None, 0.006),
+        ("vp", ddpm_move, 800, None, 0.010),
+        ("vp", DDIM, 800, None, 0.004),
+    ],
 )
-@pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_exact_denoisers_recover_mean_and_covariance(
-    name: str,
-    move: Move,
-    num_levels: int,
-    num_steps: int | None,
-    mean_bound: float,
-    covariance_bound: float,
+    name: str, move: Move, num_levels: int, num_steps: int | None, bound: float
 ) -> None:
-    schedule = make_schedule(name, num_levels)
-    mean, covariance = errors(schedule, move, num_steps)
-    assert mean < mean_bound
-    assert covariance < covariance_bound
+    mean, covariance = errors(make_schedule(name, num_levels), move, num_steps)
+    # the noisiest level of "vp" keeps 8 % of the mean, which a start from pure noise lacks
+    assert mean < (0.05 if name == "vp" else 0.005)
+    assert covariance < bound
 
 
 @pytest.mark.parametrize("move", [ddpm_move, DDIM])
@@ -401,11 +407,16 @@ LEVELS = SCHEDULE.levels()
 
 
 def output(
-    model: TrajectoryDenoiser, trajectory: Tensor, k: int, given: tuple[Tensor, Tensor, Tensor], present: float
+    model: TrajectoryDenoiser,
+    trajectory: Tensor,
+    k: int,
+    given: tuple[Tensor, Tensor, Tensor],
+    present: float,
 ) -> Tensor:
     initial, conditions, flags = given
     level = torch.full((len(trajectory),), k)
-    return model(trajectory, level, initial, conditions, flags * present)
+    predicted: Tensor = model(trajectory, level, initial, conditions, flags * present)
+    return predicted
 
 
 @pytest.mark.parametrize("role", ["trajectory", "observations"])
@@ -455,27 +466,32 @@ def test_candidates_share_the_conditioning_of_their_environment() -> None:
     given = conditioning(2)
     trajectory = torch.randn(6, 4, 3, dtype=torch.float64)
     shared = guided(model, SCHEDULE, *given, 2.0, levels=LEVELS)
-    repeated = tuple(value.repeat_interleave(3, dim=0) for value in given)
-    apart = guided(model, SCHEDULE, *repeated, 2.0, levels=LEVELS)
+    initial, conditions, present = (value.repeat_interleave(3, dim=0) for value in given)
+    apart = guided(model, SCHEDULE, initial, conditions, present, 2.0, levels=LEVELS)
     torch.testing.assert_close(shared(trajectory, 7), apart(trajectory, 7), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("limit", [0, 3000, 2**28])
-def test_little_memory_changes_nothing(limit: int) -> None:
-    model = network()
-    given = conditioning(2)
+@pytest.mark.parametrize(("limit", "chunk"), [(0, 1), (50_000, 4), (2**28, 10)])
+def test_conditioning_is_prepared_once_and_little_memory_changes_nothing(
+    limit: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = network(), conditioning(2)
     trajectory = torch.randn(2, 4, 3, dtype=torch.float64)
-    rows = []
+    alone = [guided(model, SCHEDULE, *given, 2.0, levels=[k])(trajectory, k) for k in LEVELS]
+    rows: list[int] = []
     embed = model.embed
-    model.embed = lambda k, *rest: rows.append(len(k)) or embed(k, *rest)  # type: ignore[method-assign,assignment,func-returns-value]
+
+    def counted(k: Tensor, *rest: Tensor) -> Tensor:
+        rows.append(len(k))
+        return embed(k, *rest)
+
+    monkeypatch.setattr(model, "embed", counted)
     denoiser = guided(model, SCHEDULE, *given, 2.0, levels=LEVELS, modulation_bytes=limit)
-    found = [denoiser(trajectory, k) for k in LEVELS]
-    model.embed = embed  # type: ignore[method-assign]
-    for k, value in zip(LEVELS, found, strict=True):
-        alone = guided(model, SCHEDULE, *given, 2.0, levels=[k])
-        torch.testing.assert_close(value, alone(trajectory, k), rtol=1e-9, atol=1e-9)
-    assert sum(rows) == 4 * len(LEVELS)  # each level once, both halves of two environments
-    assert (max(rows) == 4) == (limit == 0)
+    assert sum(rows) == 4 * chunk  # both halves of two environments, before the first call
+    for k, expected in zip(LEVELS, alone, strict=True):
+        torch.testing.assert_close(denoiser(trajectory, k), expected, rtol=1e-9, atol=1e-9)
+    assert sum(rows) == 4 * len(LEVELS)
+    assert max(rows) <= 4 * chunk
 
 
 @pytest.mark.parametrize(
@@ -510,17 +526,18 @@ def test_guidance_mistakes_are_named() -> None:
 
 def test_batched_sampling_equals_single() -> None:
     model = network().float()
-    given = tuple(value.float() for value in conditioning(4))
+    given = [value.float() for value in conditioning(4)]
     draws = torch.randn(20, 4, 4, 3, generator=torch.Generator().manual_seed(0))
 
     def plan(rows: slice) -> Tensor:
         stream = iter(draws)
-        bound = tuple(value[rows] for value in given)
-        denoiser = guided(model, SCHEDULE, *bound, 1.5, levels=LEVELS)
+        initial, conditions, present = (value[rows] for value in given)
+        denoiser = guided(model, SCHEDULE, initial, conditions, present, 1.5, levels=LEVELS)
         step = planner_only(Parts(denoiser, None, SCHEDULE, 2))
 
         def noise() -> Tensor:
-            return next(stream)[rows]
+            drawn: Tensor = next(stream)[rows]
+            return drawn
 
         return sample(step, start_noise(noise), LEVELS, noise)
 
@@ -588,7 +605,8 @@ class Recorder:
         self, trajectory: Tensor, k: Tensor, initial: Tensor, conditions: Tensor, present: Tensor
     ) -> Tensor:
         self.noisy, self.k, self.present = trajectory, k, present
-        return torch.full_like(trajectory[..., : self.columns], self.value)
+        constant: Tensor = torch.full_like(trajectory[..., : self.columns], self.value)
+        return constant
 
 
 def drawn(examples: Examples, seed: int) -> Tensor:

@@ -232,7 +232,9 @@ def test_an_interrupted_training_ends_with_the_same_bits(
 ) -> None:
     config = differs(CONFIG, **options)
     whole = fit(network(), noisy_loss, sampler, config, validation=sampler, **QUICK)
-    run = partial(fit, validation=sampler, directory=tmp_path, **QUICK)
+    run: Callable[..., TrainingResult] = partial(
+        fit, validation=sampler, directory=tmp_path, **QUICK
+    )
     for start, step in enumerate((12, 25, 35)):  # checkpoints at 10, 20, 30; records at 7, 14, …
         with pytest.raises(StoppedError):  # after the first time, the weights given do not matter
             run(network(start), noisy_loss, sampler, config, callbacks=[stop_at(step)])
@@ -364,7 +366,9 @@ def test_a_cosine_cannot_be_extended(tmp_path: Path) -> None:
 
 
 def test_other_data_or_module_are_refused(done: Path) -> None:
-    run = partial(fit, loss_fn=noisy_loss, sampler=sampler, config=CONFIG, directory=done, **QUICK)
+    run: Callable[..., TrainingResult] = partial(
+        fit, loss_fn=noisy_loss, sampler=sampler, config=CONFIG, directory=done, **QUICK
+    )
     with pytest.raises(ConfigError, match=r"identity is \{'data': 'b'\}"):
         run(network(), identity={"data": "b"})
     with pytest.raises(CheckpointError, match=r"'weights/weight' is missing"):
@@ -487,7 +491,9 @@ def test_a_failing_disk_leaves_the_earlier_checkpoints(
 def test_a_damaged_checkpoint_is_refused_and_the_previous_one_serves_in_its_place(
     tmp_path: Path,
 ) -> None:
-    run = partial(fit, loss_fn=noisy_loss, sampler=sampler, config=CONFIG, **QUICK)
+    run: Callable[..., TrainingResult] = partial(
+        fit, loss_fn=noisy_loss, sampler=sampler, config=CONFIG, **QUICK
+    )
     whole = run(network(), directory=tmp_path)
     newest = tmp_path / "toy/checkpoint.safetensors"
     content = bytearray(newest.read_bytes())
@@ -642,7 +648,9 @@ def test_batches_of_the_package_become_tensors() -> None:
 
 
 def test_records_bar_and_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing import (  # type: ignore[import-untyped]
+        event_accumulator,
+    )
 
     records: list[Record] = []
     result = fit(
@@ -663,7 +671,7 @@ def test_records_bar_and_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "40/40" in shown
     assert f"loss={records[-2].values['loss']:.4g}" in shown
     assert "validation=" in shown
-    board = EventAccumulator(str(tmp_path / "toy")).Reload()
+    board = event_accumulator.EventAccumulator(str(tmp_path / "toy")).Reload()
     events = board.Scalars("training/loss")
     assert [event.step for event in events] == [7, 14, 21, 28, 35, 40]
     np.testing.assert_allclose([e.value for e in events], result.training["loss"], rtol=1e-6)
@@ -678,7 +686,9 @@ def test_no_bar_without_progress(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_runs_outside_the_main_thread() -> None:
     results: list[TrainingResult] = []
-    run = partial(fit, network(), noisy_loss, sampler, CONFIG, **QUICK)
+    run: Callable[..., TrainingResult] = partial(
+        fit, network(), noisy_loss, sampler, CONFIG, **QUICK
+    )
     thread = threading.Thread(target=lambda: results.append(run()))
     thread.start()
     thread.join()
@@ -693,7 +703,9 @@ def test_resume_on_a_gpu(tmp_path: Path) -> None:
         kept = torch.rand(batch["x"].shape, generator=noise, device="cuda") > 0.2
         return {"loss": (module(batch["x"] * kept) - batch["y"]).square().mean()}
 
-    run = partial(fit, loss_fn=loss, sampler=sampler, config=CONFIG, device="cuda", **QUICK)
+    run: Callable[..., TrainingResult] = partial(
+        fit, loss_fn=loss, sampler=sampler, config=CONFIG, device="cuda", **QUICK
+    )
     whole = run(network())
     with pytest.raises(StoppedError):
         run(network(), directory=tmp_path, callbacks=[stop_at(25)])
@@ -870,7 +882,7 @@ def test_side_by_side_equals_one_after_the_other() -> None:
     [
         (broken_job, TrainingError, "this job fails"),
         (dying_job, WorkerError, r"training 'bad' died \(killed by SIGKILL\)"),
-        (interrupted_job, KeyboardInterrupt, "^$"),
+        (interrupted_job, KeyboardInterrupt, "in interrupted_job"),
     ],
 )
 def test_a_failing_job_ends_the_others_with_a_checkpoint(

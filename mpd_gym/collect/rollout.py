@@ -188,7 +188,7 @@ class Runner:
         box = self._rules.actions
         action = np.array(raw, dtype=box.dtype)
         if action.shape == box.shape:
-            if ((action >= box.low) & (action <= box.high)).all():
+            if ((action >= box.low) & (action <= box.high) & np.isfinite(action)).all():
                 return action
             if inside(action, box):  # but for rounding
                 return np.clip(action, box.low, box.high)

@@ -299,7 +299,7 @@ def _task(
 
 
 def _spread(value: ArrayLike, size: int) -> Any:
-    return np.full(size, value) if np.ndim(value) == 0 else value
+    return np.full(size, value) if np.isscalar(value) else value
 
 
 def _paint(canvas: Canvas, *, path: Sequence[Moment], task: _Task) -> None:

@@ -39,7 +39,7 @@ def transition(state: Array, action: Array, A: Array, B: Array) -> Array:
         A: ``[nx, nx]``.
         B: ``[nx, nu]``.
     """
-    return _product(A, state) + _product(B, action)
+    return _product(A, np.asarray(state)) + _product(B, np.asarray(action))
 
 
 def reward(state: Array, action: Array, Q: Array, R: Array) -> Array:
@@ -52,7 +52,8 @@ def reward(state: Array, action: Array, Q: Array, R: Array) -> Array:
         R: ``[nu, nu]``.
     """
     state, action = np.asarray(state), np.asarray(action)
-    return -((_product(Q, state) * state).sum(-1) + (_product(R, action) * action).sum(-1))
+    cost = (_product(Q, state) * state).sum(-1) + (_product(R, action) * action).sum(-1)
+    return np.asarray(-cost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,10 @@ def checked_matrix(name: str, value: Any) -> Array:
     Raises:
         InputError: If it is no matrix of finite numbers.
     """
-    shape = np.shape(value)
+    try:
+        shape = np.shape(value)
+    except ValueError as error:
+        raise InputError(f"{name}: expected a matrix, got rows of several lengths") from error
     if len(shape) != 2 or 0 in shape:
         raise InputError(f"{name}: expected a matrix, got shape {shape}")
     array = checked_array(name, value, shape)

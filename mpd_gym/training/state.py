@@ -300,7 +300,8 @@ def to_tensors(batch: Any, device: torch.device) -> Any:
     """Turn the NumPy arrays of a batch into tensors on `device`, sharing memory on the CPU.
 
     Args:
-        batch: An array, or arrays in mappings and dataclasses of any depth; other values stay.
+        batch: An array or tensor, or such in mappings and dataclasses of any depth; other values
+            stay as they are.
         device: Copies to a GPU go through pinned memory and do not wait.
 
     Returns:
@@ -311,6 +312,8 @@ def to_tensors(batch: Any, device: torch.device) -> Any:
         if device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(device, non_blocking=True)
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {key: to_tensors(value, device) for key, value in batch.items()}
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):

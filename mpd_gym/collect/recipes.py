@@ -1,0 +1,315 @@
+"""How each data set of the package is made: one command, one recipe."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, final
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from mpd_gym.collect.lqr import NoisyLQR
+from mpd_gym.collect.record import DatasetInfo, record, write_dataset
+from mpd_gym.collect.scripted import SmoothRandom
+from mpd_gym.envs.image_pendulum import FRAMES, draw
+from mpd_gym.errors import ConfigError, check_choice
+from mpd_gym.types import Episode, Policy
+
+__all__ = ["RECIPES", "Collection", "Recipe", "collect"]
+
+AUTHOR = "The mpd_gym authors"
+PENDULUM_RETURNS = (-1225.0, -150.0)  # random actions, and a trained SAC
+SAFE_PENALTY = 10.0  # of one step beyond the limit, against at most 16.3 for any step
+SAC: Mapping[str, Any] = {
+    "learning_rate": 1e-3,
+    "learning_starts": 2_000,
+    "batch_size": 128,
+    "policy_kwargs": {"net_arch": [64, 64]},
+}
+
+
+@final
+@dataclass(frozen=True)
+class Collection:
+    """How a recipe is run.
+
+    Attributes:
+        dataset_id: Where the data set goes.
+        policies: Folder for what is trained on the way: Stable-Baselines3 zips and checkpoints.
+        seed: Of everything.
+        fraction: Share of the full size, for a try; sizes are rounded up.
+        processes: Processes that record.
+        overwrite: Replace a data set of that id.
+        progress: Show progress bars.
+    """
+
+    dataset_id: str
+    policies: Path
+    seed: int = 0
+    fraction: float = 1.0
+    processes: int = 1
+    overwrite: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction: expected a share in (0, 1], got {self.fraction}")
+
+    def size(self, full: int) -> int:
+        """Number of episodes or steps out of `full`."""
+        return max(1, int(np.ceil(full * self.fraction)))
+
+
+@final
+@dataclass(frozen=True)
+class Recipe:
+    """A data set that the package can make.
+
+    Attributes:
+        dataset_id: Its Minari id.
+        description: What is in it.
+        run: Makes it.
+    """
+
+    dataset_id: str
+    description: str
+    run: Callable[[Collection], Any]
+
+
+def collect(dataset_id: str, **options: Any) -> Any:
+    """Make a data set; interrupted and called again, it goes on where it was.
+
+    Args:
+        dataset_id: A key of `RECIPES`.
+        options: Fields of `Collection`; its `dataset_id` and `policies` have defaults.
+
+    Returns:
+        The Minari data set.
+
+    Raises:
+        ConfigError: If there is no such recipe, or the data set exists.
+        MissingExtraError: If CasADi or Stable-Baselines3 is needed and not installed.
+    """
+    check_choice("data set", dataset_id, RECIPES)
+    given = {"dataset_id": dataset_id, "policies": Path("outputs/policies"), **options}
+    return RECIPES[dataset_id].run(Collection(**given))
+
+
+def _record(
+    collection: Collection,
+    policy: Callable[[], Policy],
+    env_id: str,
+    episodes: int,
+    info: DatasetInfo,
+    **options: Any,
+) -> Any:
+    return record(
+        policy,
+        env_id,
+        collection.dataset_id,
+        episodes=collection.size(episodes),
+        seed=collection.seed,
+        processes=collection.processes,
+        overwrite=collection.overwrite,
+        progress=collection.progress,
+        info=replace(info, author=AUTHOR),
+        **options,
+    )
+
+
+# --- LQR -------------------------------------------------------------------------------------
+
+
+def _noisy_lqr(probability: float) -> Policy:
+    env: Any = gym.make("LQR-v0").unwrapped
+    return NoisyLQR(env.optimal_gain, probability, action_space=env.action_space)
+
+
+def _collect_lqr(percent: int, collection: Collection) -> Any:
+    info = DatasetInfo(
+        algorithm_name="LQR with Bernoulli-Gaussian input noise (MPDiffuser paper, eq. 5)",
+        description=f"Optimal gain; noise of 0.25 on {percent} % of the steps.",
+    )
+    return _record(
+        collection,
+        functools.partial(_noisy_lqr, percent / 100),
+        "LQR-v0",
+        1000,
+        info,
+        fingerprint={"probability": percent / 100},
+    )
+
+
+# --- car -------------------------------------------------------------------------------------
+
+
+def _nmpc() -> Policy:
+    from mpd_gym.collect.nmpc import NMPC
+
+    return NMPC(on_failure="report")
+
+
+def _smooth_random(env_id: str) -> Policy:
+    env = gym.make(env_id)
+    return SmoothRandom(env.action_space, env.observation_space)
+
+
+def _arrived(episode: Episode) -> bool:
+    """Whether an expert episode ended at the goal and not in a wall."""
+    return bool(episode.successes is not None and episode.successes[-1]) and not bool(
+        episode.terminations[-1]
+    )
+
+
+def _collect_car_expert(collection: Collection) -> Any:
+    info = DatasetInfo(
+        algorithm_name="nonlinear MPC (CasADi, Fatrop)",
+        description="U-turns through the maze; arrival within 32 steps, then standing still.",
+    )
+    return _record(collection, _nmpc, "CarUMaze-v0", 2000, info, accept=_arrived)
+
+
+def _collect_car_random(collection: Collection) -> Any:
+    info = DatasetInfo(
+        algorithm_name="smooth random actions",
+        description="Random driving up to a wall or the time limit, for dynamics models.",
+    )
+    policy = functools.partial(_smooth_random, "CarUMaze-v0")
+    return _record(collection, policy, "CarUMaze-v0", 1000, info)
+
+
+# --- pendulum --------------------------------------------------------------------------------
+
+
+def _trained_sac(
+    collection: Collection, env_id: str, name: str, steps: int, wrappers: tuple[Any, ...] = ()
+) -> Any:
+    """Train a SAC, or go on with it; its zip stays in the folder of policies."""
+    from mpd_gym.collect.sb3 import train_sb3
+
+    folder = collection.policies
+    return train_sb3(
+        "sac",
+        env_id,
+        steps=collection.size(steps),
+        seed=collection.seed,
+        wrappers=wrappers,
+        hyperparameters=SAC,
+        log_dir=folder / "tensorboard" / name,
+        save_path=folder / f"{name}.zip",
+        checkpoint=folder / f"{name}-checkpoint.zip",
+        progress=collection.progress,
+    )
+
+
+def _collect_constrained_pendulum(collection: Collection) -> Any:
+    from mpd_gym.collect.sb3 import CostPenalty, replay_episodes
+    from mpd_gym.collect.sb3_zip import SB3Policy
+
+    env_id = "ConstrainedPendulum-v0"
+    free = _trained_sac(collection, env_id, "sac-ConstrainedPendulum-v0", 100_000)
+    penalty = functools.partial(CostPenalty, penalty=SAFE_PENALTY)
+    safe = _trained_sac(
+        collection, env_id, "safe-sac-ConstrainedPendulum-v0", 100_000, (penalty,)
+    )
+    safe_id = f"{collection.dataset_id.removesuffix('-v0')}-safe-part-v0"
+    safe_part = _record(
+        replace(collection, dataset_id=safe_id, processes=1, overwrite=True),
+        SB3Policy(safe.policy),  # type: ignore[arg-type]
+        env_id,
+        300,
+        DatasetInfo(),
+    )
+    from mpd_gym.datasets import load_episodes
+
+    return write_dataset(
+        collection.dataset_id,
+        chain(replay_episodes(free), load_episodes(safe_part)),
+        env_id=env_id,
+        info=_pendulum_info(
+            "SAC replay buffer and safe SAC",
+            "All 100,000 training steps of a SAC that ignores the limit, then 300 episodes of one "
+            f"trained with a penalty of {SAFE_PENALTY} on each step beyond it.",
+        ),
+        overwrite=collection.overwrite,
+        progress=collection.progress,
+    )
+
+
+def _collect_image_pendulum(collection: Collection) -> Any:
+    from mpd_gym.collect.sb3 import replay_episodes
+
+    model = _trained_sac(collection, "Pendulum-v1", "sac-Pendulum-v1", 100_000)
+    return write_dataset(
+        collection.dataset_id,
+        _as_frames(replay_episodes(model)),
+        env_id="ImagePendulum-v0",
+        observation_space=spaces.Box(0, 255, (64, 64), np.uint8),
+        frame_stack=FRAMES,
+        info=_pendulum_info(
+            "SAC replay buffer",
+            "All training steps of a SAC that sees the state; frames are stored once and stacked "
+            "when read.",
+        ),
+        overwrite=collection.overwrite,
+        progress=collection.progress,
+    )
+
+
+def _as_frames(episodes: Iterator[Episode]) -> Iterator[Episode]:
+    """Show episodes of Pendulum-v1 as pictures."""
+    for episode in episodes:
+        rows = np.asarray(episode.observations, float)
+        frames = draw(np.arctan2(rows[:, 1], rows[:, 0]))
+        yield replace(episode, observations=frames, costs=None, successes=None)
+
+
+def _pendulum_info(algorithm: str, description: str) -> DatasetInfo:
+    low, high = PENDULUM_RETURNS
+    return DatasetInfo(
+        author=AUTHOR,
+        algorithm_name=algorithm,
+        description=description,
+        ref_min_score=low,
+        ref_max_score=high,
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.dataset_id: recipe
+    for recipe in (
+        *(
+            Recipe(
+                f"mpd_gym/lqr/noisy-p{percent}-v0",
+                f"LQR-v0: 1000 trajectories of the optimal gain, {percent} % of the steps noisy",
+                functools.partial(_collect_lqr, percent),
+            )
+            for percent in (10, 20, 30, 40, 80)
+        ),
+        Recipe(
+            "mpd_gym/car-umaze/expert-v0",
+            "CarUMaze-v0: 2000 trajectories of nonlinear MPC",
+            _collect_car_expert,
+        ),
+        Recipe(
+            "mpd_gym/car-umaze/random-v0",
+            "CarUMaze-v0: 1000 trajectories of smooth random actions",
+            _collect_car_random,
+        ),
+        Recipe(
+            "mpd_gym/constrained-pendulum/mixed-v0",
+            "ConstrainedPendulum-v0: SAC's replay buffer (100k steps) and 300 safe episodes",
+            _collect_constrained_pendulum,
+        ),
+        Recipe(
+            "mpd_gym/image-pendulum/replay-v0",
+            "ImagePendulum-v0: SAC's replay buffer (100k steps) as frames",
+            _collect_image_pendulum,
+        ),
+    )
+}

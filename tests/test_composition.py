@@ -1,0 +1,368 @@
+"""Compositions against steps computed by hand in NumPy, and against stored numbers.
+
+After a change that is meant to alter the numbers, write them anew with
+``python -m tests.test_composition``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mpd_gym.diffusion.composition import (
+    COMPOSITIONS,
+    Composition,
+    Parts,
+    alternating,
+    alternating_matched,
+    alternating_resampled,
+    combined_score,
+    compose,
+    inpaint,
+    inpaint_denoiser,
+    planner_only,
+)
+from mpd_gym.diffusion.samplers import Move, ddim_move, ddpm_move, make_move, sample, start_noise
+from mpd_gym.diffusion.schedule import NoiseSchedule, make_schedule
+from mpd_gym.errors import ConfigError
+from mpd_gym.types import Array, Denoiser, Step
+
+GOLDEN = Path(__file__).parent / "golden" / "compositions.json"
+
+H, NX, NU = 2, 2, 1
+D = NX + NU
+SCHEDULE = make_schedule("cosine", 12)
+RNG = np.random.default_rng(0)
+PLANNER = 0.4 * RNG.normal(size=(H * D, H * D)), 0.2 * RNG.normal(size=H * D)
+DYNAMICS = 0.4 * RNG.normal(size=(H * NX, H * D)), 0.2 * RNG.normal(size=H * NX)
+
+
+def linear(weights: tuple[Array, Array], columns: int, *, scale: float = 0.05) -> Denoiser:
+    """x̂_0 = (1 + scale · k) W τ + w on flattened trajectories."""
+    matrix, offset = (torch.from_numpy(weight) for weight in weights)
+
+    def denoise(trajectory: Tensor, k: int) -> Tensor:
+        flat = (1 + scale * k) * trajectory.flatten(1) @ matrix.T + offset
+        return flat.reshape(-1, H, columns)
+
+    return denoise
+
+
+def by_hand(weights: tuple[Array, Array], columns: int, trajectory: Array, k: int) -> Array:
+    matrix, offset = weights
+    rows = [(1 + 0.05 * k) * (matrix @ row.reshape(-1)) + offset for row in trajectory]
+    return np.array(rows).reshape(-1, H, columns)
+
+
+def parts(move: Move = ddpm_move, temperature: float = 1.0) -> Parts:
+    return Parts(linear(PLANNER, D), linear(DYNAMICS, NX), SCHEDULE, NX, move, temperature)
+
+
+def hand_move(noisy: Array, clean: Array, k: int, k_next: int, eta: float | None) -> Any:
+    """Mean and standard deviation, from the textbook formulas; eta None is DDPM."""
+    far, near = SCHEDULE.alphas_bar[k], SCHEDULE.alphas_bar[k_next]
+    alpha = far / near
+    beta = 1 - alpha
+    variance = beta * (1 - near) / (1 - far)
+    if eta is None:
+        mean = near**0.5 * beta / (1 - far) * clean + alpha**0.5 * (1 - near) / (1 - far) * noisy
+        return mean, variance**0.5
+    epsilon = (noisy - far**0.5 * clean) / (1 - far) ** 0.5
+    std = eta * variance**0.5
+    return near**0.5 * clean + (1 - near - std**2) ** 0.5 * epsilon, std
+
+
+def hand_step(
+    name: str,
+    trajectory: Array,
+    k: int,
+    k_next: int,
+    draws: list[Array],
+    *,
+    eta: float | None,
+    temperature: float,
+    weight: float,
+) -> Array:
+    """One step of a composition; `draws` are its standard normal tensors in order."""
+    states, actions = trajectory[..., :NX], trajectory[..., NX:]
+    root = temperature**0.5
+    clean_states = by_hand(DYNAMICS, NX, trajectory, k)
+    if name == "combined_score":
+        clean = by_hand(PLANNER, D, trajectory, k)
+        clean[..., :NX] = weight * clean_states + (1 - weight) * clean[..., :NX]
+    else:
+        if name.startswith("alternating"):
+            moved, spread = hand_move(states, clean_states, k, k_next, eta)
+            alpha = SCHEDULE.alphas_bar[k] / SCHEDULE.alphas_bar[k_next]
+            if name == "alternating_matched":
+                moved = alpha**0.5 * moved + root * (1 - alpha) ** 0.5 * draws.pop(0)[..., :NX]
+            if name == "alternating_resampled":
+                total = (1 - alpha + alpha * spread**2) ** 0.5
+                moved = alpha**0.5 * moved + root * total * draws.pop(0)[..., :NX]
+            trajectory = np.concatenate([moved, actions], axis=-1)
+        clean = by_hand(PLANNER, D, trajectory, k)
+    mean, std = hand_move(trajectory, clean, k, k_next, eta)
+    moved = mean + root * std * draws.pop(0) if std > 0 else mean
+    return np.asarray(moved)
+
+
+def waves(count: int, rows: int = 3) -> list[Array]:
+    """Reproducible numbers of the size of noise, independent of any library's generator."""
+    index = np.arange(count * rows * H * D, dtype=float)
+    return list((1.5 * np.sin(index * index + 0.3)).reshape(count, rows, H, D))
+
+
+@pytest.mark.parametrize("name", sorted(COMPOSITIONS))
+@pytest.mark.parametrize("eta", [None, 0.0, 0.6])
+@pytest.mark.parametrize(("k", "k_next"), [(12, 11), (7, 6), (7, 2), (1, 0), (4, 0)])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_one_step_equals_the_step_by_hand(
+    name: str, eta: float | None, k: int, k_next: int, temperature: float
+) -> None:
+    move = ddpm_move if eta is None else functools.partial(ddim_move, eta=eta)
+    step = compose(name, parts(move, temperature), dynamics_weight=0.7)
+    trajectory, *draws = waves(3)
+    stream = iter(tuple(draws))
+    found = step(torch.from_numpy(trajectory), k, k_next, lambda: torch.from_numpy(next(stream)))
+    expected = hand_step(
+        name, trajectory, k, k_next, draws, eta=eta, temperature=temperature, weight=0.7
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+    assert len(list(stream)) == len(draws)  # as many draws as by hand
+
+
+def test_the_dynamics_model_sees_noisy_states_and_actions() -> None:
+    seen = []
+
+    def dynamics(trajectory: Tensor, k: int) -> Tensor:
+        seen.append((trajectory, k))
+        return trajectory[..., :NX]
+
+    start = torch.from_numpy(waves(1)[0])
+    for build in (alternating, alternating_matched, alternating_resampled, combined_score):
+        build(Parts(linear(PLANNER, D), dynamics, SCHEDULE, NX))(
+            start, 5, 4, lambda: torch.zeros_like(start)
+        )
+        trajectory, k = seen.pop()
+        assert torch.equal(trajectory, start) and k == 5
+
+
+@pytest.mark.parametrize("move", [ddpm_move, make_move("ddim")])
+def test_the_weights_of_the_combined_score_have_their_ends(move: Move) -> None:
+    trajectory, *draws = (torch.from_numpy(wave) for wave in waves(2))
+
+    def moved(step: Step) -> Tensor:
+        return step(trajectory, 8, 5, lambda: draws[0])
+
+    none, half, full = (moved(combined_score(parts(move), weight)) for weight in (0.0, 0.5, 1.0))
+    assert torch.equal(none, moved(planner_only(parts(move))))
+    torch.testing.assert_close(half, (none + full) / 2)
+    # weight 1: states by the dynamics model, with their noise; actions by the planner
+    clean = linear(DYNAMICS, NX)(trajectory, 8)
+    mean, std = move(trajectory[..., :NX], clean, 8, 5, SCHEDULE)
+    torch.testing.assert_close(full[..., :NX], mean + std * draws[0][..., :NX])
+    assert torch.equal(full[..., NX:], none[..., NX:])
+
+
+# --- Compositions of exact denoisers of Gaussian data ---------------------------------------------
+
+FACTOR = np.array([[0.7, 0, 0], [0.4, 0.3, 0], [-0.3, 0.2, 0.5]])
+COVARIANCE = FACTOR @ FACTOR.T  # of one row: two states, one action
+
+
+def exact(schedule: NoiseSchedule, columns: int) -> Denoiser:
+    """E[τ^0 | τ^k] for rows of τ^0 ~ N(0, COVARIANCE), the first `columns` of it."""
+
+    def denoise(trajectory: Tensor, k: int) -> Tensor:
+        kept = schedule.alphas_bar[k]
+        gain = (
+            np.sqrt(kept) * COVARIANCE @ np.linalg.inv(kept * COVARIANCE + (1 - kept) * np.eye(3))
+        )
+        return trajectory @ torch.from_numpy(gain[:columns].T)
+
+    return denoise
+
+
+def seen_by_the_planner(build: Composition, k: int) -> Array:
+    """Exact covariance of what the planner sees when τ^k has the data's distribution."""
+    schedule = make_schedule("cosine", 100)
+    inputs = []
+
+    def planner(trajectory: Tensor, level: int) -> Tensor:
+        inputs.append(trajectory)
+        return exact(schedule, D)(trajectory, level)
+
+    step = build(Parts(planner, exact(schedule, NX), schedule, NX))
+    kept = schedule.alphas_bar[k]
+    root = np.linalg.cholesky(kept * COVARIANCE + (1 - kept) * np.eye(3))
+    start = torch.zeros(6, 1, D, dtype=torch.float64)
+    start[:3, 0] = torch.from_numpy(root.T)  # the rows of a square root, then one for each noise
+    noise = torch.zeros_like(start)
+    noise[3:, 0] = torch.eye(3)
+    step(start, k, k - 1, lambda: noise)
+    rows = inputs[0][:, 0].numpy()
+    covariance: Array = rows.T @ rows
+    return covariance
+
+
+def test_resampled_states_reach_the_planner_at_its_level() -> None:
+    schedule = make_schedule("cosine", 100)
+    for k in (30, 70, 95):
+        kept = schedule.alphas_bar[k]
+        truth = kept * COVARIANCE + (1 - kept) * np.eye(3)
+        wrong = {
+            build.__name__: np.linalg.norm(seen_by_the_planner(build, k) - truth)
+            for build in (alternating, alternating_matched, alternating_resampled)
+        }
+        assert wrong["alternating_resampled"] < 0.1 * wrong["alternating_matched"]
+        assert wrong["alternating_matched"] < 0.9 * wrong["alternating"]
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_combining_equal_scores_changes_nothing(weight: float) -> None:
+    same = Parts(exact(SCHEDULE, D), exact(SCHEDULE, NX), SCHEDULE, NX)
+    start, *draws = (torch.from_numpy(wave) for wave in waves(13))
+    found = [
+        sample(step, start, SCHEDULE.levels(), iter(draws).__next__)
+        for step in (planner_only(same), combined_score(same, weight))
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+# --- Options --------------------------------------------------------------------------------------
+
+
+def test_the_dynamics_model_can_act_at_part_of_the_levels() -> None:
+    trajectory, *draws = (torch.from_numpy(wave) for wave in waves(2))
+    whole, alone = alternating(parts()), planner_only(parts())
+    for levels, inside in (((0.5, 1.0), range(7, 13)), ((0.0, 0.5), range(1, 7))):
+        step = compose("alternating", parts(), dynamics_levels=levels)
+        for k in range(1, 13):
+            expected = whole if k in inside else alone
+            found = step(trajectory, k, k - 1, lambda: draws[0])
+            assert torch.equal(found, expected(trajectory, k, k - 1, lambda: draws[0]))
+
+
+def test_compositions_run_without_a_dynamics_model_only_where_they_can() -> None:
+    single = Parts(linear(PLANNER, D), None, SCHEDULE, NX)
+    compose("planner_only", single)
+    compose("combined_score", single, dynamics_weight=0.0)
+    for name in set(COMPOSITIONS) - {"planner_only"}:
+        with pytest.raises(ConfigError, match="needs a dynamics model; got None"):
+            compose(name, single)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("alternatin", {}, "Did you mean 'alternating'"),
+        ("combined_score", {"dynamics_weight": 1.5}, r"weight: expected .*\[0, 1\]; got 1.5"),
+        ("alternating", {"dynamics_levels": (0.5, 0.5)}, "dynamics_levels"),
+        ("alternating", {"dynamics_levels": (-0.1, 0.5)}, "dynamics_levels"),
+    ],
+)
+def test_composition_mistakes_are_named(name: str, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose(name, parts(), **options)
+
+
+# --- Inpainting -----------------------------------------------------------------------------------
+
+MASK = torch.zeros(H, D, dtype=torch.bool)
+MASK[0, :NX] = True
+VALUES = torch.from_numpy(waves(1)[0]) / 3
+
+
+def test_inpainted_entries_hold_their_values_at_every_level() -> None:
+    seen: list[Tensor] = []
+
+    def recorded(denoiser: Denoiser) -> Denoiser:
+        def denoise(trajectory: Tensor, k: int) -> Tensor:
+            seen.append(trajectory)
+            return denoiser(trajectory, k)
+
+        return denoise
+
+    for name in sorted(COMPOSITIONS):
+        seen.clear()
+        planner, dynamics = (
+            inpaint_denoiser(recorded(linear(weights, columns)), MASK, VALUES)
+            for weights, columns in ((PLANNER, D), (DYNAMICS, NX))
+        )
+        step = inpaint(compose(name, Parts(planner, dynamics, SCHEDULE, NX)), MASK, VALUES)
+        start, *draws = (torch.from_numpy(wave) for wave in waves(30))
+        kept: list[Tensor] = []
+        result = sample(
+            step,
+            start,
+            SCHEDULE.levels(),
+            iter(draws).__next__,
+            callback=lambda k, trajectory: kept.append(trajectory),  # noqa: B023
+        )
+        assert len(kept) == 12 and result is kept[-1]
+        assert len(seen) == (12 if name == "planner_only" else 24)
+        for trajectory in (*kept, *seen):
+            assert torch.equal(trajectory[:, MASK], VALUES[:, MASK])
+        assert not torch.equal(result[:, ~MASK], VALUES[:, ~MASK])
+
+
+def test_inpainting_changes_the_rest_as_conditioning_does() -> None:
+    """Holding the states of exact denoisers moves the free entries towards them."""
+    schedule = make_schedule("cosine", 100)
+    mask = torch.tensor([[True, True, False]])
+    values = torch.tensor([[[0.7, 0.4, 0.0]]], dtype=torch.float64)
+    step = inpaint(planner_only(Parts(exact(schedule, D), None, schedule, NX)), mask, values)
+    zeros = torch.zeros(1, 1, 3, dtype=torch.float64)
+    action = sample(step, zeros, schedule.levels(), lambda: zeros)[0, 0, 2].item()
+    cross = COVARIANCE[2, :2] @ np.linalg.inv(COVARIANCE[:2, :2])
+    assert np.sign(action) == np.sign(cross @ np.array([0.7, 0.4]))
+
+
+# --- Stored numbers -------------------------------------------------------------------------------
+
+SAMPLERS: dict[str, Move] = {
+    "ddpm": make_move("ddpm"),
+    "ddim": make_move("ddim"),
+    "ddim_eta_0.5": make_move("ddim", 0.5),
+}
+
+
+def golden_plan(name: str, sampler: str, num_steps: int) -> Tensor:
+    """A whole reverse pass of linear denoisers at temperature 0.5."""
+    stream = iter(waves(1 + 2 * num_steps, rows=1))
+
+    def noise() -> Tensor:
+        return torch.from_numpy(next(stream))
+
+    step = compose(name, parts(SAMPLERS[sampler], 0.5))
+    return sample(step, start_noise(noise, 0.5), SCHEDULE.levels(num_steps), noise)
+
+
+def golden_cases() -> dict[str, tuple[str, str, int]]:
+    return {
+        f"{name} {sampler} {steps} steps": (name, sampler, steps)
+        for name in sorted(COMPOSITIONS)
+        for sampler in SAMPLERS
+        for steps in (12, 4)
+    }
+
+
+@pytest.mark.parametrize("case", sorted(golden_cases()))
+def test_plans_equal_the_stored_ones(case: str) -> None:
+    stored = json.loads(GOLDEN.read_text())
+    assert set(stored) == set(golden_cases())
+    found = golden_plan(*golden_cases()[case])[0]
+    np.testing.assert_allclose(found, stored[case], rtol=1e-9, atol=1e-12)
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    plans = {case: golden_plan(*given)[0].tolist() for case, given in golden_cases().items()}
+    GOLDEN.write_text(json.dumps(plans, indent=1) + "\n")

@@ -42,7 +42,8 @@ def write_flat_file(path: Path, episodes: int, steps: int, nx: int, nu: int) -> 
 
 def microseconds(windows: WindowSampler, seconds: float = 1.0) -> tuple[float, float]:
     """Return median and 99th percentile of the time of one batch."""
-    rng, taken, end = np.random.default_rng(1), [], time.perf_counter() + seconds
+    rng, end = np.random.default_rng(1), time.perf_counter() + seconds
+    taken: list[float] = []
     while time.perf_counter() < end or len(taken) < 10:
         start = time.perf_counter()
         windows.sample(BATCH, rng)

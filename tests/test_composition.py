@@ -29,9 +29,11 @@ from mpd_gym.diffusion.composition import (
     inpaint_denoiser,
     planner_only,
 )
+from mpd_gym.diffusion.guidance import guided
 from mpd_gym.diffusion.samplers import Move, ddim_move, ddpm_move, make_move, sample, start_noise
 from mpd_gym.diffusion.schedule import NoiseSchedule, make_schedule
 from mpd_gym.errors import ConfigError
+from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
 from mpd_gym.types import Array, Denoiser, Step
 
 GOLDEN = Path(__file__).parent / "golden" / "compositions.json"
@@ -223,6 +225,79 @@ def test_resampled_states_reach_the_planner_at_its_level() -> None:
         }
         assert wrong["alternating_resampled"] < 0.1 * wrong["alternating_matched"]
         assert wrong["alternating_matched"] < 0.9 * wrong["alternating"]
+
+
+class Impulses:
+    """Noise of which each entry is one in a single row: one run yields exact covariances."""
+
+    def __init__(self, draws: int) -> None:
+        self.rows, self.used = D * draws, 0
+
+    def __call__(self) -> Tensor:
+        noise = torch.zeros(self.rows, 1, D, dtype=torch.float64)
+        noise[D * self.used : D * (self.used + 1), 0] = torch.eye(D)
+        self.used += 1
+        return noise
+
+
+@pytest.mark.parametrize(
+    ("name", "move", "low", "high"),
+    [
+        ("planner_only", ddpm_move, 0.95, 1.0),
+        ("alternating", ddpm_move, 0.35, 0.55),
+        ("alternating_matched", ddpm_move, 0.6, 0.75),
+        ("alternating_matched", make_move("ddim"), 0.95, 1.0),
+        ("alternating_resampled", ddpm_move, 0.95, 1.0),
+        ("alternating_resampled", make_move("ddim"), 0.95, 1.0),
+        ("combined_score", ddpm_move, 0.95, 1.0),
+    ],
+)
+def test_the_literal_alternation_narrows_and_the_others_keep_the_distribution(
+    name: str, move: Move, low: float, high: float
+) -> None:
+    schedule = make_schedule("cosine", 200)
+    step = compose(name, Parts(exact(schedule, D), exact(schedule, NX), schedule, NX, move))
+    noise = Impulses(2 * 200)
+    rows = sample(step, start_noise(noise), schedule.levels(), noise)[:, 0].numpy()
+    states = (rows.T @ rows).diagonal()[:NX] / COVARIANCE.diagonal()[:NX]
+    assert (states > low).all() and (states < high).all(), states
+
+
+@pytest.mark.parametrize("name", sorted(COMPOSITIONS))
+def test_batched_plans_of_networks_equal_single_ones(name: str) -> None:
+    torch.manual_seed(0)
+    networks = [
+        TrajectoryDenoiser(
+            DenoiserConfig(NX, NU, 4, output, (("goal", 2),), unet=UnetConfig(8, (1, 2), groups=4))
+        )
+        for output in ("trajectory", "observations")
+    ]
+    generator = torch.Generator().manual_seed(0)
+    initial, goals = torch.randn(2, 3, 2, generator=generator)
+    draws = torch.randn(30, 3, 2, 4, D, generator=generator)  # two candidates each
+
+    def plan(environments: slice) -> Tensor:
+        stream = iter(draws[:, environments].flatten(1, 2))
+        levels = SCHEDULE.levels(6)
+        planner, dynamics = (
+            guided(
+                network,
+                SCHEDULE,
+                initial[environments],
+                goals[environments],
+                torch.ones(3, 1)[environments],
+                2.0,
+                levels=levels,
+            )
+            for network in networks
+        )
+        step = compose(name, Parts(planner, dynamics, SCHEDULE, NX))
+        return sample(step, start_noise(stream.__next__), levels, stream.__next__)
+
+    together = plan(slice(None))
+    assert together.shape == (6, 4, D) and together.isfinite().all()
+    single = torch.cat([plan(slice(i, i + 1)) for i in range(3)])
+    torch.testing.assert_close(together, single, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])

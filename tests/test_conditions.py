@@ -262,7 +262,7 @@ def test_what_the_data_lacks_is_named() -> None:
     without = [found[0], replace(found[1], costs=None)]
     with pytest.raises(DataError, match="episode 1: condition 'cost' needs costs"):
         fitted(without, ConditionSpec("cost"))
-    flat = [replace(e, observations=e.observations["observation"]) for e in found]  # type: ignore[index]
+    flat = [replace(e, observations=e.observations["observation"]) for e in found]
     with pytest.raises(ConfigError, match="'goal' needs Dict observations with 'desired_goal'"):
         fitted(flat, ConditionSpec("goal"))
     goals = fitted(found, ConditionSpec("goal"))

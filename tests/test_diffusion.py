@@ -731,10 +731,10 @@ def test_the_loss_falls_on_toy_data(prediction: Any) -> None:
     times = np.linspace(0, 1, 5)[None, :, None]
     losses = []
     for _ in range(100):
-        start, goal = rng.uniform(-1, 1, (2, 64, 1, 2)).astype(np.float32)
+        start, goal = rng.uniform(-1, 1, (2, 32, 1, 2)).astype(np.float32)
         line = (start + times * (goal - start)).astype(np.float32)
         windows = dataclasses.replace(
-            batch(64),
+            batch(32),
             initial=line[:, 0],
             observations=line[:, 1:],
             actions=np.diff(line, axis=1)[..., :1],

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
@@ -228,6 +229,18 @@ def test_bad_actions_are_refused_before_anything_changes(name: str, bad: str) ->
     with pytest.raises(InputError, match="action"):
         env.step(wrong)
     assert_same_rollouts([env.step(good)], [untouched.step(good)])
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_reset_is_needed_first(name: str) -> None:
+    env = make(name, render_mode="rgb_array")
+    for environment in (env, bare(name)):
+        if is_mujoco(env) and environment is not env:
+            continue  # Gymnasium's bare MuJoCo environments start by themselves
+        with pytest.raises(ResetNeeded):
+            environment.step(env.action_space.sample())
+        with pytest.raises(ResetNeeded):
+            environment.render()
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -29,8 +29,9 @@ def random_problem(seed: int, states: int, actions: int) -> LinearQuadraticProbl
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=(states, states))
     efforts = rng.normal(size=(actions, actions))
+    dynamics = rng.normal(size=(states, states))
     return LinearQuadraticProblem(
-        A=rng.normal(size=(states, states)),
+        A=1.1 * dynamics / np.abs(np.linalg.eigvals(dynamics)).max(),  # just unstable
         B=rng.normal(size=(states, actions)),
         Q=weights @ weights.T + 0.1 * np.eye(states),
         R=efforts @ efforts.T + 0.1 * np.eye(actions),
@@ -57,7 +58,7 @@ def test_default_problem_is_the_papers() -> None:
 
 
 @given(problems, st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 def test_transition_and_reward_are_their_formulas_for_any_batch(
     problem: LinearQuadraticProblem, seed: int
 ) -> None:
@@ -77,7 +78,7 @@ def test_transition_and_reward_are_their_formulas_for_any_batch(
 
 
 @given(problems, st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 def test_the_gain_is_stabilising_and_its_cost_is_the_optimum(
     problem: LinearQuadraticProblem, seed: int
 ) -> None:
@@ -167,7 +168,7 @@ def test_actions_are_clipped_to_the_box() -> None:
 def test_any_system_by_keyword_single_and_batched() -> None:
     problem = random_problem(3, 3, 2)
     keywords: dict[str, Any] = {
-        "A": (0.3 * problem.A).tolist(),
+        "A": (0.8 * problem.A).tolist(),
         "B": problem.B.tolist(),
         "Q": problem.Q.tolist(),
         "R": problem.R.tolist(),

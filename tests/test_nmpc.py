@@ -135,8 +135,10 @@ def test_reference_heading_and_speed_are_those_of_its_motion() -> None:
         path = reference(start, goal, DENSE)
         motion = np.diff(path[:, :2], axis=0) / 0.01
         middle = (path[1:] + path[:-1]) / 2
-        np.testing.assert_allclose(np.hypot(*motion.T), middle[:, 3], atol=0.02)
-        moving = middle[:, 3] > 0.1
+        smooth = np.abs(np.diff(path[:, 4])) < 0.05  # not where the half circle begins or ends
+        assert smooth.sum() >= len(smooth) - 2
+        np.testing.assert_allclose(np.hypot(*motion.T)[smooth], middle[smooth, 3], atol=0.02)
+        moving = smooth & (middle[:, 3] > 0.1)
         error = np.arctan2(motion[:, 1], motion[:, 0]) - middle[:, 2]
         error = (error + np.pi) % (2 * np.pi) - np.pi
         assert np.abs(error[moving]).max() < 0.02
@@ -167,15 +169,14 @@ def test_first_solution_is_feasible_and_tracks_the_reference(policy: NMPC) -> No
     """What the solver returns obeys the bicycle, all bounds and the exact walls."""
     states, goals = pairs(5)
     _, memory = policy.predict(observations(states, goals))
-    tail = memory.guesses[:, :-12].reshape(5, -1, 7)  # x_1, u_1, …; without the repeated end
-    planned, actions = tail[..., :5], tail[..., 5:]
+    actions, planned = memory.guesses[:, :-1, :2], memory.guesses[:, :-1, 2:]  # u_1, x_2, u_2, …
     np.testing.assert_allclose(
-        transition(planned[:, :-1], actions[:, :-1]), planned[:, 1:], atol=1e-5
+        transition(planned[:, :-1], actions[:, 1:]), planned[:, 1:], atol=1e-5
     )
     assert (np.abs(actions) <= np.array([3.0, 1.5]) + 1e-6).all()
     assert (planned[..., 3] <= 4.0).all() and (np.abs(planned[..., 4]) <= 0.6 + 1e-6).all()
     assert not collides(planned).any()
-    times = np.arange(1, planned.shape[1] + 1) * DT
+    times = np.arange(2, planned.shape[1] + 2) * DT
     for start, goal, plan in zip(states, goals, planned, strict=True):
         assert np.abs(reference(start, goal, times)[:, :2] - plan[:, :2]).max() < 0.1
 
@@ -340,14 +341,6 @@ def test_bad_timing_is_refused(ramp: float) -> None:
 def test_missing_casadi_gives_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "casadi", None)
     with pytest.raises(MissingExtraError, match=r"NMPC .* pip install 'mpd-gym\[collect\]'"):
-        NMPC()
-
-
-def test_casadi_without_fatrop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import casadi
-
-    monkeypatch.setattr(casadi, "has_nlpsol", lambda name: name != "fatrop")
-    with pytest.raises(ConfigError, match="Fatrop"):
         NMPC()
 
 

@@ -112,10 +112,8 @@ def test_cdf_of_continuous_data_is_uniform() -> None:
 def test_cdf_gives_ties_their_middle_rank() -> None:
     # ranks of the ties' middles: 1, 3, 7 -> -1, 2·2/6 - 1, 1
     data = np.array([0.0, 0, 1, 1, 5, 5, 5, 5, 5, 5])[:, None]
-    assert_allclose(
-        fit_normalizer("cdf", data).normalize(np.array([[0.0], [1], [5], [3]])),
-        [[-1], [-1 / 3], [1], [1 / 3]],
-    )
+    z = fit_normalizer("cdf", data).normalize(np.array([[0.0], [1], [5], [3]]))
+    assert_allclose(z[:, 0], [-1, -1 / 3, 1, 1 / 3])
 
 
 def test_cdf_clips_outside_the_range() -> None:

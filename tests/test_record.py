@@ -305,12 +305,22 @@ def test_other_arguments_are_refused_until_discarded() -> None:
     start(seed=4)
 
 
-def test_partial_policies_are_told_apart() -> None:
+@pytest.mark.parametrize("make", [Noisy, partial(partial, Noisy)], ids=["object", "factory"])
+def test_policies_are_told_apart_by_their_parameters(make: Any) -> None:
     with pytest.raises(Interrupt):
-        quiet(partial(Noisy, pause=0.0), ENV, ID, episodes=9, seed=0, on_stored=stop_after(1))
+        quiet(make(pause=0.0), ENV, ID, episodes=9, seed=0, on_stored=stop_after(1))
     with pytest.raises(ConfigError, match="policy"):
-        quiet(partial(Noisy, pause=1e-9), ENV, ID, episodes=9, seed=0)
-    quiet(partial(Noisy, pause=0.0), ENV, ID, episodes=9, seed=0)
+        quiet(make(pause=1e-9), ENV, ID, episodes=9, seed=0)
+    quiet(make(pause=0.0), ENV, ID, episodes=9, seed=0)
+
+
+def test_progress_bar_shows_rate_steps_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    record(Sometimes(), ENV, ID, episodes=20, seed=0)
+    shown = capsys.readouterr().err
+    assert "collecting: 100%" in shown and "20/20" in shown and "episode/s" in shown
+    known = load_episodes(ID)
+    unsolved = known.metadata["collection"]["unsolved"]
+    assert f"steps={known.lengths.sum()}" in shown and f"unsolved={unsolved}" in shown
 
 
 def test_existing_data_sets_are_kept_unless_overwritten() -> None:

@@ -25,7 +25,7 @@ def walker(request: pytest.FixtureRequest) -> gym.Env:
 
 def original(version: str) -> gym.Env:
     if version == "v4":
-        with pytest.warns(UserWarning, match="out of date"):
+        with pytest.warns(DeprecationWarning, match="out of date"):
             return gym.make("Walker2d-v4")
     return gym.make(f"Walker2d-{version}")
 

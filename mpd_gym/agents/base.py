@@ -359,13 +359,13 @@ class Agent(ABC):
         """Actions in the space's shape and type; float32 rounding must not leave the Box."""
         space = self.action_space
         assert isinstance(space, spaces.Box)
-        shaped = actions.reshape(len(actions), *space.shape).astype(space.dtype)
-        shaped = np.clip(shaped, space.low, space.high)
+        rows = actions.reshape(len(actions), *space.shape).astype(space.dtype)
+        shaped: Array = np.clip(rows, space.low, space.high)
         return shaped[0] if single else shaped
 
 
 def _numpy(tensor: Tensor) -> Array:
-    return tensor.float().cpu().numpy()
+    return np.asarray(tensor.float().cpu())
 
 
 def _usual_ranker(returns: Array | None, budget: float | None, goal: Array | None) -> str:

@@ -28,7 +28,7 @@ from mpd_gym.diffusion.schedule import NoiseSchedule
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import Regressor, TrajectoryDenoiser, regression_loss
 from mpd_gym.training import TrainingConfig, TrainingResult, fit, fit_parallel
-from mpd_gym.types import Array, Batch
+from mpd_gym.types import Array
 
 __all__ = [
     "Dataset",
@@ -173,18 +173,18 @@ class RegressionTask:
         return windows.sample
 
     def __call__(
-        self, module: nn.Module, batch: Batch, generator: torch.Generator
+        self, module: nn.Module, batch: Any, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Loss of one batch, whose arrays are tensors here."""
+        """Loss of one `Batch`, whose arrays are tensors here."""
         assert isinstance(module, Regressor)
-        before: Any = torch.cat([batch.initial[:, None], batch.observations[:, :-1]], dim=1)  # type: ignore[list-item, arg-type]
+        before = torch.cat([batch.initial[:, None], batch.observations[:, :-1]], dim=1)
         targets = {
             "reward": batch.rewards,
             "cost": batch.costs,
             "termination": batch.terminations,
         }[self.target]
         inputs = (before, batch.actions, batch.observations)
-        return {"loss": regression_loss(module, inputs, targets, batch.mask)}  # type: ignore[arg-type]
+        return {"loss": regression_loss(module, inputs, targets, batch.mask)}
 
 
 def target_statistics(sources: Sequence[EpisodeSource], target: str) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""TEMPORARY"""
+"""Who makes data: behaviour policies, the recorder, and the recipes of our data sets."""

@@ -115,11 +115,12 @@ def reference(
     length = abs(last - first)
     distance, speed = timing.travelled(times, length, float(start[3]))
 
-    blend = max(min(_BLEND, length / 2), 1e-9)  # a start on the goal has no path to blend over
-    out, out_slope = _smooth_step(distance / blend)
-    into, into_slope = _smooth_step((distance - (length - blend)) / blend)
+    blend = min(_BLEND, length / 2)
+    scale = max(blend, 1e-9)  # a start on the goal has no path to blend over
+    out, out_slope = _smooth_step(distance / scale)
+    into, into_slope = _smooth_step((distance - (length - blend)) / scale)
     offset = first_offset * (1.0 - out) + last_offset * into
-    slope = (last_offset * into_slope - first_offset * out_slope) / blend
+    slope = (last_offset * into_slope - first_offset * out_slope) / scale
 
     along = first + direction * distance
     angle = np.clip((along - straight) / radius, 0.0, np.pi)  # of the tangent, towards the top

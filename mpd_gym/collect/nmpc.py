@@ -27,7 +27,14 @@ __all__ = ["NMPC", "NMPCState", "bicycle_function"]
 # Weights of the squared errors in x, y, heading, speed and steering angle, at each step.
 _STATE_WEIGHTS = np.array([4.0, 4.0, 1.0, 1.0, 0.5])
 _ACTION_WEIGHTS = np.array([0.02, 0.1])  # of acceleration and steering rate
-_TOLERANCE = 1e-6  # of the solver, on the optimality conditions
+_SOLVER = {
+    "print_level": 0,
+    "sb": "yes",  # no banner
+    "tol": 1e-6,
+    "nlp_scaling_method": "none",  # metres, radians and seconds are all near 1
+    "warm_start_init_point": "yes",  # the guess is good: do not push it far off its bounds, …
+    "mu_init": 1e-2,  # … and begin with a small barrier
+}
 _NX, _NU = 5, 2
 
 
@@ -40,8 +47,8 @@ class NMPCState:
             an episode with False must not be recorded as expert data.
         steps: ``[n]``, actions given since the episode's start.
         starts: ``[n, 5]``, the state at the episode's start, where the reference begins.
-        guesses: ``[n, 7 horizon + 5]``, x_0, u_0, x_1, … that the next solve begins with: the last
-            solution, shifted by one step.
+        guesses: ``[n, horizon, 7]``, where the next solve begins: the last solution, actions u_i
+            and states x_{i+1} that follow them, shifted by one step.
     """
 
     solved: BoolArray
@@ -57,10 +64,10 @@ class NMPC:
     At each step it minimises the squared deviation from
     `mpd_gym.collect.car_reference.reference` over the horizon, subject to the bicycle's dynamics,
     the bounds of actions, speed and steering, and clearance from all walls, by an interior-point
-    method (Fatrop: Vanroye et al. 2023) in CasADi (Andersson et al. 2019). The problem is generated
-    once, in the constructor. Each solve starts from the last solution, shifted by one step, and
-    again from the reference if that fails. The car reaches the goal within 32 steps and then stands
-    still.
+    method (Ipopt: Wächter and Biegler 2006) in CasADi (Andersson et al. 2019). The problem is
+    generated once, in the constructor. Each solve begins with the last solution, shifted by one
+    step, and again with the reference if that fails. The car reaches the goal within 32 steps and
+    then stands still.
 
     The policy keeps no episode state: `NMPCState` carries it. It can be pickled; the problem is
     generated anew when it is restored.
@@ -74,8 +81,8 @@ class NMPC:
             gives an action that brakes and straightens the wheels, and ``state.solved`` False.
 
     Raises:
-        ConfigError: If an argument is out of range, the car cannot turn in the maze, the longest
-            path cannot be driven in the time, or this build of CasADi has no Fatrop.
+        ConfigError: If an argument is out of range, the car cannot turn in the maze, or the longest
+            path cannot be driven in the time.
         MissingExtraError: If CasADi is not installed.
     """
 
@@ -83,7 +90,7 @@ class NMPC:
         self,
         parameters: CarUMazeParameters = DEFAULT,
         *,
-        horizon: int = 20,
+        horizon: int = 16,
         timing: Timing = DEFAULT_TIMING,
         max_iterations: int = 100,
         on_failure: Literal["raise", "report"] = "raise",
@@ -130,12 +137,13 @@ class NMPC:
             SolverError: If the solver fails and `on_failure` is ``"raise"``.
         """
         present, goals, single = _read(observation)
-        solved, steps, starts, guesses = _recall(state, episode_start, present, self._size)
-        actions, following = np.empty((len(present), _NU)), np.empty((len(present), self._size))
+        shape = (len(present), self.horizon, _NU + _NX)
+        solved, steps, starts, guesses = _recall(state, episode_start, present, shape)
+        actions, following = np.empty((len(present), _NU)), np.empty(shape)
         for i in range(len(present)):
-            times = (steps[i] + np.arange(self.horizon + 2)) * self.parameters.dt
+            times = (steps[i] + 1 + np.arange(self.horizon + 1)) * self.parameters.dt
             targets = reference(starts[i], goals[i], times, self.parameters, self.timing)
-            solution = self._solve(present[i], targets, guesses[i])
+            solution = self._solve(present[i], targets[:-1], guesses[i])
             if solution is None and self.on_failure == "raise":
                 raise SolverError(
                     f"the solver did not converge within {self.max_iterations} iterations, in "
@@ -144,38 +152,29 @@ class NMPC:
                 )
             if solution is None:
                 solved[i], actions[i] = False, -present[i, 3:] / self.parameters.dt
-                following[i] = _stack(targets[1:])
+                following[i] = _at_rest(targets[1:])
             else:
-                actions[i] = solution[_NX : _NX + _NU]
-                following[i] = np.concatenate(
-                    [solution[_NX + _NU :], np.zeros(_NU), solution[-_NX:]]
-                )
+                actions[i] = solution[0, :_NU]
+                following[i] = np.concatenate([solution[1:], _at_rest(solution[-1:, _NU:])])
         bounds = _action_bounds(self.parameters)
         actions = np.clip(actions, -bounds, bounds).astype(np.float32)
         memory = NMPCState(solved=solved, steps=steps + 1, starts=starts, guesses=following)
         return (actions[0] if single else actions), memory
 
-    @property
-    def _size(self) -> int:
-        """Number of variables of the problem."""
-        return self.horizon * (_NX + _NU) + _NX
-
     def _solve(self, present: Array, targets: Array, guess: Array | None) -> Array | None:
-        """Return x_0, u_0, x_1, …, flat; None if the solver converges from neither guess.
+        """Return actions and the states that follow them; None if the solver does not converge.
 
         Args:
-            present: ``[5]``.
-            targets: Reference now and later, ``[>= horizon + 1, 5]``.
-            guess: The last solution, shifted; None at an episode's start.
+            present: State, ``[5]``.
+            targets: Reference at the states to come, ``[horizon, 5]``.
+            guess: The last solution, shifted, ``[horizon, 7]``; None at an episode's start.
         """
-        targets = targets[: self.horizon + 1]
         parameters = np.concatenate([present, targets.ravel()])
-        cold = _stack(targets)
-        problem = self._problem
+        cold = _at_rest(targets)
         for first in [cold] if guess is None else [guess, cold]:
-            result = problem.solver(x0=first, p=parameters, lbg=problem.lower, ubg=problem.upper)
-            solution = np.asarray(result["x"], dtype=np.float64).ravel()
-            if problem.solver.stats()["success"] and np.isfinite(solution).all():
+            result = self._problem.solver(x0=first.ravel(), p=parameters, **self._problem.bounds)
+            solution = np.asarray(result["x"], dtype=np.float64).reshape(first.shape)
+            if self._problem.solver.stats()["success"] and np.isfinite(solution).all():
                 return solution
         return None
 
@@ -198,109 +197,95 @@ def bicycle_function(parameters: CarUMazeParameters = DEFAULT) -> Any:
     return casadi.Function("bicycle", [state, action], [casadi.vertcat(*following)])
 
 
-class _Constraint(NamedTuple):
-    """Lower <= expression <= upper."""
-
-    expression: Any
-    lower: Array
-    upper: Array
-
-
 class _Problem(NamedTuple):
-    """A generated solver with the bounds of its constraints."""
+    """A generated solver, and the bounds of its variables and constraints by their names."""
 
     solver: Any
-    lower: Array
-    upper: Array
+    bounds: dict[str, Array]
 
 
 def _build(parameters: CarUMazeParameters, horizon: int, max_iterations: int) -> _Problem:
-    """Generate the optimal control problem in x_0, u_0, x_1, …, x_H.
+    """Generate the optimal control problem in u_0, x_1, u_1, x_2, …, x_H.
 
-    Its parameters are the present state and the reference at the H + 1 steps.
+    Its parameters are the present state and the reference at x_1 … x_H.
     """
     casadi = require("casadi", "collect", "NMPC")
-    if not casadi.has_nlpsol("fatrop"):
-        raise ConfigError(
-            f"casadi: NMPC needs a build with the solver Fatrop, version {casadi.__version__} here "
-            "has none: install a wheel from PyPI, pip install 'casadi>=3.6.7'"
-        )
-    dynamics, bounds = bicycle_function(parameters), _action_bounds(parameters)
-    states = [casadi.SX.sym(f"x_{i}", _NX) for i in range(horizon + 1)]
-    actions = [casadi.SX.sym(f"u_{i}", _NU) for i in range(horizon)]
-    present, targets = casadi.SX.sym("present", _NX), casadi.SX.sym("targets", _NX, horizon + 1)
-    zeros = np.zeros(_NX)
-    variables, constraints, cost = [], [], 0.0
-    # Fatrop finds its structure in this order: stage by stage, the dynamics first.
-    for i, state in enumerate(states):
-        variables.append(state)
-        if i < horizon:
-            gap = states[i + 1] - dynamics(state, actions[i])
-            variables.append(actions[i])
-            constraints.append(_Constraint(gap, zeros, zeros))
-            constraints.append(_Constraint(actions[i], -bounds, bounds))
-            cost += casadi.dot(_ACTION_WEIGHTS, actions[i] ** 2)
-        if i == 0:
-            constraints.append(_Constraint(state - present, zeros, zeros))
-        else:
-            constraints += [_state_bounds(state, parameters), *_clearances(state, parameters)]
-            cost += casadi.dot(_STATE_WEIGHTS, (state - targets[:, i]) ** 2)
-    expressions, lower, upper = zip(*constraints, strict=True)
-    low, high = np.concatenate(lower), np.concatenate(upper)
+    dynamics = bicycle_function(parameters)
+    variables = casadi.SX.sym("variables", _NU + _NX, horizon)
+    present, targets = casadi.SX.sym("present", _NX), casadi.SX.sym("targets", _NX, horizon)
+    gap = np.zeros(_NX)
+    clear_low, clear_high = _clearance_bounds(parameters)
+    state, cost, constraints = present, 0.0, []
+    for i in range(horizon):
+        action, following = variables[:_NU, i], variables[_NU:, i]
+        constraints += [following - dynamics(state, action), _clearance(following, parameters)]
+        cost += casadi.dot(_ACTION_WEIGHTS, action**2)
+        cost += casadi.dot(_STATE_WEIGHTS, (following - targets[:, i]) ** 2)
+        state = following
     problem = {
-        "x": casadi.vertcat(*variables),
+        "x": casadi.vec(variables),
         "p": casadi.vertcat(present, casadi.vec(targets)),
         "f": cost,
-        "g": casadi.vertcat(*expressions),
+        "g": casadi.vertcat(*constraints),
     }
     options = {
         "print_time": False,
-        "structure_detection": "auto",
-        "equality": (low == high).tolist(),
-        "fatrop": {"print_level": 0, "tol": _TOLERANCE, "max_iter": max_iterations},
+        "show_eval_warnings": False,
+        "calc_lam_p": False,
+        "ipopt": {**_SOLVER, "max_iter": max_iterations},
     }
-    return _Problem(casadi.nlpsol("nmpc", "fatrop", problem, options), low, high)
+    p, free = parameters, [np.inf] * 3  # x, y and heading: the walls bound them
+    low = [*-_action_bounds(p), *np.negative(free), p.min_speed, -p.max_steering]
+    high = [*_action_bounds(p), *free, p.max_speed, p.max_steering]
+    bounds = {
+        "lbx": np.tile(low, horizon),
+        "ubx": np.tile(high, horizon),
+        "lbg": np.tile([*gap, *clear_low], horizon),
+        "ubg": np.tile([*gap, *clear_high], horizon),
+    }
+    return _Problem(casadi.nlpsol("nmpc", "ipopt", problem, options), bounds)
 
 
 def _action_bounds(parameters: CarUMazeParameters) -> Array:
     return np.array([parameters.max_acceleration, parameters.max_steering_rate])
 
 
-def _state_bounds(state: Any, parameters: CarUMazeParameters) -> _Constraint:
-    limit = parameters.max_steering
-    lower, upper = [parameters.min_speed, -limit], [parameters.max_speed, limit]
-    return _Constraint(state[3:], np.array(lower), np.array(upper))
-
-
-def _clearances(state: Any, parameters: CarUMazeParameters) -> list[_Constraint]:
-    """Keep circles that cover the footprint clear of all walls.
-
-    This is stricter than the exact test and, unlike it, smooth.
-    """
-    casadi = require("casadi", "collect", "NMPC")
+def _circles(parameters: CarUMazeParameters) -> tuple[Array, float]:
+    """Circles that cover the footprint: their centres ahead of the rear axle, and their radius."""
     length = parameters.front + parameters.rear
     count = math.ceil(length / parameters.width)
-    radius = math.hypot(length / count, parameters.width) / 2
-    left, bottom, right, top = parameters.outer
+    centres = (np.arange(count) + 0.5) * length / count - parameters.rear
+    return centres, math.hypot(length / count, parameters.width) / 2
+
+
+def _clearance(state: Any, parameters: CarUMazeParameters) -> Any:
+    """For each circle x, y and the squared distance from the wall between the arms.
+
+    To keep circles clear of the walls is stricter than the exact test and, unlike it, smooth.
+    """
+    casadi = require("casadi", "collect", "NMPC")
     _, _, wall_right, wall_top = parameters.inner
-    lower = np.array([left + radius, bottom + radius, radius**2])
-    upper = np.array([right - radius, top - radius, np.inf])
-    constraints = []
-    for i in range(count):
-        ahead = (i + 0.5) * length / count - parameters.rear
+    rows = []
+    for ahead in _circles(parameters)[0]:
         x = state[0] + ahead * casadi.cos(state[2])
         y = state[1] + ahead * casadi.sin(state[2])
-        beside_x = casadi.fmax(x - wall_right, 0)
-        beside_y = casadi.fmax(casadi.fabs(y) - wall_top, 0)
-        gap = beside_x**2 + beside_y**2  # squared distance from the wall between the arms
-        constraints.append(_Constraint(casadi.vertcat(x, y, gap), lower, upper))
-    return constraints
+        beyond, beside = casadi.fmax(x - wall_right, 0), casadi.fmax(casadi.fabs(y) - wall_top, 0)
+        rows += [x, y, beyond**2 + beside**2]
+    return casadi.vertcat(*rows)
 
 
-def _stack(targets: Array) -> Array:
-    """Variables of the problem that follow the reference ``[H + 1, 5]`` with zero actions."""
-    stages = np.concatenate([targets[:-1], np.zeros((len(targets) - 1, _NU))], axis=1)
-    return np.concatenate([stages.ravel(), targets[-1]])
+def _clearance_bounds(parameters: CarUMazeParameters) -> tuple[Array, Array]:
+    """Lower and upper bounds of `_clearance`."""
+    centres, radius = _circles(parameters)
+    left, bottom, right, top = parameters.outer
+    low = [left + radius, bottom + radius, radius**2]
+    high = [right - radius, top - radius, np.inf]
+    return np.tile(low, len(centres)), np.tile(high, len(centres))
+
+
+def _at_rest(states: Array) -> Array:
+    """Put zero actions before the states ``[H, 5]``."""
+    return np.concatenate([np.zeros((len(states), _NU)), states], axis=1)
 
 
 def _check_drivable(parameters: CarUMazeParameters, timing: Timing) -> None:
@@ -350,14 +335,14 @@ def _read(observation: Mapping[str, Array]) -> tuple[Array, Array, bool]:
 
 
 def _recall(
-    state: NMPCState | None, episode_start: Any, present: Array, size: int
+    state: NMPCState | None, episode_start: Any, present: Array, shape: tuple[int, int, int]
 ) -> tuple[BoolArray, Array, Array, list[Array | None]]:
     """Return solved, steps, starts and guesses, new where an episode starts."""
     count = len(present)
     if state is None:
         fresh = np.ones(count, dtype=np.bool_)
         return fresh, np.zeros(count, dtype=np.int64), present.copy(), [None] * count
-    if not isinstance(state, NMPCState) or state.guesses.shape != (count, size):
+    if not isinstance(state, NMPCState) or state.guesses.shape != shape:
         raise InputError(
             f"state: expected what the last call returned for {count} environments, got {state!r}"
         )

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -102,8 +102,9 @@ def record(
         deterministic: Passed on to `predict`.
         accept: Filter; episodes for which it is False are left out and counted.
         max_discarded: Episodes that may be left out; None for as many as are stored.
-        fingerprint: What tells this policy from others of its kind (a noise level, a digest of
-            weights), plain JSON; recorded, and must be the same to go on.
+        fingerprint: What tells this policy from others of its kind, beyond its class and its
+            public attributes that are plain values (a digest of weights, for example), as plain
+            JSON; recorded, and must be the same to go on.
         views: What is stored, and what the policy is shown, of observations.
         info: Author, reference scores and so on.
         metadata: More entries for the data set's metadata, plain JSON.
@@ -280,7 +281,10 @@ def _arguments(job: Job, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(thing: Any) -> Any:
-    """Return plain JSON that is the same for the same thing in another process."""
+    """Return plain JSON that is the same for the same thing in another process.
+
+    Objects count by their class and by those public attributes that are plain values or arrays.
+    """
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
     if isinstance(thing, (Path, np.generic)):
@@ -293,8 +297,14 @@ def _identity(thing: Any) -> Any:
         return [_identity(value) for value in thing]
     if isinstance(thing, functools.partial):
         return [_identity(thing.func), _identity(thing.args), _identity(thing.keywords)]
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
-    name = f"{named.__module__}.{named.__qualname__}"
-    if is_dataclass(thing) and named is not thing:
-        return [name, {f.name: _identity(getattr(thing, f.name)) for f in fields(thing)}]
-    return name
+    if hasattr(thing, "__qualname__"):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    parameters = {
+        name: _identity(value)
+        for name, value in sorted(getattr(thing, "__dict__", {}).items())
+        if not name.startswith("_") and (isinstance(value, _PLAIN) or is_dataclass(value))
+    }
+    return [_identity(type(thing)), parameters]
+
+
+_PLAIN = (bool, int, float, str, Path, np.generic, np.ndarray)

@@ -55,6 +55,7 @@ UNDERSTOOD = {  # what is not used below is seen in the weights, or matters in t
     "device",
     "features_extractor_class",
     "features_extractor_kwargs",
+    "full_std",
     "log_std_init",
     "n_critics",
     "net_arch",
@@ -186,6 +187,8 @@ def _options(
         return options | {"net_arch": _layers(state, "q_net.q_net.", width)[:-1]}
     size = math.prod(action_space.shape or (1,))
     critics = {name.split(".")[1] for name in state if name.startswith("critic.qf")}
+    if not critics:
+        raise CheckpointError("weights of its critics are missing")
     options["n_critics"] = len(critics)
     actor = "actor.latent_pi." if family == "sac" else "actor.mu."
     pi = _layers(state, actor, width)
@@ -240,7 +243,7 @@ def _extractor(
         checks = {}
     try:
         width = kind(space, **kwargs, **checks).features_dim
-    except AssertionError as error:
+    except (AssertionError, RuntimeError) as error:
         raise CheckpointError(f"its image network does not fit the space {space}") from error
     return width, {"features_extractor_class": kind, "features_extractor_kwargs": kwargs}
 

@@ -161,6 +161,7 @@ class FlatSource(EpisodeSource):
             stored = self._file.array(key, index)
             rows = length + 1 if name == "observations" else length
             found[name] = _Part((rows, *stored.shape[1:]), stored.dtype)
+        found["truncations"] = found["terminations"]  # of which `_read` makes them
         check_structure(found, length, self._rules, index)
         if self._has_next:
             self._check_next(found["observations"], index)
@@ -207,9 +208,8 @@ class FlatSource(EpisodeSource):
             return np.concatenate((here, last))
         following = self._file.rows("next_observations", first + start, first + stop, index)
         if self._layout.check_continuity:
-            same = np.isclose(
-                following[:-1], here[1:], rtol=_CONTINUITY, atol=_CONTINUITY, equal_nan=True
-            )
+            same = np.isclose(following[:-1], here[1:], rtol=_CONTINUITY, atol=_CONTINUITY)
+            same |= ~np.isfinite(here[1:])  # is refused for that
             if not same.all():
                 step = start + int(np.argmin(same.reshape(len(same), -1).all(axis=1)))
                 raise DataError(

@@ -4,6 +4,12 @@ Each composition is a function of two denoisers that returns a `Step` for `sampl
 called alike and listed in `COMPOSITIONS`. A trajectory holds the states in its first nx columns and
 the actions in the rest; the dynamics model reads both and predicts the states.
 
+What they sample, where both denoisers are exact and agree: `alternating` moves the states twice per
+level against one draw of noise, so that they come out too narrow however many levels there are; for
+Gaussian data with about half their variance (`ddpm_move`). `alternating_matched` loses about a
+third with `ddpm_move` and nothing with `ddim_move`. All others keep the distribution, with an error
+that falls as levels are added.
+
 Skipped levels. With a move from k to k_next < k − 1, `alternating` moves the states over the whole
 gap before the planner sees them, far below the level of the actions, and then once more.
 `combined_score` with weight 1 replaces the states' x̂_0 by the dynamics model's and stays at level
@@ -136,9 +142,10 @@ def alternating_matched(parts: Parts) -> Step:
     """Alternation in which the planner sees states that are noised back to level k.
 
     As `alternating`, but the states' mean at the next level is noised by one forward move to level
-    k, so that states and actions reach the planner at one level. With `ddpm_move` the noise is a
-    little short, because the mean lacks the spread of the posterior; `alternating_resampled` adds
-    it. Takes two noise tensors, of the first only the states' columns.
+    k, so that states and actions reach the planner at one level. With `ddpm_move` the noise is
+    short, because the mean lacks the spread of the posterior; `alternating_resampled` adds it, and
+    is the same with a deterministic move. Takes two noise tensors, of the first only the states'
+    columns.
 
     Raises:
         ConfigError: If there is no dynamics model.

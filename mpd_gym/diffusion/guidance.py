@@ -177,6 +177,7 @@ def _prepared(
             raise InputError(f"k: expected one of the levels {list(levels)}; got {k}")
         if k not in ready:
             ahead = levels[order[k] : order[k] + chunk]
+            ready.clear()
             ready = _prepare(network, initial, conditions, present, ahead)
         return ready[k]
 

@@ -159,20 +159,29 @@ class LQREnv(gym.Env[Array, Array]):
             InputError: If `action` has the wrong shape or a non-finite value.
             ResetNeeded: Before the first reset.
         """
-        if self.state is None:
-            raise ResetNeeded("Cannot call step() before calling reset()")
+        state = self._require_state()
         action = checked_action(action, self.action_space)
-        self.state, gained = self._task.advance(self.state, action)
+        self.state, gained = self._task.advance(state, action)
         self._record(action, float(gained))
         return self.state.copy(), float(gained), False, False, {}
 
     def render(self) -> Any:
-        """Draw the phase plane (two states), or all states over time."""
+        """Draw the phase plane (two states), or all states over time.
+
+        Raises:
+            ResetNeeded: Before the first reset.
+        """
+        self._require_state()
         return self._renderer.render(partial(_paint, path=list(self._path), task=self._task))
 
     def close(self) -> None:
         """Close the window, if there is one."""
         self._renderer.close()
+
+    def _require_state(self) -> Array:
+        if self.state is None:
+            raise ResetNeeded("Cannot step or render before calling reset()")
+        return self.state
 
     def _record(self, action: Array | None, gained: float) -> None:
         """Keep what the picture shows: the states, actions and costs since the start."""

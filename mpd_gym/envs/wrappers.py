@@ -154,8 +154,8 @@ class TorqueDefect(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """
         applied = checked_action(action, self._space).astype(self._space.dtype)
         applied[self.joint] = min(max(applied[self.joint], -self.limit), self.limit)
-        observation, reward, terminated, truncated, info = self.env.step(applied)
-        info = {**info, "applied_action": applied.copy()}
+        observation, reward, terminated, truncated, info = self.env.step(applied.copy())
+        info = {**info, "applied_action": applied}
         return observation, reward, terminated, truncated, info
 
 

@@ -1,0 +1,109 @@
+"""Configurations that work: the paper's, and laptop-size ones for each environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mpd_gym.agents.mpdiffuser import MPDiffuserConfig
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.datasets import ConditionSpec
+from mpd_gym.diffusion import LossConfig
+from mpd_gym.errors import check_choice
+from mpd_gym.models import UnetConfig
+from mpd_gym.training import TrainingConfig
+
+__all__ = ["PRESETS", "preset"]
+
+PRESETS = ("laptop", "paper")
+
+
+def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig:
+    """Configuration for an environment.
+
+    Args:
+        name: ``"paper"``: the network, schedule and training of appendix B, conditioned on
+            return; ``"laptop"``: a planner and a dynamics model that train on two cores within an
+            hour.
+        env_id: Registered id. For one of the package's environments, conditions, horizon and
+            sampling suit its task; any other gets the general configuration.
+
+    Raises:
+        ConfigError: If there is no such preset.
+    """
+    check_choice("preset", name, PRESETS)
+    task = _TASKS.get(env_id or "", _general)()
+    return replace(task, **_SIZES[name]())
+
+
+def _general() -> MPDiffuserConfig:
+    """Any environment with rewards: conditioned on return, ranked by a learned reward."""
+    return MPDiffuserConfig(
+        conditions=(ConditionSpec("return"),),
+        reward_model=True,
+        sampling=SamplingConfig(guidance_scale=2.0, action_chunk=4),
+    )
+
+
+def _lqr() -> MPDiffuserConfig:
+    """The final state of a trajectory is asked to be the origin (paper, appendix E)."""
+    return MPDiffuserConfig(
+        conditions=(ConditionSpec("final_state"),),
+        discount=1.0,
+        sampling=SamplingConfig(
+            guidance_scale=1.5, action_chunk=8, condition_values={"final_state": (0.0, 0.0)}
+        ),
+    )
+
+
+def _car() -> MPDiffuserConfig:
+    """The plan is asked to end at the goal (paper, appendix C)."""
+    return MPDiffuserConfig(
+        conditions=(ConditionSpec("goal"),),
+        diffusion_steps=50,
+        sampling=SamplingConfig(guidance_scale=1.0, action_chunk=4),
+    )
+
+
+def _constrained_pendulum() -> MPDiffuserConfig:
+    """Return and budget: the best candidate that is predicted to keep the limit (Algorithm 2)."""
+    return MPDiffuserConfig(
+        conditions=(ConditionSpec("return"),),
+        diffusion_steps=50,
+        reward_model=True,
+        cost_model=True,
+        regressor_inputs="transition",
+        sampling=SamplingConfig(num_candidates=8, guidance_scale=1.5, action_chunk=4, budget=0.0),
+    )
+
+
+_TASKS: dict[str, Callable[[], MPDiffuserConfig]] = {
+    "LQR-v0": _lqr,
+    "CarUMaze-v0": _car,
+    "ConstrainedPendulum-v0": _constrained_pendulum,
+}
+
+
+def _laptop() -> dict[str, object]:
+    return {
+        "unet": UnetConfig(width=32, multipliers=(1, 2, 4)),
+        "diffusion_steps": 50,
+        "training": TrainingConfig(
+            steps=20_000, learning_rate=1e-3, schedule="cosine", warmup_steps=200
+        ),
+    }
+
+
+def _paper() -> dict[str, object]:
+    return {
+        "unet": UnetConfig(),
+        "diffusion_steps": 100,
+        "null": "zeros",
+        "normalizer": "cdf",
+        "padding": "zeros",
+        "loss": LossConfig(),
+        "training": TrainingConfig(ema_warmup=False),
+    }
+
+
+_SIZES = {"laptop": _laptop, "paper": _paper}

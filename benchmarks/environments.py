@@ -1,6 +1,7 @@
 """Steps per second of every environment, single and batched, on one core.
 
-Resets at the ends of episodes count as part of the steps. Usage:
+Seconds are those that the process really had the core, so other work on the machine matters
+little; resets at the ends of episodes count as part of the steps. Usage:
 ``python benchmarks/environments.py [--copies 1024] [--seconds 1.0] [--repeats 5]``
 """
 
@@ -59,14 +60,14 @@ def batched(name: str, copies: int) -> Callable[[int], None]:
 def rate(run: Callable[[int], None], seconds: float, repeats: int) -> float:
     """Return the median of several measurements of calls per second, each of about `seconds`."""
     run(10)
-    start = time.perf_counter()
+    start = time.process_time()
     run(50)
-    steps = max(10, int(50 * seconds / (time.perf_counter() - start)))
+    steps = max(10, int(50 * seconds / (time.process_time() - start)))
     rates = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         run(steps)
-        rates.append(steps / (time.perf_counter() - start))
+        rates.append(steps / (time.process_time() - start))
     return statistics.median(rates)
 
 

@@ -225,12 +225,10 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *folders, leaf = name.split("/")
-        node = tree
+        node: Any = tree
         for folder in folders:
-            node = node.setdefault(folder, {})
-            if not isinstance(node, dict):
-                raise CheckpointError(f"tensor name '{name}' lies inside another tensor's name")
-        if leaf in node:
+            node = node.setdefault(folder, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or leaf in node:
             raise CheckpointError(f"tensor name '{name}' lies inside another tensor's name")
         node[leaf] = value
     return tree

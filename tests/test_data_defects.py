@@ -223,6 +223,7 @@ def test_malformed_metadata(changes: dict[str, Any]) -> None:
     [
         ({"data_format": "arrow"}, "data_format must be 'hdf5', got 'arrow'"),
         ({"total_episodes": 4}, "'episode_3' is missing"),
+        ({"total_episodes": 10**15}, "'episode_3' is missing"),
         ({"total_episodes": 0}, "no episodes"),
         ({"frame_stack": 0}, "frame_stack must be 1"),
         ({"action_space": '{"type": "Discrete", "n": 2, "start": 0}'}, "must be a Box of shape"),

@@ -13,7 +13,7 @@ import mpd_gym
 
 ROOT = Path(mpd_gym.__file__).parent
 LAYERS = [
-    ("_version", "errors", "files", "types"),
+    ("_version", "errors", "files", "types", "validation"),
     ("envs",),
     ("collect",),
     ("datasets",),

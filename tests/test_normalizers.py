@@ -270,6 +270,17 @@ def test_sound_arrays_are_taken() -> None:
     assert normalizer_from_arrays("cdf", cdf()).unnormalize(np.array([0.5, 9.0])).tolist() == [2, 7]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_fitter_keeps_no_reference_to_the_caller_s_array(kind: str) -> None:
+    fitter, data = NormalizerFitter(kind), np.array([[1.0], [2.0]])
+    for first in (1.0, 5.0):  # a buffer that is used again
+        data[:, 0] = first, first + 1
+        fitter.add(data)
+    ends = fitter.fit().normalize(np.array([[1.0], [6.0]]))
+    assert_allclose(ends[0], -ends[1])
+    assert ends[1] > 0.5
+
+
 def test_fitter_tells_whether_it_is_empty() -> None:
     fitter = NormalizerFitter("cdf")
     assert fitter.empty

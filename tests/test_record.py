@@ -191,8 +191,9 @@ def test_environments_that_cannot_be_named_are_refused() -> None:
         quiet(Noisy(), "MpdTests/Nameless-v0", ID, episodes=1, seed=0)
     with pytest.raises(ConfigError, match="action space must be a Box"):
         quiet(Noisy(), "CartPole-v1", ID, episodes=1, seed=0)
-    with pytest.raises(ConfigError, match="expected 'name-v0'"):
-        quiet(Noisy(), ENV, "no version", episodes=1, seed=0)
+    for malformed in ("no version", "noversion", "n/name-v0", "../name-v0"):
+        with pytest.raises(ConfigError, match="expected 'name-v0'"):
+            quiet(Noisy(), ENV, malformed, episodes=1, seed=0)
     with pytest.raises(ConfigError, match="episodes"):
         quiet(Noisy(), ENV, ID, episodes=0, seed=0)
 
@@ -320,7 +321,7 @@ def test_progress_bar_shows_rate_steps_and_failures(capsys: pytest.CaptureFixtur
     assert "collecting: 100%" in shown and "20/20" in shown and "episode/s" in shown
     known = load_episodes(ID)
     unsolved = known.metadata["collection"]["unsolved"]
-    assert f"steps={known.lengths.sum()}" in shown and f"unsolved={unsolved}" in shown
+    assert f"{known.lengths.sum()} steps, {unsolved} unsolved, 0 rejected" in shown
 
 
 def test_existing_data_sets_are_kept_unless_overwritten() -> None:

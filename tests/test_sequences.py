@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -404,3 +406,10 @@ def test_a_batch_takes_well_under_a_millisecond() -> None:
         windows.sample(64, rng)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 5e-4  # measured: 45 µs
+
+
+def test_data_sets_need_no_torch() -> None:
+    code = "import sys, mpd_gym.datasets; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from mpd_gym.agents.mpdiffuser import MPDiffuserConfig
 from mpd_gym.agents.options import SamplingConfig
@@ -84,7 +85,7 @@ _TASKS: dict[str, Callable[[], MPDiffuserConfig]] = {
 }
 
 
-def _laptop() -> dict[str, object]:
+def _laptop() -> dict[str, Any]:
     return {
         "unet": UnetConfig(width=32, multipliers=(1, 2, 4)),
         "diffusion_steps": 50,
@@ -94,7 +95,7 @@ def _laptop() -> dict[str, object]:
     }
 
 
-def _paper() -> dict[str, object]:
+def _paper() -> dict[str, Any]:
     return {
         "unet": UnetConfig(),
         "diffusion_steps": 100,
@@ -106,4 +107,4 @@ def _paper() -> dict[str, object]:
     }
 
 
-_SIZES = {"laptop": _laptop, "paper": _paper}
+_SIZES: dict[str, Callable[[], dict[str, Any]]] = {"laptop": _laptop, "paper": _paper}

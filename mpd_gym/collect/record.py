@@ -203,9 +203,8 @@ def _reporter(
 
         def report() -> None:
             now = _progress(schedule, episodes)
-            bar.set_postfix(
-                steps=now.steps, unsolved=now.unsolved, rejected=now.rejected, refresh=False
-            )
+            left_out = f"{now.unsolved} unsolved, {now.rejected} rejected"
+            bar.set_postfix_str(f"{now.steps} steps, {left_out}", refresh=False)
             bar.update(now.stored - bar.n if progress else 0)
             if on_stored is not None:
                 on_stored(now)

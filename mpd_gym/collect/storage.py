@@ -92,7 +92,8 @@ class Place:
             self.namespace, _, _ = parse_dataset_id(dataset_id)
         except (TypeError, ValueError) as error:  # TypeError: no version
             raise ConfigError(
-                f"dataset_id: expected 'name-v0' or 'namespace/name-v0', got {dataset_id!r}"
+                f"dataset_id: expected 'name-v0' or 'namespace/name-v0', the namespace of at least "
+                f"two characters; got {dataset_id!r}"
             ) from error
         self.dataset_id = dataset_id
         self.final: Path = get_dataset_path(dataset_id)

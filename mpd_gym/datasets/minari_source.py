@@ -58,7 +58,7 @@ class MinariSource(EpisodeSource):
     ) -> None:
         known = {**_read_metadata(folder, name), **metadata}
         self._file = Hdf5File(folder / "main_data.hdf5", name)
-        numbers = tuple(range(known["total_episodes"]) if indices is None else indices)
+        numbers = range(known["total_episodes"]) if indices is None else indices
         if not numbers:
             raise DataError("the data set has no episodes: record some", source=name)
         found = [self._file.attributes(f"episode_{number}", number) for number in numbers]

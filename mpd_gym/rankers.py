@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@final
 @dataclass(frozen=True)
 class _Candidates:
     """Arguments of a `Ranker`, validated."""

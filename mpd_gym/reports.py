@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,20 @@ import gymnasium as gym
 import numpy as np
 from rich.table import Table
 
+from mpd_gym.datasets import load_episodes
 from mpd_gym.errors import InputError
 from mpd_gym.evaluation import Evaluation, Interval
 from mpd_gym.files import atomic_path
-from mpd_gym.types import Array, Policy
+from mpd_gym.types import Array, Episode, Policy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+
 __all__ = [
+    "agent_table",
+    "dataset_table",
     "evaluation_table",
     "rollout_frames",
     "save_figure",
@@ -55,6 +61,67 @@ def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table
 
 def _cell(interval: Interval | None) -> str:
     return "–" if interval is None else str(interval)
+
+
+def dataset_table(names: Sequence[str]) -> Table:
+    """One row for each data set: episodes, steps, returns, costs, lengths and success.
+
+    Args:
+        names: Minari ids or files; each is read through once and checked.
+    """
+    table = Table(title="data sets", caption="mean ± standard deviation over episodes")
+    columns = ("data set", "episodes", "steps", "return", "cost", "violating", "length", "success")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "data set" else "right")
+    for name in names:
+        source = load_episodes(name)
+        rows = [_episode_row(source.episode(index)) for index in range(len(source))]
+        returns, costs, successes = zip(*rows, strict=True)
+        known = None not in costs
+        table.add_row(
+            source.name,
+            str(len(source)),
+            str(int(source.lengths.sum())),
+            _spread(returns),
+            _spread(costs) if known else "–",
+            f"{np.mean([cost > 0 for cost in costs]):.1%}" if known else "–",
+            _spread(source.lengths),
+            "–" if None in successes else f"{np.mean(successes):.1%}",
+        )
+    return table
+
+
+def _episode_row(episode: Episode) -> tuple[float, float | None, bool | None]:
+    return (
+        float(episode.rewards.sum()),
+        None if episode.costs is None else float(episode.costs.sum()),
+        None if episode.successes is None else bool(episode.successes[-1]),
+    )
+
+
+def _spread(values: Any) -> str:
+    return f"{np.mean(values):.4g} ± {np.std(values):.3g}"
+
+
+def agent_table(path: str, agent: MPDiffuserAgent) -> Table:
+    """What an agent's file holds.
+
+    Args:
+        path: The file, for the title.
+        agent: The agent.
+    """
+    table = Table(title=path, show_header=False)
+    for role, model in agent.models.items():
+        count = sum(parameter.numel() for parameter in model.parameters())
+        table.add_row(f"{role} model", f"{count:,} parameters")
+    for name, entry in agent.history.items():
+        table.add_row(f"history: {name}", str(entry))
+    config = asdict(replace(agent.config, sampling=agent.options))
+    for name, value in config.items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        for part, entry in parts:
+            table.add_row(f"{name}.{part}" if part else name, str(entry))
+    return table
 
 
 def rollout_frames(

@@ -25,6 +25,7 @@ LAYERS = [
     ("evaluation",),
     ("experiments",),
     ("reports",),
+    ("demo",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

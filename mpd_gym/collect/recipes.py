@@ -170,7 +170,7 @@ def _arrived(episode: Episode) -> bool:
 
 def _collect_car_expert(collection: Collection) -> Any:
     info = DatasetInfo(
-        algorithm_name="nonlinear MPC (CasADi, Fatrop)",
+        algorithm_name="nonlinear MPC (CasADi, Ipopt)",
         description="U-turns through the maze; arrival within 32 steps, then standing still.",
     )
     return _record(collection, _nmpc, "CarUMaze-v0", 2000, info, accept=_arrived)

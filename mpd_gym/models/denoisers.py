@@ -90,7 +90,7 @@ class DenoiserConfig:
 
     @property
     def condition_dim(self) -> int:
-        """Ny, the sizes of all conditions together."""
+        """Size of all conditions side by side, ny."""
         return sum(size for _, size in self.conditions)
 
 

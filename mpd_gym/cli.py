@@ -1,0 +1,246 @@
+"""``mpd-gym``: collect data, train, evaluate, look."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mpd_gym.errors import ConfigError, MpdError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Diffusion planners for control.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+
+OUTPUTS = Path("outputs")
+
+
+class Preset(StrEnum):
+    """Names of the presets."""
+
+    laptop = "laptop"
+    paper = "paper"
+
+
+@app.command()
+def collect(
+    name: Annotated[
+        str | None, typer.Argument(help="Data set; without it, all that can be made are listed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    fraction: Annotated[float, typer.Option(help="Share of the full size, for a try.")] = 1.0,
+    processes: Annotated[int, typer.Option(help="Processes that record.")] = 2,
+    dataset_id: Annotated[
+        str | None, typer.Option("--id", help="Other id for the result, such as me/try-v0.")
+    ] = None,
+    policies: Annotated[
+        Path, typer.Option(help="Folder for policies that are trained on the way.")
+    ] = OUTPUTS / "policies",
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set of that id.")] = False,
+) -> None:
+    """Make a data set. Interrupted and called again, it goes on where it was."""
+    from mpd_gym.collect.recipes import RECIPES, collect
+
+    if name is None:
+        table = Table("data set", "content")
+        for recipe in RECIPES.values():
+            table.add_row(recipe.dataset_id, recipe.description)
+        console.print(table)
+        return
+    options: dict[str, Any] = {} if dataset_id is None else {"dataset_id": dataset_id}
+    made = collect(
+        name,
+        seed=seed,
+        fraction=fraction,
+        processes=processes,
+        policies=policies,
+        overwrite=overwrite,
+        **options,
+    )
+    _show_datasets([made.spec.dataset_id])
+
+
+@app.command()
+def info(
+    source: Annotated[
+        str | None, typer.Argument(help="Data set, or file of an agent; without it, what is there.")
+    ] = None,
+) -> None:
+    """Show data sets with returns, costs, lengths and success, or what an agent's file holds."""
+    if source is not None and source.endswith(".safetensors"):
+        _show_agent(source)
+        return
+    if source is not None:
+        _show_datasets([source])
+        return
+    import minari
+
+    from mpd_gym.agents.files import shipped_agents
+
+    _show_datasets(sorted(minari.list_local_datasets()))
+    table = Table("shipped agent", "file")
+    for name, path in shipped_agents().items():
+        table.add_row(name, path.name)
+    if table.row_count:
+        console.print(table)
+
+
+@app.command()
+def train(
+    dataset: Annotated[list[str], typer.Argument(help="Data sets or files that the planner sees.")],
+    preset: Annotated[Preset, typer.Option(help="Size of networks and training.")] = Preset.laptop,
+    env: Annotated[
+        str | None, typer.Option(help="Environment whose preset is taken; the data's by default.")
+    ] = None,
+    dynamics: Annotated[
+        list[str] | None, typer.Option(help="Other data for the dynamics model; may be repeated.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps of each model.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="File of the agent.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and TensorBoard.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    parallel: Annotated[bool, typer.Option(help="Train two models at a time on a CPU.")] = True,
+) -> None:
+    """Train an MPDiffuser. Interrupted and called again, it goes on where it was."""
+    from dataclasses import replace
+
+    from mpd_gym.agents.learning import as_data
+    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+    from mpd_gym.agents.presets import preset as make_preset
+
+    sources = as_data(list(dataset))
+    env_id = env or sources[0].metadata.get("env_id")
+    config = make_preset(preset.value, env_id)
+    training = replace(config.training, seed=seed)
+    config = replace(config, seed=seed, training=training)
+    if steps is not None:
+        shorter = replace(training, steps=steps, warmup_steps=min(training.warmup_steps, steps - 1))
+        config = replace(config, training=shorter)
+    name = f"{env_id or Path(dataset[0]).stem}-{preset.value}-seed{seed}"
+    agent = MPDiffuserAgent.fit(
+        sources,
+        config,
+        dynamics_dataset=list(dynamics) if dynamics else None,
+        directory=folder or OUTPUTS / "training" / name,
+        device=device,
+        parallel=parallel,
+    )
+    path = output or OUTPUTS / "agents" / f"{name}.safetensors"
+    agent.save(path)
+    _show_agent(str(path))
+
+
+@app.command()
+def evaluate(
+    env: Annotated[str, typer.Argument(help="Environment.")],
+    agent: Annotated[
+        list[str],
+        typer.Argument(help="Files or ids of agents, or sb3:FILE for a Stable-Baselines3 zip."),
+    ],
+    episodes: Annotated[int, typer.Option(help="Episodes of each.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the first episode; the next have the next.")] = 0,
+    num_envs: Annotated[int, typer.Option(help="Copies that one plan serves.")] = 10,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", help="Sampling option name=value; may be repeated."),
+    ] = None,
+    deterministic: Annotated[bool, typer.Option(help="Deterministic actions.")] = False,
+) -> None:
+    """Play episodes with the same seeds for all, and measure them."""
+    from mpd_gym.evaluation import evaluate
+    from mpd_gym.reports import evaluation_table
+
+    seeds = range(seed, seed + episodes)
+    results = {
+        name: evaluate(
+            _policy(name, env, _options(option or [])),
+            env,
+            seeds=seeds,
+            num_envs=num_envs,
+            deterministic=deterministic,
+            progress=True,
+        )
+        for name in agent
+    }
+    console.print(evaluation_table(f"{env}, seeds {seed} to {seed + episodes - 1}", results))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the GIFs go.")] = OUTPUTS / "demo",
+    episodes: Annotated[int, typer.Option(help="Episodes that each controller plays.")] = 5,
+) -> None:
+    """Play every environment under a simple controller, and leave GIFs."""
+    from mpd_gym.demo import run_demo
+    from mpd_gym.reports import evaluation_table
+
+    console.print(evaluation_table("controllers", run_demo(folder, episodes=episodes)))
+    console.print(f"GIFs are in {folder}/")
+
+
+def _policy(name: str, env_id: str, options: dict[str, Any]) -> Any:
+    if name.startswith("sb3:"):
+        from mpd_gym.collect.sb3_zip import load_sb3
+
+        return load_sb3(name.removeprefix("sb3:"), env_id)
+    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+
+    return MPDiffuserAgent.load(name, **options)
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """``["temperature=0.5"]`` to ``{"temperature": 0.5}``: values are JSON, or else words."""
+    import json
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"option: expected name=value, got {pair!r}")
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = text
+    return found
+
+
+def _show_datasets(names: list[str]) -> None:
+    from mpd_gym.reports import dataset_table
+
+    if not names:
+        console.print("No data set is here yet; `mpd-gym collect` lists what can be made.")
+        return
+    console.print(dataset_table(names))
+
+
+def _show_agent(path: str) -> None:
+    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+    from mpd_gym.reports import agent_table
+
+    console.print(agent_table(path, MPDiffuserAgent.load(path, device="cpu")))
+
+
+def main() -> None:
+    """Run the command line; errors of this package are one line, not a traceback."""
+    try:
+        app()
+    except MpdError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        console.print(f"[yellow]stopped.[/yellow] {error}", highlight=False)
+        sys.exit(130)

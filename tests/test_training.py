@@ -464,6 +464,16 @@ def test_a_non_finite_loss_without_a_directory() -> None:
         fit(network(), poisoned, sampler, CONFIG, **QUICK)
 
 
+def test_weights_that_overflow_without_a_sign_in_the_loss_are_named() -> None:
+    def loss(module: nn.Module, batch: Any, noise: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": sum(p.sum() for p in module.parameters()) * 1e-3}  # type: ignore[dict-item]
+
+    module = nn.Linear(1, 1)
+    config = differs(CONFIG, steps=1, ema_every=1, learning_rate=1e39)
+    with pytest.raises(TrainingError, match="the average of 'weight' is not finite at step 1"):
+        fit(module, loss, sampler, config, **QUICK)
+
+
 def test_non_finite_validation_data_are_named() -> None:
     def broken(batch_size: int, rng: np.random.Generator) -> dict[str, types.Array]:
         return {k: v * np.float32(np.nan) for k, v in sampler(batch_size, rng).items()}
@@ -625,10 +635,18 @@ def test_frozen_parameters_and_buffers_keep_their_bits() -> None:
 
 
 def test_fine_tuning_starts_from_the_weights_given() -> None:
+    modes = []
+
+    def loss(module: nn.Module, batch: Any, noise: torch.Generator) -> dict[str, Tensor]:
+        modes.append(module.training)
+        return noisy_loss(module, batch, noise)
+
     module = network()
     first = fit(module, noisy_loss, sampler, CONFIG, **QUICK)
+    assert not module.training
     tiny = differs(CONFIG, learning_rate=1e-12)
-    second = fit(module, noisy_loss, sampler, tiny, name="tuned", progress=False)
+    second = fit(module, loss, sampler, tiny, name="tuned", progress=False)
+    assert all(modes)
     for name, tensor in second.weights.items():
         torch.testing.assert_close(tensor, first.weights[name], rtol=1e-6, atol=1e-7)
 

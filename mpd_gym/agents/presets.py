@@ -9,7 +9,6 @@ from typing import Any
 from mpd_gym.agents.mpdiffuser import MPDiffuserConfig
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.datasets import ConditionSpec
-from mpd_gym.diffusion import LossConfig
 from mpd_gym.errors import check_choice
 from mpd_gym.models import UnetConfig
 from mpd_gym.training import TrainingConfig
@@ -34,7 +33,9 @@ def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig:
     """
     check_choice("preset", name, PRESETS)
     task = _TASKS.get(env_id or "", _general)()
-    return replace(task, **_SIZES[name]())
+    if name == "paper":
+        return replace(task, **_PAPER)
+    return replace(task, **_LAPTOP, **_LAPTOP_SIZES.get(env_id or "", _GENERAL_SIZE))
 
 
 def _general() -> MPDiffuserConfig:
@@ -85,26 +86,24 @@ _TASKS: dict[str, Callable[[], MPDiffuserConfig]] = {
 }
 
 
-def _laptop() -> dict[str, Any]:
+def _size(width: int, steps: int) -> dict[str, Any]:
+    """A network and a training that fit each other: both are smaller for smaller tasks."""
     return {
-        "unet": UnetConfig(width=32, multipliers=(1, 2, 4)),
-        "diffusion_steps": 50,
+        "unet": UnetConfig(width=width, multipliers=(1, 2, 4)),
         "training": TrainingConfig(
-            steps=20_000, learning_rate=1e-3, schedule="cosine", warmup_steps=200
+            steps=steps, learning_rate=1e-3, schedule="cosine", warmup_steps=200
         ),
     }
 
 
-def _paper() -> dict[str, Any]:
-    return {
-        "unet": UnetConfig(),
-        "diffusion_steps": 100,
-        "null": "zeros",
-        "normalizer": "cdf",
-        "padding": "zeros",
-        "loss": LossConfig(),
-        "training": TrainingConfig(ema_warmup=False),
-    }
-
-
-_SIZES: dict[str, Callable[[], dict[str, Any]]] = {"laptop": _laptop, "paper": _paper}
+_LAPTOP: dict[str, Any] = {"diffusion_steps": 50}
+_GENERAL_SIZE = _size(width=32, steps=20_000)
+_LAPTOP_SIZES = {"LQR-v0": _size(width=16, steps=6_000)}
+_PAPER: dict[str, Any] = {
+    "unet": UnetConfig(),
+    "diffusion_steps": 100,
+    "null": "zeros",
+    "normalizer": "cdf",
+    "padding": "zeros",
+    "training": TrainingConfig(ema_warmup=False),
+}

@@ -118,17 +118,17 @@ def fit(
         request = stack.enter_context(catch_interrupts())
         try:
             _run(state, config, loss_fn, sampler, validation, checkpoints, report, request)
+            if request.signal is not None:
+                raise KeyboardInterrupt(
+                    f"training '{name}' stopped by {request.signal} at step {state.step:,} of "
+                    f"{config.steps:,}; {_kept(checkpoints)}. The same call continues from there"
+                )
+            weights = state.finish()
         except TrainingError as error:
             raise TrainingError(
                 f"training '{name}' cannot go on: {error}; {_kept(checkpoints)}. Lower "
                 "learning_rate, or look for extreme values in the data"
             ) from None
-        if request.signal is not None:
-            raise KeyboardInterrupt(
-                f"training '{name}' stopped by {request.signal} at step {state.step:,} of "
-                f"{config.steps:,}; {_kept(checkpoints)}. The same call continues from there"
-            )
-        weights = state.finish()
     histories = state.log.history(), state.validation_log.history()
     return TrainingResult(name, state.step, state.seconds, weights, *histories)
 

@@ -68,7 +68,7 @@ class TrainingState:
         identity: Mapping[str, Any],
     ) -> None:
         self._identity = _as_json(identity)
-        self._module = module.to(device)
+        self._module = module.to(device).train()
         self._config, self._device = config, device
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         if not self._parameters:
@@ -76,7 +76,7 @@ class TrainingState:
         module.zero_grad(set_to_none=True)
         self._average = {n: p.detach().clone() for n, p in self._parameters.items()}
         self._optimizer = torch.optim.AdamW(
-            [{"params": list(self._parameters.values()), "initial_lr": config.learning_rate}],
+            self._parameters.values(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
@@ -119,8 +119,15 @@ class TrainingState:
                 self.validation_log.add(self._loss(loss_fn, batch, noise))
 
     def finish(self) -> dict[str, Tensor]:
-        """Leave the averaged weights in the module, in evaluation mode, and return a copy."""
-        load_into(self._parameters, self._average)
+        """Leave the averaged weights in the module, in evaluation mode, and return a copy.
+
+        Raises:
+            TrainingError: If they are not finite.
+        """
+        for name, tensor in self._average.items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingError(f"the average of '{name}' is not finite at step {self.step}")
+            self._parameters[name].data.copy_(tensor)
         self._module.eval()
         return {name: tensor.clone() for name, tensor in self._module.state_dict().items()}
 

@@ -192,6 +192,30 @@ def demo(
     console.print(f"GIFs are in {folder}/")
 
 
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(help="Study; without it, all are listed with their time.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where results and agents go.")] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds, such as 0,1,2.")] = "0,1,2",
+    trials: Annotated[int, typer.Option(help="Trials of each cell.")] = 250,
+) -> None:
+    """Run a study: train what is missing, evaluate, and write every seed and trial."""
+    from rich.markdown import Markdown
+
+    from mpd_gym.experiments import STUDIES, run_study
+
+    if name is None:
+        table = Table("study", "what it shows", "time on 2 cores")
+        for key, study in STUDIES.items():
+            table.add_row(key, study.description, study.time)
+        console.print(table)
+        return
+    numbers = tuple(int(seed) for seed in seeds.split(","))
+    console.print(Markdown(run_study(name, folder or OUTPUTS / name, numbers, trials)))
+
+
 def _policy(name: str, env_id: str, options: dict[str, Any]) -> Any:
     if name.startswith("sb3:"):
         from mpd_gym.collect.sb3_zip import load_sb3

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from helpers import TINY, play, source, tiny_agent
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -20,6 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from mpd_gym import MPDiffuserAgent, MPDiffuserConfig
 from mpd_gym.agents.presets import preset
 from mpd_gym.datasets import ConditionSpec, load_episodes
+from mpd_gym.envs.wrappers import RemainingBudget
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, PlanningError
 from mpd_gym.models import UnetConfig
 from mpd_gym.training import TrainingConfig
@@ -359,6 +361,35 @@ def test_remaining_budget_falls_by_the_cost_of_executed_steps(pendulum: MPDiffus
         _, state = agent.predict(one, state, np.array([flag]), True)
         left.append(float(state.budget[0]))
     assert left == [2.5, 1.75, 1.0, 0.25, 0.0, 2.5]
+
+
+def test_an_observation_can_supply_the_remaining_budget() -> None:
+    env = RemainingBudget(gym.make(PENDULUM), 3.0)
+    data = load_episodes(
+        [
+            replace(episode, observations={"observation": episode.observations})
+            for episode in play(PENDULUM)
+        ],
+        metadata={
+            "observation_space": spaces.Dict({"observation": env.env.observation_space}),
+            "action_space": env.action_space,
+        },
+    )
+    config = replace(TINY, conditions=("cost",), cost_model=True)
+    trained = MPDiffuserAgent.fit(data, config, progress=False)
+    agent = MPDiffuserAgent(
+        trained.config,
+        trained.models,
+        env.observation_space,
+        env.action_space,
+        trained.normalizers,
+        trained.conditions,
+    )
+    observation, _ = env.reset(seed=0)
+    _, state = agent.predict(observation)
+    assert state.budget[0] == 3.0
+    _, state = agent.predict({**observation, "remaining_budget": np.array([1.25])}, state)
+    assert state.budget[0] == 1.25
 
 
 def test_a_budget_without_a_cost_is_refused_at_the_step_it_matters(lqr: MPDiffuserAgent) -> None:

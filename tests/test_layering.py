@@ -23,9 +23,8 @@ LAYERS = [
     ("checkpoint", "training"),
     ("agents",),
     ("evaluation",),
-    ("experiments",),
     ("reports",),
-    ("demo",),
+    ("experiments", "demo"),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation
 
-from mpd_gym.envs.wrappers import StackedFrames, TorqueDefect, VelocityLimit
+from mpd_gym.envs.wrappers import RemainingBudget, StackedFrames, TorqueDefect, VelocityLimit
 from mpd_gym.errors import ConfigError, InputError, MpdError
 
 
@@ -167,3 +167,29 @@ def test_wrapped_environments_pickle_and_can_be_made_again() -> None:
             ours, theirs = env.step(np.array([2.0])), copy.step(np.array([2.0]))
             assert np.array_equal(ours[0], theirs[0])
             assert ours[-1]["cost"] == theirs[-1]["cost"]
+
+
+def test_remaining_budget_counts_costs_down_to_zero_and_starts_anew() -> None:
+    box = spaces.Box(-9, 9, (3,), np.float32)
+    env = RemainingBudget(VelocityLimit(Slider(box), 1.0, 0), 2.0)
+    fast = np.array([1.5, 0, 0], np.float32)
+    for _ in range(2):
+        observation, _ = env.reset(seed=0)
+        left = [observation["remaining_budget"].item()]
+        for action in (fast, 0 * fast, fast, fast):
+            observation, *_ = env.step(action)
+            left.append(observation["remaining_budget"].item())
+        assert left == [2.0, 1.0, 1.0, 0.0, 0.0]
+        assert env.observation_space.contains(observation)
+
+
+def test_remaining_budget_extends_a_dict_and_needs_costs() -> None:
+    env = RemainingBudget(Slider(spaces.Dict({"speed": spaces.Box(-9, 9, (3,), np.float32)})), 1.0)
+    observation, _ = env.reset(seed=0)
+    assert set(observation) == {"speed", "remaining_budget"}
+    bare = RemainingBudget(gym.make("Pendulum-v1"), 1.0)
+    bare.reset(seed=0)
+    with pytest.raises(InputError, match="cost"):
+        bare.step(bare.action_space.sample())
+    with pytest.raises(InputError, match="budget"):
+        RemainingBudget(gym.make("Pendulum-v1"), -1.0)

@@ -178,6 +178,19 @@ class Agent(ABC):
             seconds={**found.seconds, "total": time.perf_counter() - began},
         )
 
+    def planned(self, state: AgentState) -> tuple[Array, Array]:
+        """The plans that `predict` is executing, in environment units.
+
+        Args:
+            state: What `predict` returned.
+
+        Returns:
+            x_1 … x_H ``[E, H, nx]`` and u_0 … u_{H-1} ``[E, H, nu]``, counted from the
+            observation that each plan was made for.
+        """
+        future, _ = self._split(torch.as_tensor(state.plan))
+        return self.normalizers.observation.unnormalize(_numpy(future)), state.actions
+
     # --- what can change at run time -----------------------------------------------------------
 
     def with_options(self, **options: Any) -> Self:

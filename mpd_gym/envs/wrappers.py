@@ -18,7 +18,7 @@ from mpd_gym.envs.checks import checked_action, checked_number
 from mpd_gym.errors import InputError, check_integer
 from mpd_gym.types import Array
 
-__all__ = ["StackedFrames", "TorqueDefect", "VelocityLimit", "states_metadata"]
+__all__ = ["RemainingBudget", "StackedFrames", "TorqueDefect", "VelocityLimit", "states_metadata"]
 
 Step = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 Maker = TypeVar("Maker", bound=Callable[..., Any])
@@ -66,6 +66,51 @@ class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         speed = velocity(observation) if callable(velocity) else observation[velocity]
         info = {**info, "cost": float(not abs(speed) <= self.limit)}  # NaN is over the limit
         return observation, reward, terminated, truncated, info
+
+
+class RemainingBudget(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Shows what is left of a cost budget, as ``observation["remaining_budget"]``.
+
+    A Box observation becomes a Dict with the keys ``observation`` and ``remaining_budget``; a Dict
+    gets the second key. Agents of this package then take the budget from the observation instead of
+    counting costs themselves.
+
+    Args:
+        env: Environment that gives ``info["cost"]`` on every step.
+        budget: Cost that an episode may have; not negative.
+
+    Raises:
+        InputError: If `budget` is negative or not finite; from `step`, without a cost.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], budget: float) -> None:
+        RecordConstructorArgs.__init__(self, budget=budget)
+        super().__init__(env)
+        self.budget = checked_number("budget", budget)
+        inner = env.observation_space
+        parts = inner.spaces if isinstance(inner, spaces.Dict) else {"observation": inner}
+        left = spaces.Box(0.0, np.inf, (1,), np.float64)
+        self.observation_space = spaces.Dict({**parts, "remaining_budget": left})
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; the whole budget is left."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._left = self.budget
+        return self._shown(observation), info
+
+    def step(self, action: Any) -> Step:
+        """Step the environment and take the cost off what is left, down to 0."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if "cost" not in info:
+            raise InputError("info: expected the key 'cost', which RemainingBudget counts")
+        self._left = max(self._left - float(info["cost"]), 0.0)
+        return self._shown(observation), reward, terminated, truncated, info
+
+    def _shown(self, observation: Any) -> dict[str, Any]:
+        parts = observation if isinstance(observation, Mapping) else {"observation": observation}
+        return {**parts, "remaining_budget": np.array([self._left])}
 
 
 class StackedFrames(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

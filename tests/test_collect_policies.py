@@ -13,6 +13,7 @@ from scipy import stats
 
 import mpd_gym  # noqa: F401  (registers the environments)
 from mpd_gym.collect.lqr import NoisyLQR
+from mpd_gym.collect.random_driver import RandomDriver
 from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
 from mpd_gym.errors import ConfigError, InputError
 
@@ -250,3 +251,34 @@ def test_swing_up_of_many_equals_one_by_one() -> None:
 def test_swing_up_refuses_bad_constants(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
         PendulumSwingUp(**{name: value})
+
+
+def test_random_driver_never_touches_a_wall_and_keeps_moving() -> None:
+    env = gym.make("CarUMaze-v0")
+    policy = RandomDriver(env)
+    speeds = []
+    for seed in range(8):
+        observation, _ = env.reset(seed=seed)
+        policy.reseed(seed)
+        state, ended = None, False
+        while not ended:
+            action, state = policy.predict(observation, state)
+            observation, _, terminated, ended, _ = env.step(action)
+            assert not terminated
+            speeds.append(observation["observation"][3])
+    assert np.std(speeds) > 0.5
+
+
+def test_random_driver_follows_its_seed_and_takes_batches() -> None:
+    env = gym.make("CarUMaze-v0")
+    one, other = RandomDriver(env), RandomDriver(env)
+    rows = [env.reset(seed=seed)[0] for seed in range(3)]
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    for policy in (one, other):
+        policy.reseed(5)
+    first, _ = one.predict(batch)
+    second, state = other.predict(batch)
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (3, 2) and state.shape == (3, 2)
+    with pytest.raises(ConfigError, match="CarUMaze"):
+        RandomDriver(gym.make("Pendulum-v1"))

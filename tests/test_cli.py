@@ -1,0 +1,206 @@
+"""The command line, and every recipe in miniature through it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+from helpers import tiny_agent
+from typer.testing import CliRunner
+
+from mpd_gym import MPDiffuserAgent, cli
+from mpd_gym.collect.recipes import RECIPES
+from mpd_gym.datasets import load_episodes
+from mpd_gym.envs.image_pendulum import draw
+from mpd_gym.experiments import STUDIES
+
+runner = CliRunner()
+
+
+def run(*arguments: str) -> str:
+    result = runner.invoke(cli.app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli.console, "width", 200)
+
+
+def collected(name: str, fraction: str) -> minari.MinariDataset:
+    run("collect", name, "--fraction", fraction, "--processes", "1", "--id", "me/try-v0")
+    return minari.load_dataset("me/try-v0")
+
+
+def test_collect_and_reproduce_list_what_there_is() -> None:
+    listed = run("collect")
+    assert all(name in listed for name in RECIPES)
+    studies = run("reproduce")
+    assert all(name in studies for name in STUDIES)
+
+
+@pytest.mark.parametrize("percent", [10, 20, 30, 40, 80])
+def test_lqr_recipes(percent: int) -> None:
+    data = collected(f"mpd_gym/lqr/noisy-p{percent}-v0", "0.02")
+    assert (data.total_episodes, data.total_steps) == (20, 4000)
+    gain = data.recover_environment().unwrapped.optimal_gain
+    noisy = [
+        np.abs(episode.actions - episode.observations[:-1] @ gain.T)[:, 0] > 1e-5
+        for episode in data.iterate_episodes()
+    ]
+    assert np.mean(noisy) == pytest.approx(percent / 100, abs=0.03)
+
+
+def test_random_driving_fills_its_episodes() -> None:
+    data = collected("mpd_gym/car-umaze/random-v0", "0.01")
+    lengths = [len(episode) for episode in data.iterate_episodes()]
+    assert lengths == [64] * 10
+
+
+@pytest.mark.slow
+def test_car_expert_recipe() -> None:
+    data = collected("mpd_gym/car-umaze/expert-v0", "0.002")
+    for episode in data.iterate_episodes():
+        assert episode.infos["is_success"][-1]
+        assert not episode.terminations.any()
+        assert np.abs(episode.observations["observation"][-1, 3]) < 0.05  # stands still
+
+
+@pytest.mark.slow
+def test_constrained_pendulum_recipe(tmp_path: Path) -> None:
+    data = collected("mpd_gym/constrained-pendulum/mixed-v0", "0.02")
+    assert data.total_episodes == 10 + 6
+    for episode in data.iterate_episodes():
+        speed = np.abs(episode.observations[:, 2])
+        np.testing.assert_array_equal(episode.infos["cost"][1:] > 0, speed[1:] > 6.5)
+    zips = sorted(path.name for path in (tmp_path / "outputs/policies").glob("*sac*-v0.zip"))
+    assert zips == ["sac-ConstrainedPendulum-v0.zip", "safe-sac-ConstrainedPendulum-v0.zip"]
+
+
+@pytest.mark.slow
+def test_image_pendulum_recipe_stores_each_frame_once() -> None:
+    data = collected("mpd_gym/image-pendulum/replay-v0", "0.02")
+    assert data.observation_space.shape == (64, 64)
+    episode = load_episodes("me/try-v0").episode(0)
+    assert isinstance(episode.observations, np.ndarray)
+    assert episode.observations.shape == (201, 4, 64, 64)
+    stored = next(iter(data.iterate_episodes([0]))).observations
+    np.testing.assert_array_equal(episode.observations[5], stored[2:6])
+    np.testing.assert_array_equal(episode.observations[0], np.repeat(stored[:1], 4, axis=0))
+    assert stored[0].max() == draw(0.0).max()
+
+
+def test_info_shows_returns_lengths_and_success() -> None:
+    assert "No data set" in run("info")
+    collected("mpd_gym/car-umaze/random-v0", "0.004")
+    shown = run("info")
+    assert "me/try-v0" in shown
+    assert "64" in shown and "0.0%" in shown
+    assert "me/try-v0" in run("info", "me/try-v0")
+
+
+def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
+    collected("mpd_gym/lqr/noisy-p10-v0", "0.02")
+    options = ("--steps", "12", "--seed", "3", "--no-parallel", "--output", "a.safetensors")
+    output = run("train", "me/try-v0", *options)
+    assert "planner model" in output and "final_state" in output
+    agent = MPDiffuserAgent.load(tmp_path / "a.safetensors")
+    assert (agent.config.seed, agent.history["planner"]["steps"]) == (3, 12)
+    assert "dynamics model" in run("info", "a.safetensors")
+    fast = ("-o", "action_chunk=32", "-o", "num_steps=2", "-o", "composition=planner_only")
+    shown = run("evaluate", "LQR-v0", "a.safetensors", "--episodes", "2", *fast)
+    assert "return" in shown and "a.safetensors" in shown
+
+
+def test_evaluate_compares_with_a_stable_baselines_policy(tmp_path: Path) -> None:
+    from mpd_gym.collect.sb3 import train_sb3
+
+    train_sb3("ppo", "LQR-v0", steps=64, seed=0, save_path="ppo.zip", progress=False,
+              hyperparameters={"n_steps": 64, "batch_size": 32, "n_epochs": 1})  # fmt: skip
+    tiny_agent("LQR-v0").with_options(action_chunk=8).save("tiny.safetensors")
+    shown = run("evaluate", "LQR-v0", "tiny.safetensors", "sb3:ppo.zip", "--episodes", "2")
+    assert "tiny.safetensors" in shown and "sb3:ppo.zip" in shown
+
+
+def test_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for arguments, message in (
+        (["collect", "mpd_gym/lqr/noisy-p41-v0"], "Did you mean"),
+        (["evaluate", "LQR-v0", "nothing.safetensors"], "no such file"),
+        (["evaluate", "LQR-v0", "x", "-o", "temperature"], "name=value"),
+    ):
+        monkeypatch.setattr("sys.argv", ["mpd-gym", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        printed = capsys.readouterr().out
+        assert message in printed and "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_demo_leaves_a_gif_of_every_environment(tmp_path: Path) -> None:
+    import imageio.v3 as iio
+
+    from mpd_gym.demo import SCENES
+
+    output = run("demo", "--episodes", "1")
+    for scene in SCENES:
+        assert scene.env_id in output
+        frames = iio.imread(tmp_path / "outputs/demo" / f"{scene.env_id}.gif")
+        assert len(frames) > 5
+        assert (frames[0] != frames[-1]).any()
+
+
+@pytest.mark.slow
+def test_reproduce_goes_on_and_reports_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from mpd_gym.agents.presets import preset
+    from mpd_gym.experiments import lqr_compositions as study
+
+    for percent in study.PERCENTS:
+        name = f"mpd_gym/lqr/noisy-p{percent}-v0"
+        run("collect", name, "--fraction", "0.01", "--processes", "1")
+
+    def tiny(name: str, env_id: str):
+        full = preset(name, env_id)
+        training = replace(full.training, steps=12, warmup_steps=2)
+        sampling = replace(full.sampling, num_steps=2, action_chunk=32)
+        return replace(full, training=training, sampling=sampling)
+
+    monkeypatch.setattr(study, "preset", tiny)
+    monkeypatch.setattr(study, "TEMPERATURES", (0.1, 1.0))
+    arguments = (
+        "reproduce",
+        "lqr-compositions",
+        "--folder",
+        "r",
+        "--seeds",
+        "4,5",
+        "--trials",
+        "3",
+    )
+    run(*arguments)
+    content = json.loads((tmp_path / "r/lqr-compositions.json").read_text())
+    assert len(content["cells"]) == 2 * 2 * 6 * 2
+    assert all(len(cell["costs"]) == 3 for cell in content["cells"].values())
+    report = (tmp_path / "r/lqr-compositions.md").read_text()
+    assert "seed 4" in report and "seed 5" in report
+    assert (tmp_path / "r/lqr-compositions.png").stat().st_size > 1000
+    key = next(iter(content["cells"]))
+    content["cells"][key]["costs"] = [7.0, 7.0, 7.0]
+    (tmp_path / "r/lqr-compositions.json").write_text(json.dumps(content))
+    run(*arguments)  # keeps what is there
+    again = json.loads((tmp_path / "r/lqr-compositions.json").read_text())
+    assert again["cells"] == content["cells"]

@@ -107,7 +107,7 @@ def test_plans_of_the_optimum_are_executed_as_planned() -> None:
     np.testing.assert_allclose(rollout.observations, states)
     planned = np.stack(states[1:])
     np.testing.assert_allclose(state_error(planned, rollout.observations[1:]), 0, atol=1e-12)
-    short = state_error(planned + [0.3, 0.4], rollout.observations[1:5])
+    short = state_error(planned + np.array([0.3, 0.4]), rollout.observations[1:5])
     np.testing.assert_allclose(short[:4], 0.5)
     assert np.isnan(short[4:]).all()
 

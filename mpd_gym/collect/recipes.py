@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from mpd_gym._version import __version__
 from mpd_gym.collect.lqr import NoisyLQR
 from mpd_gym.collect.random_driver import RandomDriver
 from mpd_gym.collect.record import DatasetInfo, record, write_dataset
@@ -24,6 +25,10 @@ from mpd_gym.types import Episode, Policy
 __all__ = ["RECIPES", "Collection", "Recipe", "collect"]
 
 AUTHOR = "The mpd_gym authors"
+CODE = f"mpd_gym/collect/recipes.py of mpd-gym {__version__}"
+# Reference scores: returns that count as 0 and as 1.
+LQR_RETURNS = (-358.0, -0.242)  # no control, and the optimal gain; both expectations
+CAR_RETURNS = (-64.0, -24.6)  # never at the goal, and nonlinear MPC
 PENDULUM_RETURNS = (-1225.0, -150.0)  # random actions, and a trained SAC
 SAFE_PENALTY = 100.0  # of one step beyond the limit; 10 leaves some violations
 # Ten copies and two updates for each step of all of them: 100,000 steps in two minutes on a core.
@@ -84,12 +89,12 @@ class Recipe:
     run: Callable[[Collection], Any]
 
 
-def collect(dataset_id: str, **options: Any) -> Any:
+def collect(name: str, **options: Any) -> Any:
     """Make a data set; interrupted and called again, it goes on where it was.
 
     Args:
-        dataset_id: A key of `RECIPES`.
-        options: Fields of `Collection`; its `dataset_id` and `policies` have defaults.
+        name: A key of `RECIPES`.
+        options: Fields of `Collection`; `dataset_id` is `name` unless given.
 
     Returns:
         The Minari data set.
@@ -98,9 +103,20 @@ def collect(dataset_id: str, **options: Any) -> Any:
         ConfigError: If there is no such recipe, or the data set exists.
         MissingExtraError: If CasADi or Stable-Baselines3 is needed and not installed.
     """
-    check_choice("data set", dataset_id, RECIPES)
-    given = {"dataset_id": dataset_id, "policies": Path("outputs/policies"), **options}
-    return RECIPES[dataset_id].run(Collection(**given))
+    check_choice("data set", name, RECIPES)
+    given = {"dataset_id": name, "policies": Path("outputs/policies"), **options}
+    return RECIPES[name].run(Collection(**given))
+
+
+def _info(algorithm: str, description: str, returns: tuple[float, float]) -> DatasetInfo:
+    return DatasetInfo(
+        author=AUTHOR,
+        code_permalink=CODE,
+        algorithm_name=algorithm,
+        description=description,
+        ref_min_score=returns[0],
+        ref_max_score=returns[1],
+    )
 
 
 def _record(
@@ -120,7 +136,7 @@ def _record(
         processes=collection.processes,
         overwrite=collection.overwrite,
         progress=collection.progress,
-        info=replace(info, author=AUTHOR),
+        info=info,
         **options,
     )
 
@@ -134,9 +150,10 @@ def _noisy_lqr(probability: float) -> Policy:
 
 
 def _collect_lqr(percent: int, collection: Collection) -> Any:
-    info = DatasetInfo(
-        algorithm_name="LQR with Bernoulli-Gaussian input noise (MPDiffuser paper, eq. 5)",
-        description=f"Optimal gain; noise of 0.25 on {percent} % of the steps.",
+    info = _info(
+        "LQR with Bernoulli-Gaussian input noise (MPDiffuser paper, eq. 5)",
+        f"Optimal gain; noise of 0.25 on {percent} % of the steps.",
+        LQR_RETURNS,
     )
     return _record(
         collection,
@@ -169,17 +186,19 @@ def _arrived(episode: Episode) -> bool:
 
 
 def _collect_car_expert(collection: Collection) -> Any:
-    info = DatasetInfo(
-        algorithm_name="nonlinear MPC (CasADi, Ipopt)",
-        description="U-turns through the maze; arrival within 32 steps, then standing still.",
+    info = _info(
+        "nonlinear MPC (CasADi, Ipopt)",
+        "U-turns through the maze; arrival within 32 steps, then standing still.",
+        CAR_RETURNS,
     )
     return _record(collection, _nmpc, "CarUMaze-v0", 2000, info, accept=_arrived)
 
 
 def _collect_car_random(collection: Collection) -> Any:
-    info = DatasetInfo(
-        algorithm_name="smooth random actions",
-        description="Random driving that brakes before walls, for dynamics models.",
+    info = _info(
+        "smooth random actions",
+        "Random driving that brakes before walls, for dynamics models.",
+        CAR_RETURNS,
     )
     return _record(collection, _random_driver, "CarUMaze-v0", 1000, info)
 
@@ -221,10 +240,11 @@ def _collect_constrained_pendulum(collection: Collection) -> Any:
         collection.dataset_id,
         chain(replay_episodes(free), _played(SB3Policy(safe.policy), env_id, collection)),
         env_id=env_id,
-        info=_pendulum_info(
+        info=_info(
             "SAC replay buffer and safe SAC",
             "All 100,000 training steps of a SAC that ignores the limit, then 300 episodes of one "
             f"trained with a penalty of {SAFE_PENALTY} on each step beyond it.",
+            PENDULUM_RETURNS,
         ),
         overwrite=collection.overwrite,
         progress=collection.progress,
@@ -256,10 +276,11 @@ def _collect_image_pendulum(collection: Collection) -> Any:
         env_id="ImagePendulum-v0",
         observation_space=spaces.Box(0, 255, (64, 64), np.uint8),
         frame_stack=FRAMES,
-        info=_pendulum_info(
+        info=_info(
             "SAC replay buffer",
             "All training steps of a SAC that sees the state; frames are stored once and stacked "
             "when read.",
+            PENDULUM_RETURNS,
         ),
         overwrite=collection.overwrite,
         progress=collection.progress,
@@ -272,17 +293,6 @@ def _as_frames(episodes: Iterator[Episode]) -> Iterator[Episode]:
         rows = np.asarray(episode.observations, float)
         frames = draw(np.arctan2(rows[:, 1], rows[:, 0]))
         yield replace(episode, observations=frames, costs=None, successes=None)
-
-
-def _pendulum_info(algorithm: str, description: str) -> DatasetInfo:
-    low, high = PENDULUM_RETURNS
-    return DatasetInfo(
-        author=AUTHOR,
-        algorithm_name=algorithm,
-        description=description,
-        ref_min_score=low,
-        ref_max_score=high,
-    )
 
 
 RECIPES: dict[str, Recipe] = {

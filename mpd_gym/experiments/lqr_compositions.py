@@ -17,7 +17,6 @@ import gymnasium as gym
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
-from tqdm import tqdm
 
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.agents.presets import preset
@@ -48,6 +47,7 @@ PUBLISHED = {
     10: {"planner_only": 1.36, "alternating": 1.27},
     40: {"planner_only": 5.0, "alternating": 3.99},
 }
+PROCESSES = 2
 FIRST_TRIAL = 0  # seed of the first start; the training data's seeds are far from these
 
 
@@ -70,20 +70,12 @@ def run(folder: Path, seeds: tuple[int, ...], trials: int) -> str:
         for name in COMPOSITIONS
         for temperature in TEMPERATURES
     ]
-    cells: dict[tuple[int, int, str, float], dict[str, Any]] = {}
-    agents: dict[tuple[int, int], MPDiffuserAgent] = {}
-    for job in tqdm(jobs, desc="lqr-compositions", unit="cell"):
-        percent, seed, name, temperature = job
-
-        def compute(job: tuple[int, int, str, float] = job) -> dict[str, Any]:
-            percent, seed, name, temperature = job
-            if (percent, seed) not in agents:
-                agents[percent, seed] = trained(percent, seed, folder / "agents")
-            options: dict[str, Any] = {**COMPOSITIONS[name], "temperature": temperature}
-            return _measure(agents[percent, seed].with_options(**options), trials)
-
-        key = f"p={percent / 100} seed={seed} {name} temperature={temperature}"
-        cells[job] = results.cell(key, compute)
+    for percent, seed in dict.fromkeys((percent, seed) for percent, seed, *_ in jobs):
+        trained(percent, seed, folder / "agents")
+    found = results.fill(
+        {_key(*job): (*job, folder / "agents", trials) for job in jobs}, _measure, PROCESSES
+    )
+    cells = {job: found[_key(*job)] for job in jobs}
     save_figure(_figure(cells, seeds), folder / "lqr-compositions.png")
     report = _report(cells, seeds, trials)
     with atomic_path(folder / "lqr-compositions.md") as temporary:
@@ -122,8 +114,17 @@ def _options() -> dict[str, Any]:
     }
 
 
-def _measure(agent: MPDiffuserAgent, trials: int) -> dict[str, Any]:
+def _key(percent: int, seed: int, name: str, temperature: float) -> str:
+    return f"p={percent / 100} seed={seed} {name} temperature={temperature}"
+
+
+def _measure(
+    percent: int, seed: int, name: str, temperature: float, folder: Path, trials: int
+) -> dict[str, Any]:
     """Closed-loop costs of every trial, and the mean state error of the first plans."""
+    agent = trained(percent, seed, folder).with_options(
+        **COMPOSITIONS[name], temperature=temperature
+    )
     seeds = range(FIRST_TRIAL, FIRST_TRIAL + trials)
     env: Any = gym.make(ENV_ID).unwrapped
     starts = np.stack([env.reset(seed=seed)[0] for seed in seeds])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import platform
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from tqdm import tqdm
 
 from mpd_gym._version import __version__
 from mpd_gym.errors import DataError
@@ -54,16 +57,37 @@ class Results:
                     source=str(path),
                 )
 
-    def cell(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return a cell; compute and store it if it is missing.
+    def fill(
+        self,
+        jobs: Mapping[str, tuple[Any, ...]],
+        compute: Callable[..., dict[str, Any]],
+        processes: int,
+    ) -> dict[str, dict[str, Any]]:
+        """Compute what is missing, several cells at a time, and store each when it is done.
 
         Args:
-            key: Name of the cell.
-            compute: Gives JSON values.
+            jobs: Arguments of each cell, by its key.
+            compute: Function at the top of a module that gives a cell's JSON values.
+            processes: Of one torch thread each.
+
+        Returns:
+            All cells of `jobs`.
         """
-        if key not in self._content["cells"]:
-            self._content["cells"][key] = compute()
-            with atomic_path(self.path) as temporary:
-                temporary.write_text(json.dumps(self._content))
-        found: dict[str, Any] = self._content["cells"][key]
-        return found
+        cells: dict[str, Any] = self._content["cells"]
+        missing = {key: arguments for key, arguments in jobs.items() if key not in cells}
+        context = multiprocessing.get_context("spawn")
+        with (
+            tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="cell") as bar,
+            ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool,
+        ):
+            running = {pool.submit(compute, *rest): key for key, rest in missing.items()}
+            try:
+                for future in as_completed(running):
+                    cells[running[future]] = future.result()
+                    with atomic_path(self.path) as temporary:
+                        temporary.write_text(json.dumps(self._content))
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {key: cells[key] for key in jobs}

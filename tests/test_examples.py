@@ -1,0 +1,48 @@
+"""Every example runs, with a tiny budget."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import tiny_agent
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ARGUMENTS = {
+    "batched_control.py": ["--copies", "64", "--steps", "200"],
+    "change_the_task.py": ["agent.safetensors", "--candidates", "3"],
+    "train_lqr.py": ["--episodes", "20", "--steps", "12", "--trials", "2"],
+}
+SAYS = {
+    "batched_control.py": "held up by 100.0%, limit broken by 0.0%",
+    "change_the_task.py": "best candidate below 6 rad/s",
+    "train_lqr.py": "times the optimum",
+}
+
+
+def test_every_example_is_tested_and_short() -> None:
+    files = {path.name: path for path in EXAMPLES.glob("*.py")}
+    assert set(files) == set(ARGUMENTS)
+    assert all(len(path.read_text().splitlines()) < 80 for path in files.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_example(name: str, tmp_path: Path) -> None:
+    if name == "change_the_task.py":
+        models = {"reward_model": True, "cost_model": True}
+        tiny_agent("ConstrainedPendulum-v0", **models).save(tmp_path / "agent.safetensors")
+    output = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *ARGUMENTS[name]],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert output.returncode == 0, output.stderr[-2000:]
+    assert SAYS[name] in output.stdout

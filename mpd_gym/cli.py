@@ -188,7 +188,8 @@ def demo(
     from mpd_gym.demo import run_demo
     from mpd_gym.reports import evaluation_table
 
-    console.print(evaluation_table("controllers", run_demo(folder, episodes=episodes)))
+    results = run_demo(folder, episodes=episodes)
+    console.print(evaluation_table("controllers", results, ("return", "success")))
     console.print(f"GIFs are in {folder}/")
 
 

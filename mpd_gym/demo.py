@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 import gymnasium as gym
+import numpy as np
 from tqdm import tqdm
 
 from mpd_gym.collect.lqr import NoisyLQR
@@ -52,10 +53,8 @@ def _smooth(env: gym.Env[Any, Any]) -> Policy:
 
 SCENES = (
     Scene("CarUMaze-v0", "nonlinear MPC", _nmpc),
-    Scene(
-        "ConstrainedPendulum-v0", "energy shaping within the limit", lambda _: PendulumSwingUp(6.5)
-    ),
-    Scene("LQR-v0", "optimal gain, noise on 20 % of the steps", _lqr),
+    Scene("ConstrainedPendulum-v0", "energy shaping", lambda _: PendulumSwingUp(6.5)),
+    Scene("LQR-v0", "optimal gain with noise", _lqr),
     Scene("ImagePendulum-v0", "smooth random actions", _smooth),
     Scene("Walker2dTorqueDefect-v0", "smooth random actions", _smooth),
 )
@@ -77,7 +76,7 @@ def run_demo(folder: Path, *, episodes: int = 5, max_frames: int = 120) -> dict[
         env = gym.make(scene.env_id)
         policy = scene.make(env)
         env.close()
-        results[f"{scene.env_id}: {scene.controller}"] = evaluate(
+        results[f"{scene.env_id}\n{scene.controller}"] = evaluate(
             policy, scene.env_id, seeds=range(episodes)
         )
         frames = rollout_frames(policy, scene.env_id, seed=0, max_frames=max_frames)
@@ -86,5 +85,7 @@ def run_demo(folder: Path, *, episodes: int = 5, max_frames: int = 120) -> dict[
 
 
 def _small(frame: Array) -> Array:
-    """Halve large pictures, so that GIFs stay small."""
-    return frame[::2, ::2] if max(frame.shape[:2]) > 640 else frame
+    """Halve a picture by averaging 2×2 pixels, so that GIFs stay small."""
+    height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+    blocks = frame[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
+    return np.asarray(blocks.mean(axis=(1, 3)).round().astype(np.uint8))

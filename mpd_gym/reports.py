@@ -35,32 +35,42 @@ __all__ = [
 ]
 
 FRAMES_PER_SECOND = 20
+SHARES = {"success", "violation", "collision"}
 
 
-def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table:
+def evaluation_table(
+    title: str, evaluations: Mapping[str, Evaluation], measures: Sequence[str] | None = None
+) -> Table:
     """One row for each policy: mean and 95 % interval of each measure, milliseconds per action.
 
     Args:
         title: Heading, for example the environment's id.
         evaluations: Policy name to its evaluation.
+        measures: Columns; all that are known but the length by default.
     """
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
-    measures = list(dict.fromkeys(key for summary in summaries.values() for key in summary))
-    table = Table(title=title, caption="mean [95 % interval]")
-    table.add_column("policy")
+    found = dict.fromkeys(key for summary in summaries.values() for key in summary)
+    measures = measures or [key for key in found if key != "length"]
+    table = Table(title=title, caption="mean with its 95 % interval")
+    table.add_column("policy", no_wrap=True)
     for measure in measures:
         table.add_column(measure, justify="right")
-    table.add_column("ms per action", justify="right")
+    table.add_column("ms/action", justify="right")
     table.add_column("trials", justify="right")
     for name, evaluation in evaluations.items():
-        cells = [_cell(summaries[name].get(measure)) for measure in measures]
+        cells = [_cell(measure, summaries[name].get(measure)) for measure in measures]
         milliseconds = f"{1e3 * float(np.median(evaluation.seconds)):.2f}"
         table.add_row(name, *cells, milliseconds, str(len(evaluation.returns)))
     return table
 
 
-def _cell(interval: Interval | None) -> str:
-    return "–" if interval is None else str(interval)
+def _cell(measure: str, interval: Interval | None) -> str:
+    """``12.3 ± 0.4``, or ``93 % [85, 97]`` for shares."""
+    if interval is None:
+        return "–"
+    if measure in SHARES:
+        return f"{interval.mean:.0%} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+    return f"{interval.mean:.4g} ± {interval.high - interval.mean:.2g}"
 
 
 def dataset_table(names: Sequence[str]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -70,7 +71,11 @@ def _cell(measure: str, interval: Interval | None) -> str:
         return "–"
     if measure in SHARES:
         return f"{interval.mean:.0%} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-    return f"{interval.mean:.4g} ± {interval.high - interval.mean:.2g}"
+    half = interval.high - interval.mean
+    if not 0 < half < math.inf:
+        return f"{interval.mean:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(half)))  # two digits of the uncertainty
+    return f"{interval.mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def dataset_table(names: Sequence[str]) -> Table:

@@ -67,6 +67,7 @@ class Agent(ABC):
         *,
         trajectory_shape: tuple[int, int],
         horizon: int,
+        num_levels: int,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -80,6 +81,7 @@ class Agent(ABC):
         self._reader = ObservationReader(observation_space)
         self._nu = action_size(action_space)
         self.horizon = horizon
+        self.num_levels = num_levels
         self._trajectory_shape = trajectory_shape
         self._ranker: Ranker | None = None
         self._generator = torch.Generator(device).manual_seed(seed)
@@ -241,6 +243,12 @@ class Agent(ABC):
             raise ConfigError(
                 f"action_chunk: a plan has {self.horizon} actions, got {options.action_chunk}"
             )
+        for name in ("num_steps", "warm_start_steps"):
+            if (getattr(options, name) or 0) > self.num_levels:
+                raise ConfigError(
+                    f"{name}: the agent has {self.num_levels} diffusion levels, got "
+                    f"{getattr(options, name)}"
+                )
         for name, value in options.condition_values.items():
             self.conditions.encode(name, value)  # refuses unknown names and wrong sizes
         return options
@@ -301,6 +309,8 @@ class Agent(ABC):
         self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
     ) -> _Candidates:
         """Sample N candidates for each of E observations, and rank them."""
+        if np.isfinite(budgets).any():
+            self.objective.check_cost()
         began = time.perf_counter()
         count, num = len(reading), self.options.num_candidates
         with torch.no_grad():

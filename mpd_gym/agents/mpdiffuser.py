@@ -146,12 +146,6 @@ class MPDiffuserConfig:
         self.denoiser("dynamics", 1, 1, {spec.name: 1 for spec in self.conditions})
         RegressorConfig(1, 1, "reward", self.regressor_inputs)  # type: ignore[arg-type]
         make_schedule(self.schedule, self.diffusion_steps)
-        steps = (self.sampling.num_steps or 1, self.sampling.warm_start_steps)
-        if max(steps) > self.diffusion_steps:
-            raise ConfigError(
-                f"sampling: num_steps and warm_start_steps are at most diffusion_steps = "
-                f"{self.diffusion_steps}, got {steps}"
-            )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> MPDiffuserConfig:
@@ -256,6 +250,7 @@ class MPDiffuserAgent(Agent):
             config.sampling,
             trajectory_shape=(config.horizon, self._nx + action_size(action_space)),
             horizon=config.plan_horizon,
+            num_levels=config.diffusion_steps,
             seed=config.seed,
             device=torch.device(device),
         )

@@ -70,6 +70,18 @@ class Objective:
         returns = None if reward is None else reward @ weights
         return returns, None if cost is None else cost @ weights
 
+    def check_cost(self) -> None:
+        """Check that costs can be counted against a budget.
+
+        Raises:
+            ConfigError: If there is no cost function and no cost model.
+        """
+        if self.cost is None and self.learned_cost is None:
+            raise ConfigError(
+                "budget: a budget needs a cost to count; train with cost_model=True or call "
+                "set_cost(fn)"
+            )
+
     def step_cost(self, observations: Array, actions: Array, next_observations: Array) -> Array:
         """Cost of one executed step in each of E environments, ``[E]``, never negative.
 
@@ -77,13 +89,10 @@ class Objective:
             ConfigError: If there is no cost function and no cost model.
             InputError: If the caller's function returns a wrong shape or a non-finite cost.
         """
+        self.check_cost()
         steps = (observations[:, None], actions[:, None], next_observations[:, None])
         cost = _evaluated("cost", self.cost, self.learned_cost, steps)
-        if cost is None:
-            raise ConfigError(
-                "budget: a budget needs a cost to count; train with cost_model=True, call "
-                "set_cost(fn), or let an observation wrapper supply 'remaining_budget'"
-            )
+        assert cost is not None
         if not np.isfinite(cost).all():
             raise InputError(f"cost function: expected finite costs, got {cost[:, 0]}")
         return np.maximum(cost[:, 0], 0.0)

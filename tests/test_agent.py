@@ -207,8 +207,10 @@ def test_bad_dict_observations_are_refused(car: MPDiffuserAgent) -> None:
         car.predict(good["observation"])
 
 
-def test_foreign_states_are_refused(lqr: MPDiffuserAgent) -> None:
+def test_foreign_states_are_refused(lqr: MPDiffuserAgent, car: MPDiffuserAgent) -> None:
     batch = observations(lqr, 2)
+    with pytest.raises(InputError, match="another agent"):
+        lqr.predict(batch, car.predict(observations(car, 2))[1])
     _, state = lqr.predict(batch)
     with pytest.raises(InputError, match="2 environments"):
         lqr.predict(pick(batch, 0), state)

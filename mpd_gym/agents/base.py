@@ -166,6 +166,8 @@ class Agent(ABC):
             )
         agent = self if num_candidates is None else self.with_options(num_candidates=num_candidates)
         remaining = self.options.budget if budget is None else budget
+        if remaining is not None:
+            self.objective.check_cost()
         budgets = np.array([np.inf if remaining is None else remaining])
         found = agent._candidates(reading, budgets, None, deterministic)
         ranking = found.rankings[0]
@@ -266,9 +268,12 @@ class Agent(ABC):
                 f"state: expected what predict returned, got {type(state).__name__}; pass None "
                 "to start anew"
             )
-        state = state.checked(len(reading)).reset(episode_start, budget)
+        state = state.checked(len(reading), self._trajectory_shape)
+        state = state.reset(episode_start, budget)
         if reading.budget is not None:
             return replace(state, budget=np.maximum(reading.budget, 0.0))
+        if np.isfinite(state.budget).any():
+            self.objective.check_cost()
         spent = state.started & np.isfinite(state.budget)
         if not spent.any():
             return state
@@ -309,8 +314,6 @@ class Agent(ABC):
         self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
     ) -> _Candidates:
         """Sample N candidates for each of E observations, and rank them."""
-        if np.isfinite(budgets).any():
-            self.objective.check_cost()
         began = time.perf_counter()
         count, num = len(reading), self.options.num_candidates
         with torch.no_grad():
@@ -338,7 +341,8 @@ class Agent(ABC):
 
     def _rank(self, found: _Candidates, row: int, budget: float, reading: Reading) -> Ranking:
         returns = None if found.returns is None else found.returns[row]
-        limit = float(budget) if np.isfinite(budget) else None
+        known = found.costs is not None and np.isfinite(budget)
+        limit = float(budget) if known else None
         goal = None if reading.goal is None else reading.goal[row]
         name = self.options.ranker or _usual_ranker(returns, limit, goal)
         ranker = self._ranker or RANKERS[name]

@@ -60,16 +60,21 @@ class AgentState:
             started=np.zeros(num_envs, bool),
         )
 
-    def checked(self, num_envs: int) -> AgentState:
+    def checked(self, num_envs: int, trajectory_shape: tuple[int, int]) -> AgentState:
         """Return self.
 
         Raises:
-            InputError: If the state belongs to another number of environments.
+            InputError: If the state belongs to another number of environments or another agent.
         """
         if len(self) != num_envs:
             raise InputError(
                 f"state: it belongs to {len(self)} environments, but {num_envs} observations "
                 "came; pass state=None to start anew"
+            )
+        if self.plan.shape[1:] != trajectory_shape:
+            raise InputError(
+                f"state: its plans have shape {self.plan.shape[1:]}, this agent's have "
+                f"{trajectory_shape}; it comes from another agent, pass state=None"
             )
         return self
 

@@ -16,7 +16,7 @@ AGENTS = {"mpdiffuser": "mpd_gym.agents.mpdiffuser:MPDiffuserAgent"}
 
 _LAZY = {
     "MPDiffuserAgent": "mpd_gym.agents.mpdiffuser",
-    "MPDiffuserConfig": "mpd_gym.agents.mpdiffuser",
+    "MPDiffuserConfig": "mpd_gym.agents.mpdiffuser_config",
     "SamplingConfig": "mpd_gym.agents.options",
 }
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from mpd_gym.datasets import Normalizers
 from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.models import Regressor
 from mpd_gym.types import Array
 
-__all__ = ["Objective", "StepFunction"]
+__all__ = ["Objective", "StepFunction", "learned_objective"]
 
 StepFunction = Callable[[Array, Array, Array], Array]
 """``fn(observations [N, H, nx], actions [N, H, nu], next_observations [N, H, nx]) -> [N, H]``, in
@@ -115,3 +120,48 @@ def _evaluated(
             f"{values.shape}"
         )
     return values
+
+
+def learned_objective(
+    discount: float,
+    models: Mapping[str, nn.Module],
+    normalizers: Normalizers,
+    device: torch.device,
+) -> Objective:
+    """Objective of an agent's own models.
+
+    Args:
+        discount: γ.
+        models: Of which ``"reward"``, ``"cost"`` and ``"termination"`` are used, where they are.
+        normalizers: Of observations and actions.
+        device: Of the models.
+    """
+    learned = {
+        f"learned_{role}": functools.partial(_predicted, model, normalizers, device)
+        for role, model in models.items()
+        if isinstance(model, Regressor)
+    }
+    return Objective(discount, **learned)
+
+
+def _predicted(
+    model: Regressor,
+    normalizers: Normalizers,
+    device: torch.device,
+    observations: Array,
+    actions: Array,
+    next_observations: Array,
+) -> Array:
+    """A learned `StepFunction`; of a termination model, positive where the episode ends."""
+
+    def tensor(values: Array) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+    with torch.no_grad():
+        output = model.predict(
+            tensor(normalizers.observation.normalize(observations)),
+            tensor(normalizers.action.normalize(actions)),
+            tensor(normalizers.observation.normalize(next_observations)),
+        )
+    values: Array = output.cpu().numpy().astype(float)
+    return values - 0.5 if model.config.target == "termination" else values

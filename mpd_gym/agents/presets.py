@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mpd_gym.agents.mpdiffuser import MPDiffuserConfig
+from mpd_gym.agents.mpdiffuser_config import MPDiffuserConfig
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.datasets import ConditionSpec
 from mpd_gym.errors import check_choice

@@ -87,7 +87,8 @@ def dataset_table(names: Sequence[str]) -> Table:
     table = Table(title="data sets", caption="mean ± standard deviation over episodes")
     columns = ("data set", "episodes", "steps", "return", "cost", "violating", "length", "success")
     for column in columns:
-        table.add_column(column, justify="left" if column == "data set" else "right")
+        first = column == "data set"
+        table.add_column(column, justify="left" if first else "right", no_wrap=first)
     for name in names:
         source = load_episodes(name)
         rows = [_episode_row(source.episode(index)) for index in range(len(source))]

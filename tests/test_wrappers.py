@@ -177,7 +177,7 @@ def test_remaining_budget_counts_costs_down_to_zero_and_starts_anew() -> None:
         observation, _ = env.reset(seed=0)
         left = [observation["remaining_budget"].item()]
         for action in (fast, 0 * fast, fast, fast):
-            observation, *_ = env.step(action)
+            observation, *_ = env.step(action.copy())
             left.append(observation["remaining_budget"].item())
         assert left == [2.0, 1.0, 1.0, 0.0, 0.0]
         assert env.observation_space.contains(observation)

@@ -101,7 +101,7 @@ def _size(width: int, steps: int) -> dict[str, Any]:
 
 _LAPTOP: dict[str, Any] = {"diffusion_steps": 50}
 _GENERAL_SIZE = _size(width=32, steps=20_000)
-_LAPTOP_SIZES = {"LQR-v0": _size(width=16, steps=6_000)}
+_LAPTOP_SIZES = {"LQR-v0": _size(width=32, steps=6_000)}
 _PAPER: dict[str, Any] = {
     "unet": UnetConfig(),
     "diffusion_steps": 100,

@@ -41,7 +41,12 @@ STUDIES = {
     "lqr-compositions": Study(
         "mpd_gym.experiments.lqr_compositions",
         "LQR-v0: planner alone and each composition, at p = 0.1 and 0.4 and three temperatures",
-        "2 h",
+        "1 h",
+    ),
+    "lqr-steps": Study(
+        "mpd_gym.experiments.lqr_steps",
+        "LQR-v0: what skipped levels do to each composition, with DDPM and DDIM",
+        "10 min more",
     ),
 }
 

@@ -27,10 +27,11 @@ from mpd_gym.errors import DataError
 from mpd_gym.evaluation import evaluate, mean_interval
 from mpd_gym.experiments.results import Results
 from mpd_gym.files import atomic_path
+from mpd_gym.models import UnetConfig
 from mpd_gym.reports import save_figure
 from mpd_gym.types import Array
 
-__all__ = ["COMPOSITIONS", "run", "trained"]
+__all__ = ["COMPOSITIONS", "cost_ratio", "measure", "run", "trained"]
 
 ENV_ID = "LQR-v0"
 PERCENTS = (10, 40)
@@ -45,6 +46,7 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
 }
 # All K levels, because skipping them is not the same for every composition; long chunks save time.
 OPTIONS: dict[str, Any] = {"guidance_scale": 1.0, "action_chunk": 16, "sampler": "ddpm"}
+NETWORK = UnetConfig(width=16, multipliers=(1, 2, 4))  # half the preset's width, to save time
 PROCESSES = 2
 FIRST_TRIAL = 0  # seed of the first start; the training data's seeds are far from these
 
@@ -71,7 +73,18 @@ def run(folder: Path, seeds: tuple[int, ...], trials: int) -> str:
     for percent, seed in dict.fromkeys((percent, seed) for percent, seed, *_ in jobs):
         trained(percent, seed, folder / "agents")
     found = results.fill(
-        {_key(*job): (*job, folder / "agents", trials) for job in jobs}, _measure, PROCESSES
+        {
+            _key(percent, seed, name, temperature): (
+                percent,
+                seed,
+                {**OPTIONS, **COMPOSITIONS[name], "temperature": temperature},
+                folder / "agents",
+                trials,
+            )
+            for percent, seed, name, temperature in jobs
+        },
+        measure,
+        PROCESSES,
     )
     cells = {job: found[_key(*job)] for job in jobs}
     save_figure(_figure(cells, seeds), folder / "lqr-compositions.png")
@@ -82,7 +95,7 @@ def run(folder: Path, seeds: tuple[int, ...], trials: int) -> str:
 
 
 def trained(percent: int, seed: int, folder: Path) -> MPDiffuserAgent:
-    """Load an agent of the laptop preset, or train it first; its data is made if missing.
+    """Load an agent, or train it first; its data is made if missing.
 
     Args:
         percent: Share of noisy steps in the data.
@@ -97,7 +110,8 @@ def trained(percent: int, seed: int, folder: Path) -> MPDiffuserAgent:
         except DataError:
             source = load_episodes(collect(dataset_id))
         config = preset("laptop", ENV_ID)
-        config = replace(config, seed=seed, training=replace(config.training, seed=seed))
+        training = replace(config.training, seed=seed)
+        config = replace(config, unet=NETWORK, seed=seed, training=training)
         MPDiffuserAgent.fit(source, config, directory=folder / path.stem, parallel=True).save(path)
     return MPDiffuserAgent.load(path, device="cpu")
 
@@ -106,13 +120,19 @@ def _key(percent: int, seed: int, name: str, temperature: float) -> str:
     return f"p={percent / 100} seed={seed} {name} temperature={temperature}"
 
 
-def _measure(
-    percent: int, seed: int, name: str, temperature: float, folder: Path, trials: int
+def measure(
+    percent: int, seed: int, options: dict[str, Any], folder: Path, trials: int
 ) -> dict[str, Any]:
-    """Closed-loop costs of every trial, and the mean state error of the first plans."""
-    agent = trained(percent, seed, folder).with_options(
-        **OPTIONS, **COMPOSITIONS[name], temperature=temperature
-    )
+    """Closed-loop costs of every trial, and the mean state error of the first plans.
+
+    Args:
+        percent: Share of noisy steps in the training data.
+        seed: Training seed.
+        options: Sampling options.
+        folder: Of agents.
+        trials: Starts; the same for all.
+    """
+    agent = trained(percent, seed, folder).with_options(**options)
     seeds = range(FIRST_TRIAL, FIRST_TRIAL + trials)
     env: Any = gym.make(ENV_ID).unwrapped
     starts = np.stack([env.reset(seed=seed)[0] for seed in seeds])
@@ -137,7 +157,8 @@ def _simulate(starts: Array, actions: Array, problem: Any) -> Array:
     return np.stack(rows, axis=1)
 
 
-def _ratio(cell: dict[str, Any]) -> float:
+def cost_ratio(cell: dict[str, Any]) -> float:
+    """Mean cost of a cell's trials ÷ mean least possible cost."""
     return float(np.mean(cell["costs"]) / np.mean(cell["optimal_costs"]))
 
 
@@ -153,7 +174,7 @@ def _ratio_interval(cell: dict[str, Any]) -> str:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return f"{_ratio(cell):.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return f"{cost_ratio(cell):.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _report(
@@ -182,7 +203,7 @@ def _report(
         for temperature in TEMPERATURES:
             for name in COMPOSITIONS:
                 found = [cells[percent, seed, name, temperature] for seed in seeds]
-                ratios = np.array([_ratio(cell) for cell in found])
+                ratios = np.array([cost_ratio(cell) for cell in found])
                 mean = mean_interval(ratios)
                 error = np.mean([np.mean(cell["state_error"]) for cell in found])
                 row = [name, f"{temperature:g}", *map(_ratio_interval, found)]
@@ -201,7 +222,7 @@ def _figure(
         for name in COMPOSITIONS:
             ratios = np.array(
                 [
-                    [_ratio(cells[percent, seed, name, temperature]) for seed in seeds]
+                    [cost_ratio(cells[percent, seed, name, temperature]) for seed in seeds]
                     for temperature in TEMPERATURES
                 ]
             )

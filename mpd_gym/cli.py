@@ -98,7 +98,13 @@ def info(
 
 @app.command()
 def train(
-    dataset: Annotated[list[str], typer.Argument(help="Data sets or files that the planner sees.")],
+    dataset: Annotated[
+        list[str],
+        typer.Argument(
+            help="Data sets or files that the planner sees, or an environment of the package, "
+            "whose usual data sets must have been collected."
+        ),
+    ],
     preset: Annotated[Preset, typer.Option(help="Size of networks and training.")] = Preset.laptop,
     env: Annotated[
         str | None, typer.Option(help="Environment whose preset is taken; the data's by default.")
@@ -120,8 +126,13 @@ def train(
 
     from mpd_gym.agents.learning import as_data
     from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+    from mpd_gym.agents.presets import DATASETS
     from mpd_gym.agents.presets import preset as make_preset
 
+    usual = DATASETS.get(dataset[0])
+    if usual is not None:
+        dataset, others = list(usual[0]), usual[1]
+        dynamics = dynamics or (None if others is None else list(others))
     sources = as_data(list(dataset))
     env_id = env or sources[0].metadata.get("env_id")
     config = make_preset(preset.value, env_id)

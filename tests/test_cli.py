@@ -15,6 +15,7 @@ from mpd_gym import MPDiffuserAgent, cli
 from mpd_gym.collect.recipes import RECIPES
 from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
+from mpd_gym.errors import DataError
 from mpd_gym.experiments import STUDIES
 
 runner = CliRunner()
@@ -118,6 +119,14 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
     fast = ("-o", "action_chunk=32", "-o", "num_steps=2", "-o", "composition=planner_only")
     shown = run("evaluate", "LQR-v0", "a.safetensors", "--episodes", "2", *fast)
     assert "return" in shown and "a.safetensors" in shown
+
+
+def test_an_environment_stands_for_its_usual_data(tmp_path: Path) -> None:
+    run("collect", "mpd_gym/lqr/noisy-p40-v0", "--fraction", "0.01", "--processes", "1")
+    run("train", "LQR-v0", "--steps", "12", "--no-parallel")
+    assert (tmp_path / "outputs/agents/LQR-v0-laptop-seed0.safetensors").exists()
+    with pytest.raises(DataError, match="car-umaze"):
+        run("train", "CarUMaze-v0")
 
 
 def test_evaluate_compares_with_a_stable_baselines_policy(tmp_path: Path) -> None:

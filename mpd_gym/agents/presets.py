@@ -13,9 +13,18 @@ from mpd_gym.errors import check_choice
 from mpd_gym.models import UnetConfig
 from mpd_gym.training import TrainingConfig
 
-__all__ = ["PRESETS", "preset"]
+__all__ = ["DATASETS", "PRESETS", "preset"]
 
 PRESETS = ("laptop", "paper")
+DATASETS: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
+    "LQR-v0": (("mpd_gym/lqr/noisy-p40-v0",), None),
+    "CarUMaze-v0": (
+        ("mpd_gym/car-umaze/expert-v0",),
+        ("mpd_gym/car-umaze/expert-v0", "mpd_gym/car-umaze/random-v0"),
+    ),
+    "ConstrainedPendulum-v0": (("mpd_gym/constrained-pendulum/mixed-v0",), None),
+}
+"""What the planner of an environment learns from, and the dynamics model if from other data."""
 
 
 def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig:

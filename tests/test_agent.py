@@ -168,15 +168,21 @@ def test_warm_start_of_all_steps_equals_a_full_plan(lqr: MPDiffuserAgent) -> Non
     np.testing.assert_array_equal(again, full)
 
 
-def test_warm_start_of_few_steps_stays_near_the_last_plan(lqr: MPDiffuserAgent) -> None:
-    one = pick(observations(lqr, 1), 0)
-    warm = lqr.with_options(warm_start_steps=1, temperature=0.0)
-    _, first = warm.predict(one, deterministic=True)
-    _, second = warm.predict(one, first, np.zeros(1, bool), True)
-    shifted = np.concatenate([first.plan[:, 1:], first.plan[:, -1:]], axis=1)
-    expected = np.clip(shifted, -1.0, 1.0)
-    far = np.abs(first.plan - first.plan[:, ::-1]).mean()
-    assert np.abs(second.plan - expected).mean() < far
+def test_warm_start_begins_from_the_last_plan_shifted_by_what_was_executed(
+    lqr: MPDiffuserAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = lqr.with_options(warm_start_steps=2, action_chunk=3)
+    starts: list[Any] = []
+    sample = agent._sample
+    monkeypatch.setattr(agent, "_sample", lambda r: (starts.append(r.warm), sample(r))[1])
+    batch = observations(agent, 2)
+    _, first = agent.predict(batch, deterministic=True)
+    state = first
+    for _ in range(3):
+        _, state = agent.predict(batch, state, np.zeros(2, bool), True)
+    assert starts[0] is None and len(starts) == 2
+    shifted = np.concatenate([first.plan[:, 3:], np.repeat(first.plan[:, -1:], 3, 1)], axis=1)
+    np.testing.assert_array_equal(starts[1].numpy(), shifted)
 
 
 @pytest.mark.parametrize(

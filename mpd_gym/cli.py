@@ -122,12 +122,9 @@ def train(
     parallel: Annotated[bool, typer.Option(help="Train two models at a time on a CPU.")] = True,
 ) -> None:
     """Train an MPDiffuser. Interrupted and called again, it goes on where it was."""
-    from dataclasses import replace
-
     from mpd_gym.agents.learning import as_data
     from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
     from mpd_gym.agents.presets import DATASETS
-    from mpd_gym.agents.presets import preset as make_preset
 
     usual = DATASETS.get(dataset[0])
     if usual is not None:
@@ -135,12 +132,7 @@ def train(
         dynamics = dynamics or (None if others is None else list(others))
     sources = as_data(list(dataset))
     env_id = env or sources[0].metadata.get("env_id")
-    config = make_preset(preset.value, env_id)
-    training = replace(config.training, seed=seed)
-    config = replace(config, seed=seed, training=training)
-    if steps is not None:
-        shorter = replace(training, steps=steps, warmup_steps=min(training.warmup_steps, steps - 1))
-        config = replace(config, training=shorter)
+    config = _config(preset, env_id, seed, steps)
     name = f"{env_id or Path(dataset[0]).stem}-{preset.value}-seed{seed}"
     agent = MPDiffuserAgent.fit(
         sources,
@@ -226,6 +218,20 @@ def reproduce(
         return
     numbers = tuple(int(seed) for seed in seeds.split(","))
     console.print(Markdown(run_study(name, folder or OUTPUTS / name, numbers, trials)))
+
+
+def _config(preset: Preset, env_id: str | None, seed: int, steps: int | None) -> Any:
+    """The preset with another seed and, if given, another length of training."""
+    from dataclasses import replace
+
+    from mpd_gym.agents.presets import preset as make_preset
+
+    config = make_preset(preset.value, env_id)
+    training = replace(config.training, seed=seed)
+    if steps is not None:
+        warmup = min(training.warmup_steps, steps - 1)
+        training = replace(training, steps=steps, warmup_steps=warmup)
+    return replace(config, seed=seed, training=training)
 
 
 def _policy(name: str, env_id: str, options: dict[str, Any]) -> Any:

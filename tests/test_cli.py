@@ -185,11 +185,11 @@ def test_reproduce_goes_on_and_reports_every_seed(
     def tiny(name: str, env_id: str):
         full = preset(name, env_id)
         training = replace(full.training, steps=12, warmup_steps=2)
-        sampling = replace(full.sampling, num_steps=2, action_chunk=32)
-        return replace(full, training=training, sampling=sampling)
+        return replace(full, training=training)
 
     monkeypatch.setattr(study, "preset", tiny)
     monkeypatch.setattr(study, "TEMPERATURES", (0.1, 1.0))
+    monkeypatch.setattr(study, "OPTIONS", {"num_steps": 2, "action_chunk": 32})
     arguments = (
         "reproduce",
         "lqr-compositions",

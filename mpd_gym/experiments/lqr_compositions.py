@@ -45,7 +45,12 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     "combined_score 1": {"composition": "combined_score", "dynamics_weight": 1.0},
 }
 # All K levels, because skipping them is not the same for every composition; long chunks save time.
-OPTIONS: dict[str, Any] = {"guidance_scale": 1.0, "action_chunk": 16, "sampler": "ddpm"}
+OPTIONS: dict[str, Any] = {
+    "guidance_scale": 1.0,
+    "action_chunk": 16,
+    "sampler": "ddpm",
+    "num_steps": None,
+}
 NETWORK = UnetConfig(width=16, multipliers=(1, 2, 4))  # half the preset's width, to save time
 PROCESSES = 2
 FIRST_TRIAL = 0  # seed of the first start; the training data's seeds are far from these

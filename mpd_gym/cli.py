@@ -216,7 +216,10 @@ def reproduce(
             table.add_row(key, study.description, study.time)
         console.print(table)
         return
-    numbers = tuple(int(seed) for seed in seeds.split(","))
+    try:
+        numbers = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError as error:
+        raise ConfigError(f"seeds: expected whole numbers such as 0,1,2, got {seeds!r}") from error
     console.print(Markdown(run_study(name, folder or OUTPUTS / name, numbers, trials)))
 
 

@@ -146,6 +146,7 @@ def test_errors_are_one_line(
         (["collect", "mpd_gym/lqr/noisy-p41-v0"], "Did you mean"),
         (["evaluate", "LQR-v0", "nothing.safetensors"], "no such file"),
         (["evaluate", "LQR-v0", "x", "-o", "temperature"], "name=value"),
+        (["reproduce", "lqr-steps", "--seeds", "0;1"], "whole numbers"),
     ):
         monkeypatch.setattr("sys.argv", ["mpd-gym", *arguments])
         with pytest.raises(SystemExit) as stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -110,6 +111,13 @@ def test_plans_of_the_optimum_are_executed_as_planned() -> None:
     short = state_error(planned + np.array([0.3, 0.4]), rollout.observations[1:5])
     np.testing.assert_allclose(short[:4], 0.5)
     assert np.isnan(short[4:]).all()
+
+
+def test_time_per_action_counts_the_calls_that_plan() -> None:
+    _, policy = optimal()
+    found = replace(evaluate(policy, "LQR-v0", seeds=[0]), seconds=np.array([0.04, 0.0, 0.0, 0.0]))
+    table = evaluation_table("LQR-v0", {"chunks of four": found})
+    assert list(table.columns[-2].cells) == ["10.00"]
 
 
 def test_figures_and_films_have_their_sizes() -> None:

@@ -42,7 +42,7 @@ SHARES = {"success", "violation", "collision"}
 def evaluation_table(
     title: str, evaluations: Mapping[str, Evaluation], measures: Sequence[str] | None = None
 ) -> Table:
-    """One row for each policy: mean and 95 % interval of each measure, mean milliseconds per action.
+    """One row for each policy: each measure with its 95 % interval, mean milliseconds per action.
 
     Args:
         title: Heading, for example the environment's id.

@@ -413,3 +413,49 @@ def test_data_sets_need_no_torch() -> None:
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_without_padding_windows_end_with_their_episode(memory_limit: int) -> None:
+    windows, normalizers = sampler(padding="none", specs=ALL, memory_limit=memory_limit)
+    complete = [1000 + step for step in range(3)] + [3000 + step for step in range(8)]
+    assert len(windows) == len(complete)
+    batch = windows.windows(np.arange(len(windows)))
+    assert batch.mask.all()
+    found = decoded(batch, normalizers)
+    assert_array_equal(found["initial"][:, 0], complete)
+    assert_array_equal(found["observations"][:, -1, 0], np.array(complete) + HORIZON)
+    assert_allclose(batch.conditions["now"][:, 0], np.array(complete) + 0.125)
+    drawn = decoded(windows.sample(500, np.random.default_rng(0)), normalizers)
+    assert set(drawn["initial"][:, 0]) == set(complete)
+
+
+def test_windows_without_padding_are_drawn_by_weight() -> None:
+    sources = [marked_source(goals=False), second_source()]
+    windows, normalizers = sampler(sources, padding="none", weights=[1, 3])
+    found = decoded(windows.sample(2000, np.random.default_rng(2)), normalizers)
+    marks = found["initial"][:, 0]
+    assert abs((marks >= 50_000).mean() - 0.75) < 0.04
+    assert len(np.unique(marks)) == len(windows)
+
+
+def test_a_source_without_a_complete_window_is_refused() -> None:
+    sources = [marked_source(goals=False), second_source()]
+    with pytest.raises(DataError, match="no episode has horizon=20 steps; shorten it"):
+        sampler(sources, padding="none", horizon=20)
+
+
+def test_a_share_of_the_windows_begins_at_the_first_step() -> None:
+    source = marked_source(goals=False)
+    config = WindowConfig(horizon=HORIZON, first_step_share=0.5)
+    normalizers = fit_normalizers(source, "minmax")
+    windows = WindowSampler(source, config, normalizers)
+    marks = decoded(windows.sample(23_000, np.random.default_rng(3)), normalizers)["initial"][:, 0]
+    expected = {1000.0 * (i + 1) + t: 500 for i, steps in enumerate(LENGTHS) for t in range(steps)}
+    for number, steps in enumerate(LENGTHS):
+        expected[1000.0 * (number + 1)] += 500 * steps
+    values, counts = np.unique(marks, return_counts=True)
+    assert_array_equal(values, list(expected))
+    assert np.abs(counts / list(expected.values()) - 1).max() < 0.2  # 4.5 standard deviations
+    with pytest.raises(ConfigError, match="first_step_share: expected a probability"):
+        WindowConfig(first_step_share=1.5)

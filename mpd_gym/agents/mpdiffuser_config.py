@@ -31,7 +31,9 @@ class MPDiffuserConfig:
         horizon: H, steps of a plan.
         conditions: What plans are conditioned on: kinds such as ``"return"``, or `ConditionSpec`s.
         discount: γ of returns and costs.
-        padding: What follows the end of an episode, ``"repeat"`` or ``"zeros"`` (the authors').
+        padding: What follows the end of an episode, ``"repeat"``, ``"zeros"`` (the authors') or
+            ``"none"``, see `WindowConfig`.
+        first_step_share: Share of the windows that is moved to the first step of an episode.
         normalizer: ``"minmax"``, ``"cdf"`` (the authors') or ``"gaussian"``.
         unet: Size of the planner's network.
         dynamics_unet: Size of the dynamics model's; None for the planner's.
@@ -61,6 +63,7 @@ class MPDiffuserConfig:
     conditions: tuple[ConditionSpec, ...] = ()
     discount: float = 0.997
     padding: str = "repeat"
+    first_step_share: float = 0.0
     normalizer: str = "minmax"
     unet: UnetConfig = field(default_factory=UnetConfig)
     dynamics_unet: UnetConfig | None = None
@@ -119,7 +122,9 @@ class MPDiffuserConfig:
     @property
     def windows(self) -> WindowConfig:
         """Shape of the training windows."""
-        return WindowConfig(self.horizon, self.discount, self.padding, self.conditions)
+        return WindowConfig(
+            self.horizon, self.discount, self.padding, self.conditions, self.first_step_share
+        )
 
     @property
     def plan_horizon(self) -> int:

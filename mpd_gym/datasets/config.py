@@ -13,7 +13,7 @@ __all__ = ["ConditionSpec", "WindowConfig"]
 
 KINDS = ("cost", "custom", "final_state", "goal", "return")
 HORIZONS = ("to_go", "window")
-PADDINGS = ("repeat", "zeros")
+PADDINGS = ("repeat", "zeros", "none")
 # Kind of a discounted sum -> its default horizon, and its scalings with the default first.
 _SUMS = {"return": ("to_go", ("range", "authors")), "cost": ("window", ("range", "raw"))}
 
@@ -120,8 +120,12 @@ class WindowConfig:
         padding: What follows the end of an episode: ``"repeat"``, the last observation with zero
             actions, or ``"zeros"``, zero observations and zero actions (the authors'). Zeros are
             in environment units; where the data never comes near them, the nearest value inside
-            the normaliser's `clip_range` stands in.
+            the normaliser's `clip_range` stands in. ``"none"``: nothing; windows end with their
+            episode at the latest, for episodes that end by a time limit, which means nothing to a
+            plan.
         conditions: What plans are conditioned on; mappings of fields are accepted.
+        first_step_share: Probability with which a drawn window is moved to the first step of its
+            episode, for plans that are executed whole from a reset; 0 draws all steps alike.
 
     Raises:
         ConfigError: If a value is out of range, or two conditions share a name.
@@ -131,6 +135,7 @@ class WindowConfig:
     discount: float = 0.997
     padding: str = "repeat"
     conditions: tuple[ConditionSpec, ...] = ()
+    first_step_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not _whole(self.horizon):
@@ -138,6 +143,10 @@ class WindowConfig:
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount: expected a value in (0, 1], got {self.discount!r}")
         check_choice("padding", self.padding, PADDINGS)
+        if not 0 <= self.first_step_share <= 1:
+            raise ConfigError(
+                f"first_step_share: expected a probability, got {self.first_step_share!r}"
+            )
         specs = tuple(
             _spec(spec) if isinstance(spec, Mapping) else spec for spec in self.conditions
         )

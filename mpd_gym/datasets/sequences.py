@@ -20,7 +20,7 @@ from mpd_gym.datasets.traversal import (
     goal_observations,
     visit_episodes,
 )
-from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.errors import ConfigError, DataError, InputError
 from mpd_gym.types import Array, Batch, Episode
 
 __all__ = ["WindowSampler", "fit_normalizers"]
@@ -58,7 +58,9 @@ def fit_normalizers(sources: EpisodeSource | Sequence[EpisodeSource], kind: str)
 
 @final
 class WindowSampler:
-    """Draws windows from episodes. Windows start at every step; none crosses an episode's end.
+    """Draws windows from episodes. None crosses an episode's end.
+
+    Windows start at every step, without padding at every step with H steps left.
 
     A window at step t has x_0 = observation t, targets x_1 … x_H and actions u_0 … u_{H-1}; steps
     after the episode's end are padded as the configuration says and have mask 0. For Dict
@@ -79,7 +81,8 @@ class WindowSampler:
 
     Raises:
         ConfigError: If arguments contradict each other.
-        DataError: If an episode does not fit the normalisers, or lacks what a condition needs.
+        DataError: If an episode does not fit the normalisers, or lacks what a condition needs; if
+            windows are not padded and a source has no episode of H steps.
     """
 
     def __init__(
@@ -94,10 +97,10 @@ class WindowSampler:
     ) -> None:
         _check_conditions(config, conditions)
         self.config = config
-        self._index = _Index(as_sources(sources))
+        self._index = _Index(as_sources(sources), config)
         self._shares = None if weights is None else _shares(weights, len(self._index.sources))
         encoder = _Encoder.make(normalizers, config)
-        rows = self._index.windows + len(self._index.lengths) * config.horizon
+        rows = self._index.steps + len(self._index.lengths) * config.horizon
         self.in_memory = rows * encoder.width * 4 <= memory_limit
         self._blocks: _MemoryBlocks | _DiskBlocks = (
             _MemoryBlocks(self._index, encoder, config.horizon)
@@ -122,8 +125,8 @@ class WindowSampler:
         visit_episodes(self._index.sources, visit)
 
     def __len__(self) -> int:
-        """Return the number of windows: one for each recorded step."""
-        return self._index.windows
+        """Return the number of windows."""
+        return len(self._index.windows)
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
         """Draw windows with replacement: uniformly, or by the sources' weights.
@@ -137,11 +140,17 @@ class WindowSampler:
         """
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        index = self._index
         if self._shares is None:
-            return self._batch(rng.integers(len(self), size=batch_size))
-        sources = np.searchsorted(self._shares, rng.random(batch_size), side="right")
-        starts, sizes = self._index.source_starts[sources], self._index.source_sizes[sources]
-        return self._batch(starts + rng.integers(sizes))
+            steps = index.windows[rng.integers(len(self), size=batch_size)]
+        else:
+            sources = np.searchsorted(self._shares, rng.random(batch_size), side="right")
+            first, last = index.source_bounds[sources], index.source_bounds[sources + 1]
+            steps = index.windows[first + rng.integers(last - first)]
+        if self.config.first_step_share:
+            moved = rng.random(batch_size) < self.config.first_step_share
+            steps = np.where(moved, index.starts[index.locate(steps)[0]], steps)
+        return self._batch(steps)
 
     def windows(self, indices: Sequence[int] | Array) -> Batch:
         """Return chosen windows, for example of a validation set.
@@ -158,9 +167,10 @@ class WindowSampler:
         low, high = int(chosen.min()), int(chosen.max())
         if low < 0 or high >= len(self):
             raise InputError(f"indices: expected 0 to {len(self) - 1}, got {low} to {high}")
-        return self._batch(chosen.astype(np.int64))
+        return self._batch(self._index.windows[chosen])
 
     def _batch(self, indices: Array) -> Batch:
+        """Windows that begin at steps counted through all episodes."""
         episodes, steps = self._index.locate(indices)
         block = self._blocks.read(episodes, steps)  # [B, H + 1, nx + nu + 4]
         now, sides = block[:, :-1], self._nx + self._nu
@@ -178,26 +188,36 @@ class WindowSampler:
 
 @final
 class _Index:
-    """Where each window begins. Windows and episodes are numbered through all sources."""
+    """Where each window begins. Steps and episodes are numbered through all sources."""
 
-    def __init__(self, sources: tuple[EpisodeSource, ...]) -> None:
+    def __init__(self, sources: tuple[EpisodeSource, ...], config: WindowConfig) -> None:
         self.sources = sources
         self.lengths = np.concatenate([source.lengths for source in sources]).astype(np.int64)
         self._ends = np.cumsum(self.lengths)
         self.starts = self._ends - self.lengths
-        self.windows = int(self._ends[-1])
+        self.steps = int(self._ends[-1])
         counts = np.array([len(source) for source in sources])
         self._owners = np.repeat(np.arange(len(sources)), counts)
         self._first_episodes = np.cumsum(counts) - counts
-        self.source_sizes = np.array([int(source.lengths.sum()) for source in sources])
-        self.source_starts = np.cumsum(self.source_sizes) - self.source_sizes
+        self.windows = np.arange(self.steps)  # first step of each window
+        if config.padding == "none":
+            left = np.repeat(self._ends, self.lengths) - self.windows
+            self.windows = self.windows[left >= config.horizon]
+        limits = np.cumsum([0, *(int(source.lengths.sum()) for source in sources)])
+        self.source_bounds = np.searchsorted(self.windows, limits)  # windows of each source
+        for source, count in zip(sources, np.diff(self.source_bounds), strict=True):
+            if not count:
+                raise DataError(
+                    f"no episode has horizon={config.horizon} steps; shorten it, or pad windows",
+                    source=source.name,
+                )
 
     def locate(self, indices: Array) -> tuple[Array, Array]:
-        """Return the episode and the step within it of each window."""
+        """Return the episode of each step, and its number within it."""
         episodes = np.searchsorted(self._ends, indices, side="right")
         return episodes, indices - self.starts[episodes]
 
-    def steps(self, episode: int, start: int, horizon: int) -> Episode:
+    def read(self, episode: int, start: int, horizon: int) -> Episode:
         """Read up to `horizon` steps of one episode from its source."""
         owner = int(self._owners[episode])
         stop = min(start + horizon, int(self.lengths[episode]))
@@ -285,7 +305,7 @@ class _DiskBlocks:
     def read(self, episodes: Array, steps: Array) -> Array:
         block = np.empty((len(steps), self._horizon + 1, self._encoder.width), np.float32)
         for rows, episode, step in zip(block, episodes.tolist(), steps.tolist(), strict=True):
-            self._encoder.write(self._index.steps(episode, step, self._horizon), rows)
+            self._encoder.write(self._index.read(episode, step, self._horizon), rows)
         return block
 
 
@@ -300,7 +320,7 @@ class _ConditionTable:
         self._fixed = {name for name, spec in specs.items() if spec.kind == "final_state"}
         self._values = {
             name: np.empty(
-                (len(index.lengths) if name in self._fixed else index.windows, size), np.float32
+                (len(index.lengths) if name in self._fixed else index.steps, size), np.float32
             )
             for name, size in sizes.items()
         }

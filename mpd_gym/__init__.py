@@ -12,14 +12,14 @@ from mpd_gym import envs as envs
 from mpd_gym._version import __version__
 
 if TYPE_CHECKING:
-    from mpd_gym.agents import MPDiffuserAgent, MPDiffuserConfig
+    from mpd_gym.agents import MPDiffuserAgent, MPDiffuserConfig, load_agent
 
-__all__ = ["MPDiffuserAgent", "MPDiffuserConfig", "__version__", "envs"]
+__all__ = ["MPDiffuserAgent", "MPDiffuserConfig", "__version__", "envs", "load_agent"]
 
 
 def __getattr__(name: str) -> Any:
     """Load the agents when they are first asked for."""
-    if name in ("MPDiffuserAgent", "MPDiffuserConfig"):
+    if name in ("MPDiffuserAgent", "MPDiffuserConfig", "load_agent"):
         from mpd_gym import agents
 
         return getattr(agents, name)

@@ -25,6 +25,37 @@ console = Console()
 
 OUTPUTS = Path("outputs")
 
+POLICIES = """[LABEL=]SOURCE[,OPTION=VALUE,...] each. SOURCE: an agent's file, the id of a shipped
+agent, "shipped" for the one that ships for ENV, or sb3:FILE for a Stable-Baselines3 zip. OPTION: a
+sampling option, or deterministic."""
+EnvId = Annotated[str, typer.Argument(help="Environment.")]
+Policies = Annotated[list[str], typer.Argument(help=POLICIES)]
+Episodes = Annotated[int, typer.Option(help="Episodes of each.", min=1)]
+FirstSeed = Annotated[int, typer.Option(help="Of the first episode; the next have the next.")]
+NumEnvs = Annotated[int, typer.Option(help="Copies that one call of predict serves.", min=1)]
+SamplingOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", "-o", help="Sampling option name=value of every agent; may be repeated."
+    ),
+]
+EnvOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env-option", "-e", help="Argument name=value of the environment; may be repeated."
+    ),
+]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--stochastic",
+        help="Of all policies; by default those of Stable-Baselines3 are deterministic, and agents "
+        "draw from their own seed.",
+        show_default=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
 
 class Preset(StrEnum):
     """Names of the presets."""
@@ -118,7 +149,7 @@ def train(
     folder: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and TensorBoard.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     parallel: Annotated[bool, typer.Option(help="Train two models at a time on a CPU.")] = True,
 ) -> None:
     """Train an MPDiffuser. Interrupted and called again, it goes on where it was."""
@@ -148,52 +179,64 @@ def train(
 
 
 @app.command()
-def evaluate(
-    env: Annotated[str, typer.Argument(help="Environment.")],
-    agent: Annotated[
-        list[str],
-        typer.Argument(help="Files or ids of agents, or sb3:FILE for a Stable-Baselines3 zip."),
-    ],
-    episodes: Annotated[int, typer.Option(help="Episodes of each.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the first episode; the next have the next.")] = 0,
-    num_envs: Annotated[int, typer.Option(help="Copies that one plan serves.")] = 10,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", help="Sampling option name=value; may be repeated."),
+def compare(
+    env: EnvId,
+    policy: Policies,
+    episodes: Episodes = 20,
+    seed: FirstSeed = 0,
+    num_envs: NumEnvs = 10,
+    option: SamplingOptions = None,
+    env_option: EnvOptions = None,
+    deterministic: Deterministic = None,
+    device: Device = "auto",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the files go; outputs/compare/ENV by default.")
     ] = None,
-    deterministic: Annotated[bool, typer.Option(help="Deterministic actions.")] = False,
+    gif: Annotated[bool, typer.Option(help="Film the first seed, all side by side.")] = True,
 ) -> None:
-    """Play episodes with the same seeds for all, and measure them."""
-    from mpd_gym.evaluation import evaluate
-    from mpd_gym.reports import evaluation_table
+    """Play the same seeds with every policy: a table, summary.csv, episodes.csv and a GIF.
 
-    seeds = range(seed, seed + episodes)
-    results = {
-        name: evaluate(
-            _policy(name, env, _options(option or [])),
-            env,
-            seeds=seeds,
-            num_envs=num_envs,
-            deterministic=deterministic,
-            progress=True,
-        )
-        for name in agent
-    }
-    console.print(evaluation_table(f"{env}, seeds {seed} to {seed + episodes - 1}", results))
+    One file with other options is another policy; quote values that hold brackets:
+
+        mpd-gym compare CarUMaze-v0 shipped alone=shipped,composition=planner_only
+
+        mpd-gym compare Pendulum-v1 mine=agent.safetensors,num_candidates=8 sac=sb3:sac.zip
+    """
+    place = folder or OUTPUTS / "compare" / env.replace("/", "-").replace(":", "-")
+    _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
+             deterministic, device, folder=place, film=gif)  # fmt: skip
+    console.print(f"Files are in {place}/")
+
+
+@app.command()
+def evaluate(
+    env: EnvId,
+    policy: Policies,
+    episodes: Episodes = 20,
+    seed: FirstSeed = 0,
+    num_envs: NumEnvs = 10,
+    option: SamplingOptions = None,
+    env_option: EnvOptions = None,
+    deterministic: Deterministic = None,
+    device: Device = "auto",
+) -> None:
+    """Compare without writing files."""
+    _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
+             deterministic, device, folder=None, film=False)  # fmt: skip
 
 
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the GIFs go.")] = OUTPUTS / "demo",
-    episodes: Annotated[int, typer.Option(help="Episodes that each controller plays.")] = 5,
+    episodes: Annotated[int, typer.Option(help="Episodes that each policy plays.", min=1)] = 10,
 ) -> None:
-    """Play every environment under a simple controller, and leave GIFs."""
+    """Play the shipped agents against other policies: tables, CSV files and GIFs."""
     from mpd_gym.demo import run_demo
     from mpd_gym.reports import evaluation_table
 
-    results = run_demo(folder, episodes=episodes)
-    console.print(evaluation_table("controllers", results, ("return", "success")))
-    console.print(f"GIFs are in {folder}/")
+    for env, results in run_demo(folder, episodes=episodes):
+        console.print(evaluation_table(f"{env}, {episodes} unseen starts", results))
+    console.print(f"GIFs with the plans drawn in, and all numbers, are in {folder}/")
 
 
 @app.command()
@@ -229,38 +272,58 @@ def _config(preset: Preset, env_id: str | None, seed: int, steps: int | None) ->
 
     from mpd_gym.agents.presets import preset as make_preset
 
+    def changed(training: Any) -> Any:
+        training = replace(training, seed=seed)
+        if steps is None:
+            return training
+        return replace(training, steps=steps, warmup_steps=min(training.warmup_steps, steps - 1))
+
     config = make_preset(preset.value, env_id)
-    training = replace(config.training, seed=seed)
-    if steps is not None:
-        warmup = min(training.warmup_steps, steps - 1)
-        training = replace(training, steps=steps, warmup_steps=warmup)
-    return replace(config, seed=seed, training=training)
+    return replace(
+        config,
+        seed=seed,
+        training=changed(config.training),
+        regressor_training=changed(config.regressor_training),
+    )
 
 
-def _policy(name: str, env_id: str, options: dict[str, Any]) -> Any:
-    if name.startswith("sb3:"):
-        from mpd_gym.collect.sb3_zip import load_sb3
+def _compare(
+    policies: list[str],
+    env: str,
+    seeds: range,
+    num_envs: int,
+    options: list[str] | None,
+    env_options: list[str] | None,
+    deterministic: bool | None,
+    device: str,
+    *,
+    folder: Path | None,
+    film: bool,
+) -> None:
+    """Load, play and show a table."""
+    from mpd_gym.comparison import compare, load_entries, parse_options
+    from mpd_gym.reports import evaluation_table
 
-        return load_sb3(name.removeprefix("sb3:"), env_id)
-    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
-
-    return MPDiffuserAgent.load(name, **options)
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """``["temperature=0.5"]`` to ``{"temperature": 0.5}``: values are JSON, or else words."""
-    import json
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        if not separator:
-            raise ConfigError(f"option: expected name=value, got {pair!r}")
-        try:
-            found[name] = json.loads(text)
-        except json.JSONDecodeError:
-            found[name] = text
-    return found
+    env_kwargs = parse_options(env_options or [])
+    entries = load_entries(
+        policies,
+        env,
+        options=parse_options(options or []),
+        env_kwargs=env_kwargs,
+        deterministic=deterministic,
+        device=device,
+    )
+    results = compare(
+        entries,
+        env,
+        seeds=seeds,
+        num_envs=num_envs,
+        env_kwargs=env_kwargs,
+        folder=folder,
+        film=film,
+        progress=True,
+    )
+    console.print(evaluation_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", results))
 
 
 def _show_datasets(names: list[str]) -> None:
@@ -273,10 +336,10 @@ def _show_datasets(names: list[str]) -> None:
 
 
 def _show_agent(path: str) -> None:
-    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+    from mpd_gym.agents.files import load_agent
     from mpd_gym.reports import agent_table
 
-    console.print(agent_table(path, MPDiffuserAgent.load(path, device="cpu")))
+    console.print(agent_table(path, load_agent(path, "cpu")))
 
 
 def main() -> None:

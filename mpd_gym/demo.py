@@ -1,91 +1,97 @@
-"""The demonstration: every environment under a simple controller, as GIFs."""
+"""The demonstration: the shipped agents against other policies, and against the planner alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from tqdm import tqdm
 
+from mpd_gym.agents.files import shipped_agents
 from mpd_gym.collect.lqr import NoisyLQR
-from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
-from mpd_gym.evaluation import Evaluation, evaluate
-from mpd_gym.reports import rollout_frames, save_gif
-from mpd_gym.types import Array, Policy
+from mpd_gym.comparison import Entry, compare, load_entries
+from mpd_gym.errors import CheckpointError
+from mpd_gym.evaluation import Evaluation
+from mpd_gym.types import Policy
 
-__all__ = ["SCENES", "Scene", "run_demo"]
+__all__ = ["REFERENCES", "run_demo", "scenes"]
 
-
-@final
-@dataclass(frozen=True)
-class Scene:
-    """One environment of the demonstration.
-
-    Attributes:
-        env_id: Registered id.
-        controller: What acts, in words.
-        make: Makes the controller for an environment.
-    """
-
-    env_id: str
-    controller: str
-    make: Callable[[gym.Env[Any, Any]], Policy]
+FIRST_SEED = 1_000_000  # far from all that anything was trained or tuned on
 
 
-def _lqr(env: gym.Env[Any, Any]) -> Policy:
+def _optimal_gain(env: gym.Env[Any, Any]) -> Policy:
     inner: Any = env.unwrapped
-    return NoisyLQR(inner.optimal_gain, 0.2, action_space=inner.action_space)
+    return NoisyLQR(inner.optimal_gain, 0.0, action_space=inner.action_space)
 
 
-def _nmpc(env: gym.Env[Any, Any]) -> Policy:
+def _nonlinear_mpc(env: gym.Env[Any, Any]) -> Policy:
     from mpd_gym.collect.nmpc import NMPC
 
-    return NMPC()
+    return NMPC(on_failure="report")
 
 
-def _smooth(env: gym.Env[Any, Any]) -> Policy:
-    return SmoothRandom(env.action_space, env.observation_space)
+REFERENCES: dict[str, tuple[str, Callable[[gym.Env[Any, Any]], Policy]]] = {
+    "CarUMaze-v0": ("nonlinear MPC, knows the car", _nonlinear_mpc),
+    "LQR-v0": ("optimal gain, knows the system", _optimal_gain),
+}
+"""Controllers that know an environment's equations: its bound, by environment id."""
 
 
-SCENES = (
-    Scene("CarUMaze-v0", "nonlinear MPC", _nmpc),
-    Scene("ConstrainedPendulum-v0", "energy shaping", lambda _: PendulumSwingUp(6.5)),
-    Scene("LQR-v0", "optimal gain with noise", _lqr),
-    Scene("ImagePendulum-v0", "smooth random actions", _smooth),
-    Scene("Walker2dTorqueDefect-v0", "smooth random actions", _smooth),
-)
+def scenes() -> dict[str, list[str]]:
+    """What plays in each environment for which an agent ships, as `load_entries` reads it.
+
+    Stable-Baselines3 policies are the zips beside the agents, ``NAME-ENV.zip``.
+
+    Raises:
+        CheckpointError: If no agent ships with this installation.
+    """
+    found: dict[str, list[str]] = {}
+    for env_id, path in shipped_agents().items():
+        texts = [f"MPDiffuser={path}", f"planner alone={path},composition=planner_only"]
+        for file in sorted(path.parent.glob(f"*-{env_id}.zip")):
+            name = file.name.removesuffix(f"-{env_id}.zip")
+            texts.append(f"{name.upper().replace('-', ' ')} (SB3)=sb3:{file}")
+        found[env_id] = texts
+    if not found:
+        raise CheckpointError(
+            "pretrained: this installation holds no trained agents, so there is nothing to play; "
+            "install the package anew from its repository"
+        )
+    return found
 
 
-def run_demo(folder: Path, *, episodes: int = 5, max_frames: int = 120) -> dict[str, Evaluation]:
-    """Play every environment, and leave a GIF of each.
+def run_demo(folder: Path, *, episodes: int = 10) -> Iterator[tuple[str, dict[str, Evaluation]]]:
+    """Play every shipped agent against its rivals, the same unseen starts for all.
+
+    All files are loaded before anything is played.
 
     Args:
-        folder: Where the GIFs go.
-        episodes: Episodes that each controller is measured on, with seeds 0, 1, ….
-        max_frames: Pictures of each GIF at most.
+        folder: Each environment gets a folder in it, with what `compare` writes.
+        episodes: Episodes that each policy plays.
 
-    Returns:
-        Environment and controller to its measures.
+    Yields:
+        Environment id and the measures of its policies, one environment after the other.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged.
     """
-    results: dict[str, Evaluation] = {}
-    for scene in tqdm(SCENES, desc="demo", unit="environment"):
-        env = gym.make(scene.env_id)
-        policy = scene.make(env)
-        env.close()
-        results[f"{scene.env_id}\n{scene.controller}"] = evaluate(
-            policy, scene.env_id, seeds=range(episodes)
+    loaded = {env_id: load_entries(texts, env_id) for env_id, texts in scenes().items()}
+    seeds = range(FIRST_SEED, FIRST_SEED + episodes)
+    for env_id, entries in loaded.items():
+        if env_id in REFERENCES:
+            label, make = REFERENCES[env_id]
+            env = gym.make(env_id)
+            entries.append(Entry(label, make(env), deterministic=True))
+            env.close()
+        yield (
+            env_id,
+            compare(
+                entries,
+                env_id,
+                seeds=seeds,
+                num_envs=episodes,
+                folder=folder / env_id,
+                progress=True,
+            ),
         )
-        frames = rollout_frames(policy, scene.env_id, seed=0, max_frames=max_frames)
-        save_gif([_small(frame) for frame in frames], folder / f"{scene.env_id}.gif")
-    return results
-
-
-def _small(frame: Array) -> Array:
-    """Halve a picture by averaging 2×2 pixels, so that GIFs stay small."""
-    height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
-    blocks = frame[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
-    return np.asarray(blocks.mean(axis=(1, 3)).round().astype(np.uint8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import gymnasium as gym
 import numpy as np
@@ -19,12 +19,16 @@ __all__ = [
     "Evaluation",
     "Interval",
     "Rollout",
+    "Stopwatch",
     "evaluate",
     "execute_plans",
     "mean_interval",
     "proportion_interval",
     "state_error",
 ]
+
+
+GOALS = {"achieved_goal", "desired_goal"}  # Gymnasium-Robotics' convention
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Evaluation:
         collisions: ``info["collision"]`` at any step; None where it gives none.
         seconds: Wall-clock time of each call of `predict`, divided by the environments it
             served, ``[calls]``.
+        final_errors: Distance between ``achieved_goal`` and ``desired_goal`` at the last step, in
+            the environment's units; None where an observation has no goals.
     """
 
     seeds: Array
@@ -94,6 +100,7 @@ class Evaluation:
     successes: BoolArray | None
     collisions: BoolArray | None
     seconds: Array
+    final_errors: Array | None = None
 
     def summary(self) -> dict[str, Interval]:
         """Mean and 95 % interval of every measure that the environment gives."""
@@ -105,7 +112,38 @@ class Evaluation:
             table["violation"] = proportion_interval(self.costs > 0)
         if self.collisions is not None:
             table["collision"] = proportion_interval(self.collisions)
+        if self.final_errors is not None:
+            table["final error"] = mean_interval(self.final_errors)
         return table
+
+
+@final
+class Stopwatch:
+    """A policy that notes how long each call of another's `predict` takes.
+
+    Args:
+        policy: The other.
+
+    Attributes:
+        seconds: Wall-clock time of each call.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.seconds: list[float] = []
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Any]:
+        """Return what the other policy returns."""
+        began = time.perf_counter()
+        answer = self._policy.predict(observation, state, episode_start, deterministic)
+        self.seconds.append(time.perf_counter() - began)
+        return answer
 
 
 def evaluate(
@@ -117,7 +155,7 @@ def evaluate(
     env_kwargs: Mapping[str, Any] | None = None,
     reset_options: Sequence[Mapping[str, Any]] | None = None,
     deterministic: bool = False,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Evaluation:
     """Play one episode for each seed and measure it.
 
@@ -134,7 +172,7 @@ def evaluate(
         env_kwargs: Keyword arguments of the environment.
         reset_options: One `options` mapping for each episode, for exact starts.
         deterministic: Passed to `predict`.
-        progress: Show a bar with rate and estimate.
+        progress: Show a bar with rate and estimate, under this name if it is one.
 
     Raises:
         InputError: If there is no seed, or not one of `reset_options` for each.
@@ -147,11 +185,15 @@ def evaluate(
     records: list[_Record] = []
     seconds: list[float] = []
     try:
-        with tqdm(total=len(seeds), unit="episode", disable=not progress) as bar:
+        name = progress if isinstance(progress, str) else None
+        with tqdm(total=len(seeds), unit="episode", desc=name, disable=not progress) as bar:
             for first in range(0, len(seeds), len(envs)):
                 chunk = slice(first, first + len(envs))
                 options = [None] * len(envs) if reset_options is None else reset_options[chunk]
-                records += _play(policy, envs, seeds[chunk], options, deterministic, seconds)
+                watch = Stopwatch(policy)
+                played = _play(watch, envs, seeds[chunk], options, deterministic)
+                seconds += [taken / len(played) for taken in watch.seconds]
+                records += played
                 bar.update(len(records) - bar.n)
     finally:
         for env in envs:
@@ -168,9 +210,10 @@ class _Record:
     cost: float | None = None
     success: bool | None = None
     collision: bool | None = None
+    final_error: float | None = None
     done: bool = False
 
-    def add(self, reward: float, info: Mapping[str, Any], done: bool) -> None:
+    def add(self, observation: Any, reward: float, info: Mapping[str, Any], done: bool) -> None:
         self.rewards += reward
         self.length += 1
         self.done = done
@@ -180,6 +223,9 @@ class _Record:
             self.success = bool(info["is_success"])
         if "collision" in info:
             self.collision = bool(self.collision) or bool(info["collision"])
+        if done and isinstance(observation, Mapping) and GOALS <= set(observation):
+            gap = np.subtract(observation["achieved_goal"], observation["desired_goal"])
+            self.final_error = float(np.linalg.norm(gap))
 
 
 def _play(
@@ -188,7 +234,6 @@ def _play(
     seeds: Sequence[int],
     options: Sequence[Mapping[str, Any] | None],
     deterministic: bool,
-    seconds: list[float],
 ) -> list[_Record]:
     """One episode in each environment; those that ended keep showing their last observation."""
     observations = [
@@ -198,14 +243,12 @@ def _play(
     records = [_Record() for _ in observations]
     state, episode_start = None, np.ones(len(records), bool)
     while not all(record.done for record in records):
-        began = time.perf_counter()
         actions, state = policy.predict(_stack(observations), state, episode_start, deterministic)
-        seconds.append((time.perf_counter() - began) / len(records))
         episode_start = np.zeros(len(records), bool)
         for index, record in enumerate(records):
             if not record.done:
                 observation, reward, terminated, truncated, info = envs[index].step(actions[index])
-                record.add(float(reward), info, terminated or truncated)
+                record.add(observation, float(reward), info, terminated or truncated)
                 observations[index] = observation
     return records
 
@@ -232,6 +275,7 @@ def _gather(
         successes=column("success", bool),
         collisions=column("collision", bool),
         seconds=np.asarray(seconds),
+        final_errors=column("final_error", float),
     )
 
 

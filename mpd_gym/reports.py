@@ -14,6 +14,8 @@ import numpy as np
 from rich.table import Table
 
 from mpd_gym.datasets import load_episodes
+from mpd_gym.envs.drawing import Canvas
+from mpd_gym.envs.palette import INK, PAPER
 from mpd_gym.errors import InputError
 from mpd_gym.evaluation import Evaluation, Interval
 from mpd_gym.files import atomic_path
@@ -22,12 +24,15 @@ from mpd_gym.types import Array, Episode, Policy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+    from mpd_gym.agents.trained import TrainedAgent
 
 __all__ = [
     "agent_table",
+    "captioned",
     "dataset_table",
+    "draws_plan",
     "evaluation_table",
+    "halved",
     "rollout_frames",
     "save_figure",
     "save_gif",
@@ -35,6 +40,7 @@ __all__ = [
     "state_error_figure",
 ]
 
+Draw = Callable[[gym.Env[Any, Any], Any], None]
 FRAMES_PER_SECOND = 20
 SHARES = {"success", "violation", "collision"}
 
@@ -42,7 +48,7 @@ SHARES = {"success", "violation", "collision"}
 def evaluation_table(
     title: str, evaluations: Mapping[str, Evaluation], measures: Sequence[str] | None = None
 ) -> Table:
-    """One row for each policy: each measure with its 95 % interval, mean milliseconds per action.
+    """One row for each policy: each measure with its 95 % interval, milliseconds per action.
 
     Args:
         title: Heading, for example the environment's id.
@@ -52,16 +58,19 @@ def evaluation_table(
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     found = dict.fromkeys(key for summary in summaries.values() for key in summary)
     measures = measures or [key for key in found if key != "length"]
-    table = Table(title=title, caption="mean with its 95 % interval")
-    table.add_column("policy", no_wrap=True)
+    counts = {len(evaluation.returns) for evaluation in evaluations.values()}
+    episodes = " or ".join(str(count) for count in sorted(counts))
+    caption = f"{episodes} episodes each: mean with its 95 % interval; in brackets, 99th percentile"
+    table = Table(title=title, caption=caption)
+    table.add_column("policy", overflow="fold")
     for measure in measures:
         table.add_column(measure, justify="right")
-    table.add_column("ms/action", justify="right")
-    table.add_column("trials", justify="right")
+    table.add_column("ms/action (p99)", justify="right")
     for name, evaluation in evaluations.items():
         cells = [_cell(measure, summaries[name].get(measure)) for measure in measures]
-        milliseconds = f"{1e3 * float(np.mean(evaluation.seconds)):.2f}"  # chunks: few calls plan
-        table.add_row(name, *cells, milliseconds, str(len(evaluation.returns)))
+        taken = 1e3 * evaluation.seconds  # with action chunks few calls plan: no median
+        mean, p99 = float(np.mean(taken)), float(np.percentile(taken, 99))
+        table.add_row(name, *cells, f"{_three_digits(mean)} ({_three_digits(p99)})")
     return table
 
 
@@ -76,6 +85,11 @@ def _cell(measure: str, interval: Interval | None) -> str:
         return f"{interval.mean:.4g}"
     digits = max(0, 1 - math.floor(math.log10(half)))  # two digits of the uncertainty
     return f"{interval.mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def _three_digits(number: float) -> str:
+    """``0.12``, ``1.23``, ``12.3``, ``1234``."""
+    return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
 
 
 def dataset_table(names: Sequence[str]) -> Table:
@@ -119,7 +133,7 @@ def _spread(values: Any) -> str:
     return f"{np.mean(values):.4g} ± {np.std(values):.3g}"
 
 
-def agent_table(path: str, agent: MPDiffuserAgent) -> Table:
+def agent_table(path: str, agent: TrainedAgent[Any]) -> Table:
     """What an agent's file holds.
 
     Args:
@@ -146,7 +160,8 @@ def rollout_frames(
     *,
     seed: int,
     env_kwargs: Mapping[str, Any] | None = None,
-    draw: Callable[[gym.Env[Any, Any], Any], None] | None = None,
+    draw: Draw | None = None,
+    deterministic: bool = True,
     max_frames: int = 1000,
 ) -> Iterator[Array]:
     """Play one episode and yield its pictures, uint8 ``[height, width, 3]``.
@@ -157,7 +172,8 @@ def rollout_frames(
         seed: Seed of the reset.
         env_kwargs: Keyword arguments of the environment.
         draw: Called with the environment and the policy's state before each picture, for example
-            to draw the plan over the scene.
+            `draws_plan(policy)`.
+        deterministic: Passed to `predict`.
         max_frames: Pictures at most.
     """
     env = gym.make(env_id, render_mode="rgb_array", **(env_kwargs or {}))
@@ -165,7 +181,7 @@ def rollout_frames(
         observation, _ = env.reset(seed=seed)
         state, start, done = None, True, False
         for _ in range(max_frames):
-            action, state = policy.predict(observation, state, np.array([start]), True)
+            action, state = policy.predict(observation, state, np.array([start]), deterministic)
             if draw is not None:
                 draw(env, state)
             yield np.asarray(env.render())
@@ -175,6 +191,29 @@ def rollout_frames(
             start, done = False, terminated or truncated
     finally:
         env.close()
+
+
+def draws_plan(policy: Any) -> Draw | None:
+    """What `rollout_frames` takes as `draw` to show the plan that a policy is executing.
+
+    Args:
+        policy: An agent of this package; for anything without `planned` there is nothing to draw.
+
+    Returns:
+        A function that hands the states to come to the environment's `draw_plan`; it does nothing
+        in an environment that has none.
+    """
+    planned = getattr(policy, "planned", None)
+    if planned is None:
+        return None
+
+    def draw(env: gym.Env[Any, Any], state: Any) -> None:
+        show = getattr(env.unwrapped, "draw_plan", None)
+        if show is not None:
+            states = planned(state)[0][0]
+            show(states[state.position[0] - 1 :])  # the first follows the action of this call
+
+    return draw
 
 
 def save_gif(
@@ -219,6 +258,26 @@ def side_by_side(columns: Sequence[Sequence[Array]], gap: int = 8) -> list[Array
             parts += [column[min(index, len(column) - 1)], white]
         frames.append(np.concatenate(parts[:-1], axis=1))
     return frames
+
+
+def captioned(frames: Sequence[Array], text: str) -> list[Array]:
+    """Frames with a line of text above them; of a text that is too long the end is kept."""
+    width = frames[0].shape[1]
+    fitting = width // 9
+    text = text if len(text) <= fitting else f"…{text[1 - fitting :]}"
+    canvas = Canvas((width, 24), centre=(0.0, 0.0), scale=1.0)
+    canvas.fill(PAPER)
+    canvas.text(text, (0.0, 0.0), INK, height=20)
+    line = canvas.array()
+    return [np.concatenate([line, frame]) for frame in frames]
+
+
+def halved(frame: Array) -> Array:
+    """Halve a picture by averaging 2×2 pixels, so that films stay small."""
+    height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+    wide = frame[:height, :width].astype(np.uint16)
+    total = wide[::2, ::2] + wide[1::2, ::2] + wide[::2, 1::2] + wide[1::2, 1::2]
+    return np.asarray((total + 2) // 4, np.uint8)
 
 
 def state_error_figure(errors: Mapping[str, Array], unit: str = "m") -> Figure:

@@ -420,6 +420,7 @@ def test_with_options_shares_weights_and_leaves_the_first_alone(lqr: MPDiffuserA
         ({"temperature": -1.0}, "temperature"),
         ({"composition": "alternate"}, "alternating"),
         ({"sampler": "dpm"}, "ddpm"),
+        ({"spacing": "log"}, "log_snr"),
         ({"action_chunk": 9}, "8 actions"),
         ({"num_steps": 7}, "num_steps"),
         ({"warm_start_steps": 7}, "warm_start_steps"),
@@ -444,7 +445,7 @@ def test_bad_options_are_refused(lqr: MPDiffuserAgent, option: Any, message: str
         "combined_score",
     ],
 )
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
 def test_every_composition_and_sampler_acts(
     lqr: MPDiffuserAgent, composition: str, sampler: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -121,6 +122,15 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
     assert "return" in shown and "a.safetensors" in shown
 
 
+def test_steps_and_seed_are_those_of_each_model() -> None:
+    config = cli._config(cli.Preset.laptop, "ConstrainedPendulum-v0", 5, 120)
+    for training in (config.training, config.regressor_training):
+        assert (training.steps, training.seed) == (120, 5)
+        assert training.warmup_steps < 120
+    usual = cli._config(cli.Preset.laptop, "ConstrainedPendulum-v0", 5, None)
+    assert usual.training.steps > 1000
+
+
 def test_an_environment_stands_for_its_usual_data(tmp_path: Path) -> None:
     run("collect", "mpd_gym/lqr/noisy-p40-v0", "--fraction", "0.01", "--processes", "1")
     run("train", "LQR-v0", "--steps", "12", "--no-parallel")
@@ -137,6 +147,19 @@ def test_evaluate_compares_with_a_stable_baselines_policy(tmp_path: Path) -> Non
     tiny_agent("LQR-v0").with_options(action_chunk=8).save("tiny.safetensors")
     shown = run("evaluate", "LQR-v0", "tiny.safetensors", "sb3:ppo.zip", "--episodes", "2")
     assert "tiny.safetensors" in shown and "sb3:ppo.zip" in shown
+    assert not (tmp_path / "outputs").exists()
+    few = ("--episodes", "2", "--seed", "7", "-o", "num_steps=2", "-e", "start_range=[0.1,0.2]")
+    policies = ("mine=tiny.safetensors", "alone=tiny.safetensors,composition=planner_only")
+    shown = run("compare", "LQR-v0", *policies, "sb3:ppo.zip", *few, "--no-gif")
+    assert all(name in shown for name in ("mine", "alone", "sb3:ppo.zip", "seeds 7 to 8"))
+    folder = tmp_path / "outputs/compare/LQR-v0"
+    with (folder / "episodes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["policy"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("mine", "alone", "sb3:ppo.zip") for seed in ("7", "8")
+    ]
+    assert len({row["return"] for row in rows if row["seed"] == "7"}) == 3
+    assert sorted(path.name for path in folder.iterdir()) == ["episodes.csv", "summary.csv"]
 
 
 def test_errors_are_one_line(
@@ -146,6 +169,8 @@ def test_errors_are_one_line(
         (["collect", "mpd_gym/lqr/noisy-p41-v0"], "Did you mean"),
         (["evaluate", "LQR-v0", "nothing.safetensors"], "no such file"),
         (["evaluate", "LQR-v0", "x", "-o", "temperature"], "name=value"),
+        (["compare", "LQR-v0", "sb3:nothing.zip"], "no such file"),
+        (["compare", "LQR-v7", "x"], "LQR-v7 cannot be made"),
         (["reproduce", "lqr-steps", "--seeds", "0;1"], "whole numbers"),
     ):
         monkeypatch.setattr("sys.argv", ["mpd-gym", *arguments])
@@ -154,20 +179,6 @@ def test_errors_are_one_line(
         assert stop.value.code == 2
         printed = capsys.readouterr().out
         assert message in printed and "Traceback" not in printed
-
-
-@pytest.mark.slow
-def test_demo_leaves_a_gif_of_every_environment(tmp_path: Path) -> None:
-    import imageio.v3 as iio
-
-    from mpd_gym.demo import SCENES
-
-    output = run("demo", "--episodes", "1")
-    for scene in SCENES:
-        assert scene.env_id in output
-        frames = iio.imread(tmp_path / "outputs/demo" / f"{scene.env_id}.gif")
-        assert len(frames) > 5
-        assert (frames[0] != frames[-1]).any()
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mpd_gym.diffusion.composition import (
     COMPOSITIONS,
+    PLANNER_COMPOSITIONS,
     Composition,
     Parts,
     alternating,
@@ -30,7 +31,16 @@ from mpd_gym.diffusion.composition import (
     planner_only,
 )
 from mpd_gym.diffusion.guidance import guided
-from mpd_gym.diffusion.samplers import Move, ddim_move, ddpm_move, make_move, sample, start_noise
+from mpd_gym.diffusion.samplers import (
+    Move,
+    ddim_move,
+    ddpm_move,
+    make_move,
+    multistep,
+    sample,
+    start_noise,
+    with_history,
+)
 from mpd_gym.diffusion.schedule import NoiseSchedule, make_schedule
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
@@ -109,6 +119,13 @@ def hand_step(
                 total = (1 - alpha + alpha * spread**2) ** 0.5
                 moved = alpha**0.5 * moved + root * total * draws.pop(0)[..., :NX]
             trajectory = np.concatenate([moved, actions], axis=-1)
+        if name == "planner_resampled":
+            moved, spread = hand_move(
+                trajectory, by_hand(PLANNER, D, trajectory, k), k, k_next, eta
+            )
+            alpha = SCHEDULE.alphas_bar[k] / SCHEDULE.alphas_bar[k_next]
+            total = (1 - alpha + alpha * spread**2) ** 0.5
+            trajectory = alpha**0.5 * moved + root * total * draws.pop(0)
         clean = by_hand(PLANNER, D, trajectory, k)
     mean, std = hand_move(trajectory, clean, k, k_next, eta)
     moved = mean + root * std * draws.pop(0) if std > 0 else mean
@@ -311,6 +328,80 @@ def test_combining_equal_scores_changes_nothing(weight: float) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
+# --- DPM-Solver++ ---------------------------------------------------------------------------------
+
+
+def multistep_by_hand(trajectory: Array, levels: tuple[int, ...], draws: list[Array]) -> Array:
+    """`alternating_matched` with a history of each denoiser, in NumPy."""
+    ratios = {
+        k: 0.5 * np.log(SCHEDULE.alphas_bar[k] / (1 - SCHEDULE.alphas_bar[k])) for k in levels
+    }
+    last: dict[int, Array] = {}
+    for index, (k, k_next) in enumerate(zip(levels, (*levels[1:], 0), strict=True)):
+
+        def extrapolated(
+            columns: int, clean: Array, index: int = index, k: int = k, k_next: int = k_next
+        ) -> Array:
+            before, last[columns] = last.get(columns), clean
+            if before is None or k_next == 0 or levels[index - 1] == 12:  # λ_12 < −3
+                return clean
+            factor = (ratios[k_next] - ratios[k]) / (ratios[k] - ratios[levels[index - 1]]) / 2
+            return clean + factor * (clean - before)
+
+        states = trajectory[..., :NX]
+        clean = extrapolated(NX, by_hand(DYNAMICS, NX, trajectory, k))
+        moved, _ = hand_move(states, clean, k, k_next, 0.0)
+        alpha = SCHEDULE.alphas_bar[k] / SCHEDULE.alphas_bar[k_next]
+        moved = alpha**0.5 * moved + (1 - alpha) ** 0.5 * draws.pop(0)[..., :NX]
+        trajectory = np.concatenate([moved, trajectory[..., NX:]], axis=-1)
+        clean = extrapolated(D, by_hand(PLANNER, D, trajectory, k))
+        trajectory, _ = hand_move(trajectory, clean, k, k_next, 0.0)
+    return trajectory
+
+
+def multistep_parts(levels: tuple[int, ...]) -> Parts:
+    planner, dynamics = (
+        multistep(linear(weights, columns), levels, SCHEDULE)
+        for weights, columns in ((PLANNER, D), (DYNAMICS, NX))
+    )
+    return Parts(planner, dynamics, SCHEDULE, NX, make_move("dpm++"))
+
+
+@pytest.mark.parametrize("levels", [(12, 9, 5, 4, 1), (6, 3, 1), (4,)])
+def test_each_denoiser_of_an_alternation_has_its_own_history(levels: tuple[int, ...]) -> None:
+    start, *draws = waves(1 + len(levels))
+    stream = iter(tuple(draws))
+    found = sample(
+        alternating_matched(multistep_parts(levels)),
+        torch.from_numpy(start),
+        levels,
+        lambda: torch.from_numpy(next(stream)),
+    )
+    np.testing.assert_allclose(found, multistep_by_hand(start, levels, draws), rtol=1e-10)
+
+
+def test_the_planners_history_goes_on_where_the_dynamics_model_stops() -> None:
+    """At weight 1 and equal predictions, both halves of a pass are the planner's own."""
+    levels = SCHEDULE.levels(5, spacing="log_snr")
+    exact_parts = [
+        Parts(
+            multistep(exact(SCHEDULE, D), levels, SCHEDULE),
+            multistep(exact(SCHEDULE, NX), levels, SCHEDULE),
+            SCHEDULE,
+            NX,
+            make_move("dpm++"),
+        )
+        for _ in range(2)
+    ]
+    start = torch.from_numpy(waves(1)[0])
+    steps = (
+        planner_only(exact_parts[0]),
+        compose("combined_score", exact_parts[1], dynamics_weight=1.0, dynamics_levels=(0.3, 1.0)),
+    )
+    found = [sample(step, start, levels, lambda: start) for step in steps]
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
 # --- Options --------------------------------------------------------------------------------------
 
 
@@ -329,7 +420,8 @@ def test_compositions_run_without_a_dynamics_model_only_where_they_can() -> None
     single = Parts(linear(PLANNER, D), None, SCHEDULE, NX)
     compose("planner_only", single)
     compose("combined_score", single, dynamics_weight=0.0)
-    for name in set(COMPOSITIONS) - {"planner_only"}:
+    compose("planner_resampled", single)
+    for name in set(COMPOSITIONS) - set(PLANNER_COMPOSITIONS):
         with pytest.raises(ConfigError, match="needs a dynamics model; got None"):
             compose(name, single)
 
@@ -355,7 +447,8 @@ MASK[0, :NX] = True
 VALUES = torch.from_numpy(waves(1)[0]) / 3
 
 
-def test_inpainted_entries_hold_their_values_at_every_level() -> None:
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])
+def test_inpainted_entries_hold_their_values_at_every_level(sampler: str) -> None:
     seen: list[Tensor] = []
 
     def recorded(denoiser: Denoiser) -> Denoiser:
@@ -368,10 +461,16 @@ def test_inpainted_entries_hold_their_values_at_every_level() -> None:
     for name in sorted(COMPOSITIONS):
         seen.clear()
         planner, dynamics = (
-            inpaint_denoiser(recorded(linear(weights, columns)), MASK, VALUES)
+            with_history(
+                sampler,
+                inpaint_denoiser(recorded(linear(weights, columns)), MASK, VALUES),
+                SCHEDULE.levels(),
+                SCHEDULE,
+            )
             for weights, columns in ((PLANNER, D), (DYNAMICS, NX))
         )
-        step = inpaint(compose(name, Parts(planner, dynamics, SCHEDULE, NX)), MASK, VALUES)
+        built = Parts(planner, dynamics, SCHEDULE, NX, make_move(sampler))
+        step = inpaint(compose(name, built), MASK, VALUES)
         start, *draws = (torch.from_numpy(wave) for wave in waves(30))
         kept: list[Tensor] = []
         result = sample(
@@ -406,6 +505,8 @@ SAMPLERS: dict[str, Move] = {
     "ddpm": make_move("ddpm"),
     "ddim": make_move("ddim"),
     "ddim_eta_0.5": make_move("ddim", 0.5),
+    "dpm++": make_move("dpm++"),
+    "dpm++_eta_1": make_move("dpm++", 1.0),
 }
 
 
@@ -416,8 +517,14 @@ def golden_plan(name: str, sampler: str, num_steps: int) -> Tensor:
     def noise() -> Tensor:
         return torch.from_numpy(next(stream))
 
-    step = compose(name, parts(SAMPLERS[sampler], 0.5))
-    return sample(step, start_noise(noise, 0.5), SCHEDULE.levels(num_steps), noise)
+    kind = sampler.partition("_")[0]
+    levels = SCHEDULE.levels(num_steps)
+    planner, dynamics = (
+        with_history(kind, linear(weights, columns), levels, SCHEDULE)
+        for weights, columns in ((PLANNER, D), (DYNAMICS, NX))
+    )
+    step = compose(name, Parts(planner, dynamics, SCHEDULE, NX, SAMPLERS[sampler], 0.5))
+    return sample(step, start_noise(noise, 0.5), levels, noise)
 
 
 def golden_cases() -> dict[str, tuple[str, str, int]]:

@@ -21,10 +21,12 @@ from mpd_gym.diffusion.samplers import (
     ddim_move,
     ddpm_move,
     make_move,
+    multistep,
     noise_to_level,
     normal_noise,
     sample,
     start_noise,
+    with_history,
 )
 from mpd_gym.diffusion.schedule import SCHEDULES, NoiseSchedule, make_schedule
 from mpd_gym.errors import ConfigError, InputError
@@ -106,6 +108,32 @@ def test_levels_fall_evenly_from_start_to_one(num_levels: int, data: st.DataObje
         assert gaps.max() - gaps.min() <= 1
 
 
+@given(st.integers(2, 300), st.sampled_from(sorted(SCHEDULES)), st.data())
+def test_levels_even_in_log_snr_fall_from_start_to_one(
+    num_levels: int, name: str, data: st.DataObject
+) -> None:
+    schedule = make_schedule(name, num_levels)
+    start = data.draw(st.integers(1, num_levels))
+    steps = data.draw(st.integers(1, start))
+    levels = schedule.levels(steps, start, spacing="log_snr")
+    assert len(levels) == steps and levels[0] == start
+    assert (np.diff(levels) < 0).all()
+    if steps > 1:
+        assert levels[-1] == 1
+    if steps == start:
+        assert levels == schedule.levels(start=start)
+
+
+def test_log_snr_spacing_is_even_where_levels_are_dense() -> None:
+    schedule = make_schedule("linear", 4000)
+    levels = schedule.levels(20, spacing="log_snr")
+    ratios = np.array([max(schedule.log_ratio(k), -3.0) for k in levels])
+    gaps = np.diff(ratios)
+    np.testing.assert_allclose(gaps[:-4], gaps[:-4].mean(), rtol=0.05)
+    signal, noise = schedule.signal(700), schedule.noise(700)
+    assert schedule.log_ratio(700) == pytest.approx(math.log(signal / noise))
+
+
 def test_all_levels_are_the_default() -> None:
     schedule = make_schedule("cosine", 5)
     assert schedule.levels() == (5, 4, 3, 2, 1)
@@ -123,6 +151,8 @@ def test_schedule_mistakes_are_named() -> None:
         schedule.levels(11)
     with pytest.raises(ConfigError, match="start: expected a level in 1 … 10; got 0"):
         schedule.levels(start=0)
+    with pytest.raises(ConfigError, match="Did you mean 'log_snr'"):
+        schedule.levels(spacing="log-snr")
     for values in ((0.9, 0.5), (1.0, 1.0), (1.0, 0.0), (1.0,)):
         with pytest.raises(ConfigError, match="alphas_bar"):
             NoiseSchedule("own", values)
@@ -235,6 +265,169 @@ def test_samplers_converge_with_order_one(move: Move) -> None:
     found = [errors(make_schedule("linear", levels), move)[1] for levels in (100, 200, 400)]
     assert found[0] / found[1] == pytest.approx(2, abs=0.4)
     assert found[1] / found[2] == pytest.approx(2, abs=0.4)
+
+
+# --- DPM-Solver++ ---------------------------------------------------------------------------------
+
+
+def flow_error(sampler: str, num_steps: int) -> float:
+    """Error of the probability-flow ODE's solution at level 1, in relative covariance.
+
+    For Gaussian data of covariance C the ODE moves along √(ᾱC + (1 − ᾱ)I): its solution is exact.
+    """
+    schedule = make_schedule("linear", 4000)
+    start = 3000  # in the dense part of the schedule, where rounded levels are evenly spaced
+    levels = schedule.levels(num_steps, start, spacing="log_snr")
+    denoiser = with_history(sampler, exact_denoiser(schedule), levels, schedule)
+    noise, ends = Impulses(1), {}
+    parts = Parts(denoiser, None, schedule, 1, make_move(sampler))
+    sample(planner_only(parts), noise(), levels, noise, callback=ends.__setitem__)
+    rows = ends[1].flatten(1).numpy()
+    found = (rows[1:] - rows[0]).T @ (rows[1:] - rows[0])
+    first, last = (
+        kept * COVARIANCE + (1 - kept) * np.eye(4)
+        for kept in (schedule.alphas_bar[start], schedule.alphas_bar[1])
+    )
+    exact = last @ np.linalg.inv(first)
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpm++", 2)])
+def test_deterministic_samplers_solve_the_flow_with_their_order(sampler: str, order: int) -> None:
+    steps = np.array([10, 20, 40, 80])
+    errors = [flow_error(sampler, count) for count in steps]
+    slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(-order, abs=0.25)
+
+
+def multistep_errors(num_steps: int, eta: float = 0.0, spacing: str = "log_snr") -> float:
+    schedule = make_schedule("cosine", 50)
+    levels = schedule.levels(num_steps, spacing=spacing)
+    noise = Impulses(len(levels))
+    denoiser = multistep(exact_denoiser(schedule), levels, schedule)
+    parts = Parts(denoiser, None, schedule, 1, make_move("dpm++", eta))
+    rows = sample(planner_only(parts), start_noise(noise), levels, noise).flatten(1).numpy()
+    found = (rows[1:] - rows[0]).T @ (rows[1:] - rows[0])
+    return float(np.linalg.norm(found - COVARIANCE) / np.linalg.norm(COVARIANCE))
+
+
+def test_few_multistep_moves_recover_the_covariance_that_few_others_do_not() -> None:
+    schedule = make_schedule("cosine", 50)
+    assert errors(schedule, DDIM, 10)[1] > 0.2 and errors(schedule, ddpm_move, 10)[1] > 0.3
+    assert multistep_errors(10) < 0.04
+    assert multistep_errors(10, eta=1.0) < 0.1  # of the SDE
+    assert multistep_errors(20) < 0.01
+    assert multistep_errors(10, spacing="even") > 2 * multistep_errors(10)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_multistep_move_is_the_papers_formula(eta: float) -> None:
+    schedule = make_schedule("cosine", 50)
+    generator = torch.Generator().manual_seed(0)
+    noisy, before, clean = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    answers = iter((before, clean))
+    denoise = multistep(lambda trajectory, k: next(answers), (40, 31, 17), schedule)
+    denoise(noisy, 40)
+    mean, std = make_move("dpm++", eta)(noisy, denoise(noisy, 31), 31, 17, schedule)
+    lambdas = [math.log(schedule.signal(k) / schedule.noise(k)) for k in (40, 31, 17)]
+    last, coming = np.diff(lambdas)
+    data = clean + coming / (2 * last) * (clean - before)  # D of Algorithm 2, r = h' / h
+    kept, near, far = schedule.signal(17), schedule.noise(17), schedule.noise(31)
+    if eta == 0:
+        expected = near / far * noisy - kept * math.expm1(-coming) * data
+    else:  # of SDE-DPM-Solver++(2M), appendix
+        expected = near / far * math.exp(-coming) * noisy - kept * math.expm1(-2 * coming) * data
+    torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-10)
+    assert std == pytest.approx(near * math.sqrt(-math.expm1(-2 * coming)) * eta)
+
+
+def test_first_and_last_multistep_moves_are_of_first_order() -> None:
+    schedule = make_schedule("cosine", 20)
+    denoise = exact_denoiser(schedule)
+    noisy = torch.randn(5, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bound = multistep(denoise, (15, 8, 1), schedule)
+    assert torch.equal(bound(noisy, 15), denoise(noisy, 15))
+    assert not torch.allclose(bound(noisy, 8), denoise(noisy, 8))
+    assert torch.equal(bound(noisy, 1), denoise(noisy, 1))
+    for levels in ((20,), (7, 1)):  # so that short passes are DDIM's
+        plans = [
+            sample(
+                planner_only(
+                    Parts(
+                        with_history(name, denoise, levels, schedule),
+                        None,
+                        schedule,
+                        1,
+                        make_move(name),
+                    )
+                ),
+                noisy,
+                levels,
+                lambda: noisy,
+            )
+            for name in ("ddim", "dpm++")
+        ]
+        assert torch.equal(*plans)
+
+
+def test_a_guess_from_pure_noise_is_not_extrapolated() -> None:
+    schedule = make_schedule("cosine", 20)
+    denoise = exact_denoiser(schedule)
+    noisy = torch.ones(1, 2, 2, dtype=torch.float64)
+    bound = multistep(denoise, (20, 15, 8, 1), schedule)
+    assert schedule.log_ratio(20) < -3 < schedule.log_ratio(15)
+    bound(noisy, 20)
+    assert torch.equal(bound(noisy, 15), denoise(noisy, 15))
+    assert not torch.equal(bound(noisy, 8), denoise(noisy, 8))
+
+
+def test_two_calls_at_a_level_extrapolate_alike_and_the_last_is_remembered() -> None:
+    schedule = make_schedule("cosine", 20)
+    answers = iter(torch.arange(1.0, 6.0))
+    bound = multistep(lambda trajectory, k: next(answers), (15, 8, 4, 1), schedule)
+    found = [bound(torch.zeros(1), k).item() for k in (15, 8, 8, 4)]
+    factors = {
+        k: (schedule.log_ratio(after) - schedule.log_ratio(k))
+        / (schedule.log_ratio(k) - schedule.log_ratio(before))
+        / 2
+        for before, k, after in ((15, 8, 4), (8, 4, 1))
+    }
+    expected = [1.0, 2 + factors[8] * (2 - 1), 3 + factors[8] * (3 - 1), 4 + factors[4] * (4 - 3)]
+    assert found == pytest.approx(expected)
+
+
+def test_a_history_with_a_gap_is_not_used() -> None:
+    schedule = make_schedule("cosine", 20)
+    denoise = exact_denoiser(schedule)
+    noisy = torch.ones(1, 2, 2, dtype=torch.float64)
+    bound = multistep(denoise, (15, 8, 4, 1), schedule)
+    bound(noisy, 15)
+    assert torch.equal(bound(noisy, 4), denoise(noisy, 4))
+
+
+def test_passes_do_not_share_their_histories() -> None:
+    schedule = make_schedule("cosine", 20)
+    levels = schedule.levels(6, spacing="log_snr")
+    start = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+
+    def step() -> Step:
+        denoiser = multistep(exact_denoiser(schedule), levels, schedule)
+        return planner_only(Parts(denoiser, None, schedule, 1, make_move("dpm++")))
+
+    alone = [sample(step(), row, levels, lambda: start[0]) for row in start]
+    steps, rows = [step(), step()], list(start)
+    for k, k_next in zip(levels, (*levels[1:], 0), strict=True):  # two passes, turn by turn
+        rows = [one(row, k, k_next, lambda: start[0]) for one, row in zip(steps, rows, strict=True)]
+    for row, expected in zip(rows, alone, strict=True):
+        assert torch.equal(row, expected)
+
+
+def test_only_multistep_samplers_keep_a_history() -> None:
+    schedule = make_schedule("cosine", 20)
+    denoise = exact_denoiser(schedule)
+    for name in ("ddpm", "ddim"):
+        assert with_history(name, denoise, (5, 1), schedule) is denoise
+    assert with_history("dpm++", denoise, (5, 1), schedule) is not denoise
 
 
 @pytest.mark.parametrize("move", [ddpm_move, DDIM])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -14,13 +14,13 @@ from mpd_gym.collect.lqr import NoisyLQR
 from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
 from mpd_gym.errors import InputError
 from mpd_gym.evaluation import (
+    Stopwatch,
     evaluate,
     execute_plans,
     mean_interval,
     proportion_interval,
     state_error,
 )
-from mpd_gym.reports import evaluation_table, side_by_side, state_error_figure
 
 
 def optimal() -> tuple[Any, NoisyLQR]:
@@ -55,8 +55,38 @@ def test_episodes_that_end_early_stop_counting() -> None:
     found = evaluate(policy, "CarUMaze-v0", seeds=range(6), num_envs=6)
     assert found.collisions is not None and found.collisions.any()
     assert (found.lengths[found.collisions] <= 64).all() and found.lengths.min() < 64
-    assert set(found.summary()) == {"return", "length", "success", "collision"}
-    assert "CarUMaze" in str(evaluation_table("CarUMaze-v0", {"random": found}).title)
+    measures = {"return", "length", "success", "collision", "final error"}
+    assert set(found.summary()) == measures
+
+
+def test_final_error_is_the_distance_to_the_goal_at_the_end() -> None:
+    env = gym.make("CarUMaze-v0")
+    policy = SmoothRandom(env.action_space, env.observation_space)
+    policy.reseed(7)
+    found = evaluate(policy, "CarUMaze-v0", seeds=[3])
+    policy.reseed(7)
+    observation, _ = env.reset(seed=3)
+    state, done = None, False
+    while not done:
+        action, state = policy.predict(observation, state, np.array([state is None]))
+        observation, _, terminated, truncated, _ = env.step(action)
+        done = terminated or truncated
+    error = np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"])
+    assert found.final_errors is not None
+    np.testing.assert_allclose(found.final_errors, [error])
+    assert evaluate(optimal()[1], "LQR-v0", seeds=[0]).final_errors is None
+
+
+def test_a_stopwatch_times_each_call_and_changes_nothing() -> None:
+    class Slow:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            time.sleep(0.02)
+            return (observation, episode_start, deterministic), state
+
+    watch = Stopwatch(Slow())
+    assert watch.predict(1, 2, 3, True) == ((1, 3, True), 2)
+    assert watch.predict(5) == ((5, None, False), None)
+    assert len(watch.seconds) == 2 and min(watch.seconds) >= 0.02
 
 
 def test_exact_starts_are_passed_on() -> None:
@@ -111,20 +141,3 @@ def test_plans_of_the_optimum_are_executed_as_planned() -> None:
     short = state_error(planned + np.array([0.3, 0.4]), rollout.observations[1:5])
     np.testing.assert_allclose(short[:4], 0.5)
     assert np.isnan(short[4:]).all()
-
-
-def test_time_per_action_counts_the_calls_that_plan() -> None:
-    _, policy = optimal()
-    found = replace(evaluate(policy, "LQR-v0", seeds=[0]), seconds=np.array([0.04, 0.0, 0.0, 0.0]))
-    table = evaluation_table("LQR-v0", {"chunks of four": found})
-    assert list(table.columns[-2].cells) == ["10.00"]
-
-
-def test_figures_and_films_have_their_sizes() -> None:
-    errors = np.random.default_rng(0).random((5, 8))
-    errors[0, 6:] = np.nan
-    figure = state_error_figure({"planner": errors})
-    assert len(figure.axes[0].lines) == 1
-    short, long = [np.zeros((4, 6, 3), np.uint8)] * 2, [np.ones((4, 6, 3), np.uint8)] * 3
-    film = side_by_side([short, long], gap=2)
-    assert len(film) == 3 and film[0].shape == (4, 14, 3)

@@ -21,10 +21,11 @@ LAYERS = [
     ("diffusion",),
     ("rankers",),
     ("checkpoint", "training"),
+    ("latent",),
     ("agents",),
     ("evaluation",),
     ("reports",),
-    ("experiments", "demo"),
+    ("comparison", "experiments", "demo"),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,4 +1,4 @@
-"""Agents: diffusion planners that act through Stable-Baselines3's `predict`."""
+"""Agents: MPDiffuser and its peers, which act through Stable-Baselines3's `predict`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,84 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpd_gym.agents.behavior_cloning import BehaviorCloningAgent, BehaviorCloningConfig
+    from mpd_gym.agents.decision_diffuser import DecisionDiffuserAgent, DecisionDiffuserConfig
+    from mpd_gym.agents.diffuser import DiffuserAgent, DiffuserConfig
+    from mpd_gym.agents.files import load_agent
     from mpd_gym.agents.mpdiffuser import MPDiffuserAgent, MPDiffuserConfig
     from mpd_gym.agents.options import SamplingConfig
+    from mpd_gym.agents.planner import PlannerAgent, PlannerConfig
+    from mpd_gym.agents.safediffuser import SafeDiffuserAgent, SafeDiffuserConfig, StateLimit
+    from mpd_gym.agents.trained import TrainedAgent
 
-__all__ = ["AGENTS", "MPDiffuserAgent", "MPDiffuserConfig", "SamplingConfig"]
+__all__ = [
+    "AGENTS",
+    "BehaviorCloningAgent",
+    "BehaviorCloningConfig",
+    "DecisionDiffuserAgent",
+    "DecisionDiffuserConfig",
+    "DiffuserAgent",
+    "DiffuserConfig",
+    "MPDiffuserAgent",
+    "MPDiffuserConfig",
+    "PlannerAgent",
+    "PlannerConfig",
+    "SafeDiffuserAgent",
+    "SafeDiffuserConfig",
+    "SamplingConfig",
+    "StateLimit",
+    "agent_class",
+    "load_agent",
+]
 
-AGENTS = {"mpdiffuser": "mpd_gym.agents.mpdiffuser:MPDiffuserAgent"}
+AGENTS = {
+    "behavior_cloning": "mpd_gym.agents.behavior_cloning:BehaviorCloningAgent",
+    "decision_diffuser": "mpd_gym.agents.decision_diffuser:DecisionDiffuserAgent",
+    "diffuser": "mpd_gym.agents.diffuser:DiffuserAgent",
+    "mpdiffuser": "mpd_gym.agents.mpdiffuser:MPDiffuserAgent",
+    "planner": "mpd_gym.agents.planner:PlannerAgent",
+    "safediffuser": "mpd_gym.agents.safediffuser:SafeDiffuserAgent",
+}
 """Name of each agent, as it stands in its files, and where its class is."""
 
 _LAZY = {
-    "MPDiffuserAgent": "mpd_gym.agents.mpdiffuser",
-    "MPDiffuserConfig": "mpd_gym.agents.mpdiffuser_config",
-    "SamplingConfig": "mpd_gym.agents.options",
+    "BehaviorCloningAgent": "behavior_cloning",
+    "BehaviorCloningConfig": "behavior_cloning",
+    "DecisionDiffuserAgent": "decision_diffuser",
+    "DecisionDiffuserConfig": "decision_diffuser",
+    "DiffuserAgent": "diffuser",
+    "DiffuserConfig": "diffuser",
+    "MPDiffuserAgent": "mpdiffuser",
+    "MPDiffuserConfig": "mpdiffuser_config",
+    "PlannerAgent": "planner",
+    "PlannerConfig": "planner",
+    "SafeDiffuserAgent": "safediffuser",
+    "SafeDiffuserConfig": "safediffuser",
+    "SamplingConfig": "options",
+    "StateLimit": "safediffuser",
+    "load_agent": "files",
 }
+
+
+def agent_class(name: str) -> type[TrainedAgent[Any]]:
+    """Class of an agent; its `config_type` is the class of its configuration.
+
+    Args:
+        name: A key of `AGENTS`.
+
+    Raises:
+        ConfigError: If there is no such agent.
+    """
+    from mpd_gym.errors import check_choice
+
+    check_choice("agent", name, AGENTS)
+    module, _, attribute = AGENTS[name].partition(":")
+    found: type[TrainedAgent[Any]] = getattr(import_module(module), attribute)
+    return found
 
 
 def __getattr__(name: str) -> Any:
     """Load an agent when it is first asked for, and torch with it."""
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,10 @@ trained; what surrounds that is here and is the same for all.
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -17,6 +19,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from mpd_gym.agents.latency import (
+    LatencyChoice,
+    LatencyProfile,
+    choose,
+    halvings,
+    measured,
+    profiled,
+)
 from mpd_gym.agents.objective import Objective, StepFunction
 from mpd_gym.agents.observations import ObservationReader, Reading, action_size
 from mpd_gym.agents.options import SamplingConfig
@@ -24,6 +34,7 @@ from mpd_gym.agents.request import Request, SharedNoise, condition_rows, shifted
 from mpd_gym.agents.state import AgentState
 from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.rankers import RANKERS
 from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker, Ranking
 
@@ -84,6 +95,9 @@ class Agent(ABC):
         self.num_levels = num_levels
         self._trajectory_shape = trajectory_shape
         self._ranker: Ranker | None = None
+        self._constraint: Callable[[Tensor], Tensor] | None = None  # of methods that take one
+        self._timings: dict[Any, Any] = {}  # of `mpd_gym.agents.latency`, shared by all copies
+        self.latency: LatencyChoice | None = None
         self._generator = torch.Generator(device).manual_seed(seed)
         self.options = self._checked(options)
 
@@ -96,6 +110,17 @@ class Agent(ABC):
     @abstractmethod
     def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
         """Return normalised ``(x_1 … x_H, u_0 … u_{H-1})`` of trajectories ``[M, L, D]``."""
+
+    @abstractmethod
+    def _returns(self, trajectories: Tensor) -> Array | None:
+        """Returns ``[M]`` from a value network of the method's own, in environment units.
+
+        Candidates are ranked by them where there is neither a reward function nor a reward model.
+        """
+
+    @abstractmethod
+    def _check_options(self, options: SamplingConfig) -> None:
+        """Refuse, with a `ConfigError`, options that the method cannot follow."""
 
     # --- acting ------------------------------------------------------------------------------
 
@@ -197,16 +222,53 @@ class Agent(ABC):
 
     # --- what can change at run time -----------------------------------------------------------
 
-    def with_options(self, **options: Any) -> Self:
+    def with_options(self, *, latency_budget: float | None = None, **options: Any) -> Self:
         """Return a second agent with other sampling options, sharing the weights.
 
+        Args:
+            latency_budget: Seconds that 99 % of the calls of `predict` may take, but for the first
+                plan of an episode where plans are warm-started. Steps and candidates are cut until
+                they fit, as `mpd_gym.agents.latency.choose` says, from a profile of this machine
+                that is measured once, in less than a second for laptop-size networks. The new
+                agent's `latency` tells what was chosen and measured.
+            options: Of `SamplingConfig`.
+
         Raises:
-            ConfigError: If a name is unknown or a value out of range.
+            ConfigError: If a name is unknown or a value out of range, or if the fastest setting
+                exceeds `latency_budget`; the message says how long that takes.
         """
         other = copy.copy(self)
         other._generator = torch.Generator(self.device).manual_seed(self.seed)
         other.options = other._checked(self.options.updated(options))
+        other.latency = None
+        if latency_budget is not None:
+            timing = functools.partial(measured, other)
+            other.latency = choose(other.options, self.num_levels, latency_budget, timing)
+            other.options = other._checked(other.options.updated(other.latency.options))
         return other
+
+    def profile(self) -> LatencyProfile:
+        """Measure how long a call of `predict` takes on this machine.
+
+        For one environment and the present options, by steps, for the number of candidates, half
+        of it, a quarter and so on. Kept, so that a second call is free.
+        """
+        return profiled(self, halvings(self.options.num_candidates))
+
+    @property
+    def encoder(self) -> ImageEncoder | None:
+        """Encoder of an agent that plans in a latent space; None where observations are states."""
+        return self._reader.encoder
+
+    def set_encoder(self, encoder: ImageEncoder | None) -> None:
+        """Let `predict` and `plan` take the encoder's stacked frames beside its latents.
+
+        Agents that learned from `mpd_gym.latent.encode_episodes` have the encoder already.
+
+        Raises:
+            ConfigError: If its latents have another shape than the agent's observations.
+        """
+        self._reader = ObservationReader(self.observation_space, encoder)
 
     def set_reward(self, function: StepFunction | None) -> None:
         """Rank by a caller's reward instead of the learned one; None takes the learned one again.
@@ -232,10 +294,16 @@ class Agent(ABC):
             ranker = None
         self._ranker = ranker
 
+    def follow(self, other: Agent) -> None:
+        """Take over the reward, cost and ranking functions that were set on another agent."""
+        objective = other.objective
+        self.objective = replace(self.objective, reward=objective.reward, cost=objective.cost)
+        self._ranker = other._ranker
+
     @property
     def has_caller_functions(self) -> bool:
-        """Whether a reward, cost or ranker of the caller is set; `save` cannot keep those."""
-        parts = (self.objective.reward, self.objective.cost, self._ranker)
+        """Whether any function of the caller is set; `save` cannot keep those."""
+        parts = (self.objective.reward, self.objective.cost, self._ranker, self._constraint)
         return any(part is not None for part in parts)
 
     # --- inside --------------------------------------------------------------------------------
@@ -253,6 +321,7 @@ class Agent(ABC):
                 )
         for name, value in options.condition_values.items():
             self.conditions.encode(name, value)  # refuses unknown names and wrong sizes
+        self._check_options(options)
         return options
 
     def _remember(
@@ -326,6 +395,7 @@ class Agent(ABC):
         start = np.broadcast_to(np.repeat(reading.x, num, 0)[:, None], (len(x), 1, x.shape[-1]))
         observations = np.concatenate([start, x], axis=1)
         returns, costs = self.objective.totals(observations, u, self.options.termination_penalty)
+        returns = self._returns(trajectories) if returns is None else returns
         found = _Candidates(
             trajectories=_numpy(trajectories).reshape(count, num, *trajectories.shape[1:]),
             observations=observations.reshape(count, num, *observations.shape[1:]),

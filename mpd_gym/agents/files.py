@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from gymnasium import spaces
 from minari.serialization import deserialize_space, serialize_space
@@ -16,9 +16,20 @@ from torch import Tensor, nn
 from mpd_gym.checkpoint import load_file, load_into, save_file
 from mpd_gym.datasets import FittedConditions, Normalizers, WindowConfig, normalizer_from_arrays
 from mpd_gym.errors import CheckpointError
+from mpd_gym.latent.encoder import SHIPPED, ImageEncoder
 from mpd_gym.types import Array
 
-__all__ = ["StoredAgent", "agent_path", "read_agent", "shipped_agents", "write_agent"]
+if TYPE_CHECKING:
+    from mpd_gym.agents.trained import TrainedAgent
+
+__all__ = [
+    "StoredAgent",
+    "agent_path",
+    "load_agent",
+    "read_agent",
+    "shipped_agents",
+    "write_agent",
+]
 
 KIND = "agent"
 _SUFFIX = ".safetensors"
@@ -34,6 +45,7 @@ def write_agent(
     normalizers: Normalizers,
     conditions: FittedConditions,
     history: Mapping[str, Any],
+    encoder: ImageEncoder | None = None,
 ) -> None:
     """Write an agent's file, whole or not at all.
 
@@ -47,6 +59,7 @@ def write_agent(
         normalizers: Of observations, actions and goals.
         conditions: With their scaling.
         history: What it was trained on and how, JSON values.
+        encoder: Of stacked frames; None where observations are states.
     """
     tensors: dict[str, Tensor | Array] = {
         f"models/{role}/{key}": tensor
@@ -65,6 +78,10 @@ def write_agent(
         "action_space": serialize_space(action_space),
         "history": dict(history),
     }
+    if encoder is not None:
+        weights = encoder.model.state_dict()
+        tensors |= {f"encoder/{key}": tensor for key, tensor in weights.items()}
+        header["encoder"] = encoder.header()
     save_file(path, tensors, header, kind=KIND)
 
 
@@ -75,19 +92,23 @@ class StoredAgent:
 
     Attributes:
         source: The file, for messages.
+        name: Of the agent, a key of `AGENTS`.
         config: Configuration as JSON values.
         observation_space: The environment's.
         action_space: The environment's.
         history: What it was trained on and how.
         tensors: Everything else.
+        encoder: Of stacked frames; None where observations are states.
     """
 
     source: str
+    name: str
     config: Mapping[str, Any]
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     history: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    encoder: ImageEncoder | None = None
 
     def scalings(self, kind: str, windows: WindowConfig) -> tuple[Normalizers, FittedConditions]:
         """Build normalisers of one kind and the conditions.
@@ -133,36 +154,61 @@ class StoredAgent:
         }
 
 
-def read_agent(source: str | os.PathLike[str], name: str) -> StoredAgent:
+def read_agent(source: str | os.PathLike[str], name: str | None = None) -> StoredAgent:
     """Read an agent's file and check every byte of it.
 
     Args:
         source: Path, or id of a shipped agent.
-        name: The agent it must be.
+        name: The agent it must be; None accepts any.
 
     Raises:
         CheckpointError: If it cannot be read, is damaged, or holds another agent.
     """
     path = agent_path(source)
     tensors, header = load_file(path, kind=KIND)
-    if header.get("agent") != name:
+    if name is not None and header.get("agent") != name:
         raise CheckpointError(
             f"{path}: holds the agent {header.get('agent')!r}, not {name!r}; load it with its own "
-            "class"
+            "class, or with load_agent"
         )
+    encoder = None
+    if "encoder" in header:
+        encoder = ImageEncoder.restored(header["encoder"], tensors, "encoder/", str(path))
     try:
         return StoredAgent(
             str(path),
+            header["agent"],
             header["config"],
             deserialize_space(header["observation_space"]),
             deserialize_space(header["action_space"]),
             header["history"],
             tensors,
+            encoder,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: its header is incomplete ({error!r}); train again"
         ) from error
+
+
+def load_agent(
+    source: str | os.PathLike[str], device: str = "auto", **options: Any
+) -> TrainedAgent[Any]:
+    """Read an agent of any method; arguments and errors as `TrainedAgent.load`.
+
+    Raises:
+        CheckpointError: Also if no agent of this package has the name that the file gives.
+        ConfigError: If an option is unknown or out of range.
+    """
+    from mpd_gym.agents import AGENTS, agent_class  # the classes import this module
+
+    stored = read_agent(source)
+    if stored.name not in AGENTS:
+        raise CheckpointError(
+            f"{stored.source}: holds the agent {stored.name!r}; this version has {sorted(AGENTS)}. "
+            "Install the version that wrote it"
+        )
+    return agent_class(stored.name).restored(stored, device, **options)
 
 
 def agent_path(source: str | os.PathLike[str]) -> Path:
@@ -189,4 +235,5 @@ def agent_path(source: str | os.PathLike[str]) -> Path:
 def shipped_agents() -> dict[str, Path]:
     """Files of the agents that ship with the package, by environment id."""
     folder = Path(str(resources.files("mpd_gym"))) / "pretrained"
-    return {path.stem: path for path in sorted(folder.glob(f"*{_SUFFIX}"))}
+    paths = sorted(folder.glob(f"*{_SUFFIX}"))
+    return {path.stem: path for path in paths if path.name not in SHIPPED.values()}

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from mpd_gym.diffusion.loss import Examples, LossConfig, assemble, denoising_los
 from mpd_gym.diffusion.schedule import NoiseSchedule
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import Regressor, TrajectoryDenoiser, regression_loss
+from mpd_gym.models.fused import fused, lay_out
 from mpd_gym.training import TrainingConfig, TrainingResult, fit, fit_parallel
 from mpd_gym.types import Array
 
@@ -35,6 +36,7 @@ __all__ = [
     "DenoisingTask",
     "Job",
     "RegressionTask",
+    "Task",
     "TrainingData",
     "as_data",
     "train_modules",
@@ -121,6 +123,20 @@ class TrainingData:
         return WindowSampler(sources, self.windows, self.normalizers, self.conditions)
 
 
+class Task(Protocol):
+    """How a model learns from windows; sent to another process where models train in parallel."""
+
+    def sampler(self, windows: WindowSampler) -> Any:
+        """Function of batch size and random numbers that gives examples."""
+        ...
+
+    def __call__(
+        self, module: nn.Module, batch: Any, generator: torch.Generator, /
+    ) -> dict[str, Tensor]:
+        """Loss of one batch of examples, whose arrays are tensors here."""
+        ...
+
+
 @final
 @dataclass(frozen=True)
 class DenoisingTask:
@@ -158,7 +174,8 @@ class DenoisingTask:
     ) -> dict[str, Tensor]:
         """Loss of one batch."""
         assert isinstance(module, TrajectoryDenoiser)
-        return {"loss": denoising_loss(module, examples, self.schedule, self.loss, generator)}
+        network = fused(module)
+        return {"loss": denoising_loss(network, examples, self.schedule, self.loss, generator)}
 
 
 @final
@@ -225,7 +242,7 @@ class Job:
     role: str
     name: str
     module: nn.Module
-    task: DenoisingTask | RegressionTask
+    task: Task
     data: TrainingData
     config: TrainingConfig
 
@@ -275,6 +292,8 @@ def _run(
     module = job.module
     if isinstance(module, Regressor) and module.config.target != "termination":
         module.set_target_statistics(*target_statistics(job.data.sources, module.config.target))
+    if isinstance(module, TrajectoryDenoiser):
+        lay_out(module)
     windows, held_out = job.data.split()
     return fit(
         module,

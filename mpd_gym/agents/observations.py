@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array
 
 __all__ = ["ObservationReader", "Reading", "action_size"]
@@ -45,12 +46,20 @@ class ObservationReader:
 
     Args:
         space: The environment's observation space.
+        encoder: Makes observations of `space` out of stacked frames, which are then read as well;
+            None reads observations of `space` only.
 
     Raises:
-        ConfigError: If the space is neither of the two.
+        ConfigError: If the space is neither of the two, or the encoder gives others.
     """
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
+    def __init__(self, space: spaces.Space[Any], encoder: ImageEncoder | None = None) -> None:
+        if encoder is not None and encoder.latent_space.shape != space.shape:
+            raise ConfigError(
+                f"encoder: its latents have shape {encoder.latent_space.shape}, the agent's "
+                f"observations {space.shape}; take the encoder that the agent was trained with"
+            )
+        self.encoder = encoder
         self.space = space
         self._parts = _parts(space)
         self.size = int(np.prod(self._parts["observation"].shape))
@@ -61,7 +70,8 @@ class ObservationReader:
         """Check and split one or many observations.
 
         Args:
-            observation: Array ``[*shape]`` or ``[E, *shape]``, or a mapping of such arrays.
+            observation: Array ``[*shape]`` or ``[E, *shape]``, or a mapping of such arrays; with
+                an encoder also stacks ``[F, H, W]`` or ``[E, F, H, W]``.
 
         Raises:
             InputError: For an ``(obs, info)`` tuple, a wrong or missing key, a wrong shape, or a
@@ -72,6 +82,8 @@ class ObservationReader:
                 "observation: expected an array or a mapping, got a tuple; pass only the first "
                 "element of what env.reset() returns"
             )
+        if self.encoder is not None and np.ndim(observation) > 2:  # latents have one or two axes
+            observation = self.encoder.encode(observation)
         entries = self._entries(observation)
         read = {key: self._read_part(key, entries[key]) for key in self._parts}
         sizes = {key: None if single else len(rows) for key, (rows, single) in read.items()}

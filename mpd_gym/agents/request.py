@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor
 from mpd_gym.agents.observations import Reading
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.datasets import FittedConditions
+from mpd_gym.errors import ConfigError
 from mpd_gym.types import Array, BoolArray, Noise
 
-__all__ = ["Request", "SharedNoise", "condition_rows", "shifted"]
+__all__ = ["Request", "SharedNoise", "condition_rows", "given_columns", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,29 @@ def _raw(
     if given is None:
         return None, ~everywhere
     return np.broadcast_to(np.asarray(given, float), (count, len(given))), everywhere
+
+
+def given_columns(request: Request, conditions: FittedConditions, names: Sequence[str]) -> Tensor:
+    """Values ``[E, …]`` of some conditions of a request, for networks that cannot do without.
+
+    Args:
+        request: With all conditions.
+        conditions: The agent's.
+        names: Which ones, in the order of the columns.
+
+    Raises:
+        ConfigError: If one has no value.
+    """
+    specs = [spec.name for spec in conditions.config.conditions]
+    parts = torch.split(request.conditions, [conditions.sizes[spec] for spec in specs], dim=1)
+    columns = dict(zip(specs, parts, strict=True))
+    for name in names:
+        if not bool(request.present[:, specs.index(name)].all()):
+            raise ConfigError(
+                f"condition {name!r}: this agent needs a value; set condition_values, or a budget "
+                "for a cost"
+            )
+    return torch.cat([request.initial[:, :0], *(columns[name] for name in names)], dim=-1)
 
 
 def shifted(plans: Array, executed: Array) -> Array:

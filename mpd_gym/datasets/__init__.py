@@ -30,6 +30,7 @@ from mpd_gym.datasets.normalizers import (
     normalizer_from_arrays,
 )
 from mpd_gym.datasets.sequences import WindowSampler, fit_normalizers
+from mpd_gym.datasets.source import cost_at_most
 from mpd_gym.datasets.traversal import flat_observations, goal_observations, split_episodes
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Normalizers",
     "WindowConfig",
     "WindowSampler",
+    "cost_at_most",
     "discounted_sums",
     "fit_conditions",
     "fit_normalizer",

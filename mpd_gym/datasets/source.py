@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -25,7 +25,14 @@ from mpd_gym.validation import (
     observation_leaves,
 )
 
-__all__ = ["EpisodeSource", "MemorySource", "Selection", "stack_frames", "stacked_space"]
+__all__ = [
+    "EpisodeSource",
+    "MemorySource",
+    "Selection",
+    "cost_at_most",
+    "stack_frames",
+    "stacked_space",
+]
 
 
 class EpisodeSource(ABC):
@@ -167,6 +174,25 @@ class EpisodeSource(ABC):
         """
         return Selection(self, [self._valid(int(index)) for index in indices])
 
+    def where(self, keep: Callable[[Episode], bool], *, progress: bool = False) -> EpisodeSource:
+        """Return the source of the episodes that a function keeps; reads each of them once.
+
+        Args:
+            keep: True for the episodes wanted, for example `cost_at_most`'s.
+            progress: Show a progress bar.
+
+        Raises:
+            DataError: If it keeps none.
+        """
+        order = tqdm(range(len(self)), "selecting", unit="episode", disable=not progress)
+        indices = [index for index in order if keep(self.episode(index))]
+        if not indices:
+            raise DataError(
+                f"the condition keeps none of the {len(self)} episodes", source=self.name
+            )
+        name = f"{self.name} ({len(indices)} of {len(self)} episodes)"
+        return Selection(self, indices, name)
+
     def _valid(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise InputError(f"{self.name} has {len(self)} episodes, got index {index}")
@@ -194,11 +220,14 @@ class Selection(EpisodeSource):
     Args:
         parent: Source of all episodes.
         indices: Episodes of it, in order.
+        name: For messages, and to tell it from other selections; the parent's by default.
     """
 
-    def __init__(self, parent: EpisodeSource, indices: Sequence[int]) -> None:
+    def __init__(
+        self, parent: EpisodeSource, indices: Sequence[int], name: str | None = None
+    ) -> None:
         super().__init__(
-            parent.name,
+            name or parent.name,
             parent.lengths[list(indices)],
             parent.metadata,
             numbers=[parent._numbers[index] for index in indices],
@@ -265,6 +294,21 @@ class MemorySource(EpisodeSource):
             successes=None if episode.successes is None else episode.successes[start:stop],
             seed=episode.seed,
         )
+
+
+def cost_at_most(limit: float) -> Callable[[Episode], bool]:
+    """Condition for `EpisodeSource.where`: episodes whose undiscounted cost is `limit` at most.
+
+    Raises:
+        InputError: From the condition, if an episode has no costs.
+    """
+
+    def keep(episode: Episode) -> bool:
+        if episode.costs is None:
+            raise InputError("cost_at_most: the episode has no costs")
+        return bool(np.sum(episode.costs) <= limit)
+
+    return keep
 
 
 def stack_frames(frames: Array, number: int) -> Array:

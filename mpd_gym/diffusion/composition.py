@@ -36,6 +36,7 @@ from mpd_gym.types import Denoiser, Noise, Step
 
 __all__ = [
     "COMPOSITIONS",
+    "PLANNER_COMPOSITIONS",
     "Composition",
     "Parts",
     "alternating",
@@ -47,6 +48,7 @@ __all__ = [
     "inpaint",
     "inpaint_denoiser",
     "planner_only",
+    "planner_resampled",
 ]
 
 
@@ -88,6 +90,24 @@ def planner_only(parts: Parts) -> Step:
     def step(trajectory: Tensor, k: int, k_next: int, noise: Noise) -> Tensor:
         clean = parts.planner(trajectory, k)
         return _moved(parts, trajectory, clean, k, k_next, noise)
+
+    return step
+
+
+def planner_resampled(parts: Parts) -> Step:
+    """The planner alone, twice at each level: as many network calls as `alternating`.
+
+    For comparisons at equal cost (appendix H). The trajectory takes a reverse step, is noised back
+    to its level (Lugmayr et al. 2022), and takes the step again; the first draw and the noising are
+    drawn as one. Takes two noise tensors.
+    """
+
+    def step(trajectory: Tensor, k: int, k_next: int, noise: Noise) -> Tensor:
+        clean = parts.planner(trajectory, k)
+        mean, std = parts.move(trajectory, clean, k, k_next, parts.schedule)
+        factor, back = parts.schedule.forward(k_next, k)
+        again = draw(factor * mean, math.hypot(back, factor * std), noise, parts.temperature)
+        return _moved(parts, again, parts.planner(again, k), k, k_next, noise)
 
     return step
 
@@ -177,8 +197,14 @@ def alternating_resampled(parts: Parts) -> Step:
     return _alternation(parts, refined)
 
 
-COMPOSITIONS: dict[str, Composition] = {
+PLANNER_COMPOSITIONS: dict[str, Composition] = {
     "planner_only": planner_only,
+    "planner_resampled": planner_resampled,
+}
+"""Those that need no dynamics model."""
+
+COMPOSITIONS: dict[str, Composition] = {
+    **PLANNER_COMPOSITIONS,
     "alternating": alternating,
     "alternating_matched": alternating_matched,
     "alternating_resampled": alternating_resampled,

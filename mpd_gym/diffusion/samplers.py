@@ -1,9 +1,13 @@
-"""Reverse moves of DDPM and DDIM, and the one loop that runs them.
+"""Reverse moves of DDPM, DDIM and DPM-Solver++, and the one loop that runs them.
 
 A move is a function of (τ^k, x̂_0, k, k_next, schedule) that returns mean and standard deviation of
 τ^{k_next}; it acts on each entry alone, so it moves states or actions just as whole trajectories.
 A composition turns moves and denoisers into a step; `sample` runs the steps. Temperature is a
 factor on every variance: that of the start and of every draw.
+
+DPM-Solver++ (2M) is DDIM with x̂_0 extrapolated from the last two predictions. What it remembers
+belongs to a denoiser, not to a move: `with_history` binds it to one denoiser and one reverse pass,
+so that every composition works with it as it is.
 """
 
 from __future__ import annotations
@@ -11,13 +15,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from mpd_gym.diffusion.schedule import NoiseSchedule
+from mpd_gym.diffusion.schedule import MIN_LOG_RATIO, NoiseSchedule
 from mpd_gym.errors import ConfigError, check_choice
-from mpd_gym.types import Noise, Step
+from mpd_gym.types import Denoiser, Noise, Step
 
 __all__ = [
     "SAMPLERS",
@@ -26,14 +31,16 @@ __all__ = [
     "ddpm_move",
     "draw",
     "make_move",
+    "multistep",
     "noise_to_level",
     "normal_noise",
     "sample",
     "start_noise",
+    "with_history",
 ]
 
 Move = Callable[[Tensor, Tensor, int, int, NoiseSchedule], tuple[Tensor, float]]
-SAMPLERS = ("ddpm", "ddim")
+SAMPLERS = ("ddpm", "ddim", "dpm++")
 
 
 def ddpm_move(
@@ -88,7 +95,9 @@ def ddim_move(
 
 
 def make_move(name: str, eta: float = 0.0) -> Move:
-    """Return the move of a sampler, ``"ddpm"`` or ``"ddim"``; `eta` belongs to DDIM.
+    """Return the move of a sampler, a name in `SAMPLERS`; DDPM has no `eta`.
+
+    That of ``"dpm++"`` is DDIM's; its denoisers need `with_history`.
 
     Raises:
         ConfigError: If the name is unknown or `eta` outside [0, 1].
@@ -97,6 +106,67 @@ def make_move(name: str, eta: float = 0.0) -> Move:
     if not 0 <= eta <= 1:
         raise ConfigError(f"eta: expected a value in [0, 1]; got {eta}")
     return ddpm_move if name == "ddpm" else functools.partial(ddim_move, eta=eta)
+
+
+def with_history(
+    name: str, denoiser: Denoiser, levels: Sequence[int], schedule: NoiseSchedule
+) -> Denoiser:
+    """Return the denoiser that a sampler wants in one reverse pass over `levels`.
+
+    Args:
+        name: Sampler; all but ``"dpm++"`` take the denoiser as it is.
+        denoiser: Predicts x̂_0, clipped.
+        levels: Levels of this pass, from `NoiseSchedule.levels`.
+        schedule: Noise schedule.
+    """
+    return multistep(denoiser, levels, schedule) if name == "dpm++" else denoiser
+
+
+def multistep(denoiser: Denoiser, levels: Sequence[int], schedule: NoiseSchedule) -> Denoiser:
+    """Extrapolate x̂_0 to the middle of the coming move (DPM-Solver++ 2M, Lu et al. 2022).
+
+    In λ = log(√ᾱ / √(1 − ᾱ)), with h the length of the coming move and h' that of the last, the
+    result is x̂_0 + h / (2 h') (x̂_0 − x̂_0'). Given to `ddim_move` with eta 0 this is Algorithm 2 of
+    the paper, of second order; with eta 1 it is the multistep solver of the SDE. Of first order,
+    with x̂_0 itself, are the first move, the one to level 0, where h is infinite, and any whose last
+    level was not predicted or lies below `MIN_LOG_RATIO`: the guess made there must not be
+    extrapolated.
+
+    Made anew for each reverse pass, it never mixes plans, environments or threads.
+
+    Args:
+        denoiser: Predicts x̂_0, clipped; of several calls at one level the last is remembered.
+        levels: Levels of this pass, falling; 0 follows the last.
+        schedule: Noise schedule.
+
+    Returns:
+        Denoiser for this pass. What it returns may leave the range that x̂_0 is clipped to.
+    """
+    factors = _extrapolation(levels, schedule)
+    seen: dict[int, Tensor] = {}
+
+    def denoise(trajectory: Tensor, k: int) -> Tensor:
+        nonlocal seen
+        clean = denoiser(trajectory, k)
+        before, factor = factors.get(k, (k, 0.0))
+        if before == k or before not in seen:
+            seen = {k: clean}
+            return clean
+        seen = {k: clean, before: seen[before]}
+        return clean + factor * (clean - seen[before])
+
+    return denoise
+
+
+def _extrapolation(levels: Sequence[int], schedule: NoiseSchedule) -> dict[int, tuple[int, float]]:
+    """By level the one before it and h / (2 h'), where the move from it is of second order."""
+    ratios = [schedule.log_ratio(k) for k in levels]
+    gaps = [after - before for before, after in pairwise(ratios)]
+    return {
+        k: (before, coming / (2 * gone))
+        for before, k, gone, coming in zip(levels, levels[1:], gaps, gaps[1:], strict=False)
+        if schedule.log_ratio(before) >= MIN_LOG_RATIO
+    }
 
 
 def draw(mean: Tensor, std: float, noise: Noise, temperature: float) -> Tensor:

@@ -21,9 +21,14 @@ from torch import Tensor
 
 from mpd_gym.errors import ConfigError, check_choice, check_integer
 
-__all__ = ["SCHEDULES", "NoiseSchedule", "Posterior", "make_schedule"]
+__all__ = ["MIN_LOG_RATIO", "SCHEDULES", "SPACINGS", "NoiseSchedule", "Posterior", "make_schedule"]
 
 MAX_BETA = 0.999  # keeps a trace of the signal at level K, which x̂_0 is divided by
+MIN_LOG_RATIO = -3.0
+"""λ (see `NoiseSchedule.log_ratio`) below which the signal is less than a 400th of a trajectory's
+variance: a network's x̂_0 is a guess there, and steps are not spent on it."""
+
+SPACINGS = ("even", "log_snr")
 COSINE_OFFSET = 0.008
 VP_BETA_MIN, VP_BETA_MAX = 0.1, 10.0
 LINEAR_BETA_MIN, LINEAR_BETA_MAX = 0.1, 20.0
@@ -75,6 +80,10 @@ class NoiseSchedule:
         """√(1 − ᾱ_k), the standard deviation of the noise at level k."""
         return math.sqrt(1 - self.alphas_bar[k])
 
+    def log_ratio(self, k: int) -> float:
+        """λ_k = log(√ᾱ_k / √(1 − ᾱ_k)), half the logarithm of the signal-to-noise ratio, k >= 1."""
+        return math.log(self.alphas_bar[k] / (1 - self.alphas_bar[k])) / 2
+
     def forward(self, start: int, end: int) -> tuple[float, float]:
         """Factor and noise of the forward move between two levels, q(τ^end | τ^start).
 
@@ -106,12 +115,19 @@ class NoiseSchedule:
             std=math.sqrt((1 - after) / (1 - before) * beta),
         )
 
-    def levels(self, num_steps: int | None = None, start: int | None = None) -> tuple[int, ...]:
-        """Levels that a reverse pass visits before it ends at 0, evenly spaced.
+    def levels(
+        self,
+        num_steps: int | None = None,
+        start: int | None = None,
+        spacing: str = "even",
+    ) -> tuple[int, ...]:
+        """Levels that a reverse pass visits before it ends at 0.
 
         Args:
             num_steps: Reverse steps, 1 … `start`; None for all of them.
             start: First level, 1 … K; None for K, less for a warm start.
+            spacing: ``"even"`` in k, or ``"log_snr"``: even in the logarithm of the signal-to-noise
+                ratio, cut at `MIN_LOG_RATIO`.
 
         Returns:
             Falling levels from `start` to 1; `start` alone for a single step.
@@ -119,15 +135,29 @@ class NoiseSchedule:
         Raises:
             ConfigError: If an argument is out of range.
         """
+        check_choice("spacing", spacing, SPACINGS)
         first = self.num_levels if start is None else start
         steps = first if num_steps is None else num_steps
         if not 1 <= first <= self.num_levels:
             raise ConfigError(f"start: expected a level in 1 … {self.num_levels}; got {first}")
         if not 1 <= steps <= first:
             raise ConfigError(f"num_steps: expected 1 … {first}, the levels there are; got {steps}")
+        if spacing == "log_snr":
+            return self._even_in_log_snr(first, steps)
         gaps = max(steps - 1, 1)
         # rounded in integers, so that two levels never coincide
         return tuple(first - (2 * i * (first - 1) + gaps) // (2 * gaps) for i in range(steps))
+
+    def _even_in_log_snr(self, first: int, steps: int) -> tuple[int, ...]:
+        """Nearest levels, moved apart where two would coincide."""
+        ratios = [max(self.log_ratio(k), MIN_LOG_RATIO) for k in range(1, first + 1)]
+        found = [first]
+        for left in range(steps - 1, 0, -1):
+            wanted = ratios[0] + (ratios[-1] - ratios[0]) * (left - 1) / max(steps - 1, 1)
+            free = range(left, found[-1])  # room for the levels that follow
+            distances = [abs(ratios[k - 1] - wanted) for k in free]
+            found.append(free[distances.index(min(distances))])
+        return tuple(found)
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:
         """ᾱ_0 … ᾱ_K as a float32 tensor, ``[K + 1]``, kept for the next call."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from mpd_gym.envs.car_model import CarUMazeParameters
 from mpd_gym.envs.drawing import Canvas, Color, mix
-from mpd_gym.envs.palette import AMBER, AXIS, BLUE, GREEN, GRID, INK, PAPER, RED, SLATE
+from mpd_gym.envs.palette import AXIS, BLUE, GREEN, GRID, INK, PAPER, RED, SLATE
+from mpd_gym.envs.plans import DrawnPlans, paint_plans
 from mpd_gym.types import Array
 
 __all__ = ["Scene", "paint", "view"]
@@ -35,8 +36,7 @@ class Scene:
         trail: Positions since the start of the episode, the start first.
         time: Since the start of the episode, s.
         collision: Whether the car touches a wall.
-        plans: Planned positions, ``[N, H, 2]``.
-        chosen: Index of the plan that is drawn thick.
+        plans: Planned positions, if any.
     """
 
     state: Sequence[float]
@@ -44,8 +44,7 @@ class Scene:
     trail: list[Sequence[float]] = field(default_factory=list)
     time: float = 0.0
     collision: bool = False
-    plans: Array | None = None
-    chosen: int = 0
+    plans: DrawnPlans | None = None
 
 
 def view(parameters: CarUMazeParameters) -> tuple[tuple[int, int], tuple[float, float], float]:
@@ -61,7 +60,7 @@ def paint(canvas: Canvas, scene: Scene, parameters: CarUMazeParameters) -> None:
     _paint_maze(canvas, parameters)
     _paint_goal(canvas, scene, parameters)
     if scene.plans is not None:
-        _paint_plans(canvas, scene.plans, scene.chosen)
+        paint_plans(canvas, scene.plans.states, scene.plans.chosen, radius=0.055)
     _paint_trail(canvas, scene)
     _paint_car(canvas, scene, parameters)
     _paint_text(canvas, scene, parameters)
@@ -99,15 +98,6 @@ def _paint_goal(canvas: Canvas, scene: Scene, parameters: CarUMazeParameters) ->
     canvas.disc(scene.goal, 0.12, GREEN)
     if scene.trail:
         canvas.ring(scene.trail[0], 0.22, mix(PAPER, INK, 0.55), 2.5)
-
-
-def _paint_plans(canvas: Canvas, plans: Array, chosen: int) -> None:
-    for index, plan in enumerate(plans):
-        if index != chosen:
-            canvas.line(plan, mix(PAPER, AMBER, 0.4), 1.2)
-    canvas.line(plans[chosen], AMBER, 3.5)
-    for point in plans[chosen]:
-        canvas.disc(point, 0.055, AMBER)
 
 
 def _paint_trail(canvas: Canvas, scene: Scene) -> None:

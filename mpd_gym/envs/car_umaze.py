@@ -30,6 +30,7 @@ from mpd_gym.envs.car_model import (
 from mpd_gym.envs.car_picture import Scene, paint, view
 from mpd_gym.envs.checks import checked_array, checked_options
 from mpd_gym.envs.drawing import RENDER_MODES, Renderer
+from mpd_gym.envs.plans import checked_plans
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
 
@@ -209,16 +210,7 @@ class CarUMazeEnv(gymnasium.Env[Any, Array]):
             ResetNeeded: Before the first reset.
         """
         scene = self._require_scene()
-        if plans is None:
-            scene.plans = None
-            return
-        array = np.array(plans, dtype=np.float64)
-        if array.ndim not in (2, 3) or array.shape[-1] < 2:
-            raise InputError(f"plans: expected shape [H, >= 2] or [N, H, >= 2], got {array.shape}")
-        array = array[..., :2] if array.ndim == 3 else array[None, :, :2]
-        if not 0 <= chosen < len(array):
-            raise InputError(f"chosen: expected an index below {len(array)}, got {chosen}")
-        scene.plans, scene.chosen = array, chosen
+        scene.plans = checked_plans(plans, chosen, 2)
 
     def render(self) -> Any:
         """Draw the maze, the goal, the trail, the plans and the car.

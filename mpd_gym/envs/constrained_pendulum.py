@@ -24,6 +24,7 @@ from mpd_gym.envs.pendulum_model import (
     start_bounds,
     transition,
 )
+from mpd_gym.envs.plans import DrawnPlans, checked_plans
 from mpd_gym.envs.wrappers import VelocityLimit, states_metadata
 from mpd_gym.types import Array, BoolArray
 
@@ -43,6 +44,7 @@ LIMIT = 6.5  # rad/s
 UPRIGHT_ANGLE, UPRIGHT_VELOCITY = 0.2, 0.5  # rad, rad/s
 HOLD_STEPS = 20
 FPS = 20
+SPAN = 2.5  # rad of the ring of velocities from 0 to the greatest
 METADATA = {"render_modes": list(RENDER_MODES), "render_fps": FPS}
 
 
@@ -91,7 +93,7 @@ def make_constrained_pendulum(
     `limit`: of |angular velocity|, rad/s, default 6.5. `g` (10 m/s²), `m` (1 kg), `l` (1 m), `dt`
     (0.05 s), `max_speed` (8 rad/s), `max_torque` (2 N·m): constants of Pendulum-v1. `render_mode`:
     `"rgb_array"` or `"human"`; the ring around the pendulum shows the velocity, red beyond the
-    limit.
+    limit. `env.unwrapped.draw_plan` adds a plan to the picture.
 
     ```python
     >>> import gymnasium as gym
@@ -137,6 +139,22 @@ class PendulumEnv(Pendulum):
         )
         super().__init__(observation_box(parameters), parameters, renderer)
 
+    def draw_plan(self, plans: Array | None, chosen: int = 0) -> None:
+        """Add planned rods and velocities to the coming pictures, until the next call or reset.
+
+        Args:
+            plans: The observations to come ``[H, 3]``, or candidates ``[N, H, 3]``; None for no
+                plan.
+            chosen: Index of the candidate that is drawn step by step; of the others only the last
+                rod is drawn.
+
+        Raises:
+            InputError: If `plans` has another shape, or there is no candidate `chosen`.
+            ResetNeeded: Before the first reset.
+        """
+        self._require_state()
+        self._plans = checked_plans(plans, chosen, 3)
+
     def _observe(self, state: Array) -> tuple[Array, dict[str, Any]]:
         return observation(state), {}
 
@@ -144,6 +162,8 @@ class PendulumEnv(Pendulum):
         over = abs(state[1]) > self._limit
         canvas.fill(PAPER)
         _paint_gauge(canvas, float(state[1]), self._limit, self.parameters.max_speed)
+        if self._plans is not None:
+            _paint_plans(canvas, self._plans, self.parameters.max_speed)
         _paint_rod(canvas, float(state[0]), RED if over else BLUE)
         _paint_torque(canvas, torque / self.parameters.max_torque)
 
@@ -254,13 +274,17 @@ def _infos(costs: Array, success: BoolArray) -> Infos:
 def _arc(radius: float, start: float, stop: float) -> Array:
     """Points of an arc; angles are counter-clockwise from straight up, rad."""
     count = 2 + int(abs(stop - start) / 0.04)
-    angles = np.linspace(start, stop, count)
+    return _at(radius, np.linspace(start, stop, count))
+
+
+def _at(radius: float, angles: Array) -> Array:
+    """Points at the angles ``[...]``, counter-clockwise from straight up, rad: ``[..., 2]``."""
     return radius * np.stack([-np.sin(angles), np.cos(angles)], axis=-1)
 
 
 def _paint_gauge(canvas: Canvas, velocity: float, limit: float, greatest: float) -> None:
     """A ring: zero at the top, counter-clockwise velocities on the left, red beyond the limit."""
-    span = 2.5 / greatest  # rad of the ring for each rad/s
+    span = SPAN / greatest
     safe = min(limit, greatest)
     over = abs(velocity) > limit
     for sign in (-1.0, 1.0):
@@ -275,6 +299,20 @@ def _paint_gauge(canvas: Canvas, velocity: float, limit: float, greatest: float)
     canvas.line([(0.0, 0.78), (0.0, 0.9)], INK, 2.0)
     text = f"{velocity:+.2f} rad/s"
     canvas.text(text, (0.0, -0.8), RED if over else INK, height=26)
+
+
+def _paint_plans(canvas: Canvas, plans: DrawnPlans, greatest: float) -> None:
+    """A fan of rods, the later the paler, and a dot for each velocity on the ring."""
+    tips = _at(0.62, np.arctan2(plans.states[..., 1], plans.states[..., 0]))
+    marks = _at(0.84, plans.states[plans.chosen, :, 2] * SPAN / greatest)
+    for tip in np.delete(tips[:, -1], plans.chosen, axis=0):
+        canvas.line([(0.0, 0.0), tip], mix(PAPER, AMBER, 0.2), 2.0)
+    for step in reversed(range(len(marks))):  # the nearest on top
+        color, tip = mix(AMBER, PAPER, 0.15 + 0.7 * step / len(marks)), tips[plans.chosen, step]
+        if np.isfinite(tip).all():
+            canvas.line([(0.0, 0.0), tip], color, 2.5)
+        canvas.disc(tip, 0.02, color)
+        canvas.disc(marks[step], 0.016, color)
 
 
 def _paint_rod(canvas: Canvas, angle: float, color: tuple[int, int, int]) -> None:

@@ -26,6 +26,7 @@ from mpd_gym.envs.lqr_model import (
     transition,
 )
 from mpd_gym.envs.palette import AMBER, AXIS, BLUE, GRID, INK, PAPER
+from mpd_gym.envs.plans import DrawnPlans, checked_plans, paint_plans
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
 
@@ -88,7 +89,7 @@ class LQREnv(gym.Env[Array, Array]):
     Q defaults to I and R to 0.1·I of the sizes that B asks for. `start_range`: lowest and highest
     start, numbers or `[nx]` each. `max_action`: largest |action|, a number or `[nu]`.
     `render_mode`: `"rgb_array"` or `"human"`; the phase plane with the path since the start for
-    two states, otherwise all states over time.
+    two states, otherwise all states over time. `draw_plan` adds planned states to it.
 
     ```python
     >>> import gymnasium as gym
@@ -127,6 +128,7 @@ class LQREnv(gym.Env[Array, Array]):
         )
         self.state: Array | None = None
         self._path: deque[Moment] = deque(maxlen=PATH_LENGTH)
+        self._plans: DrawnPlans | None = None
 
     @property
     def optimal_gain(self) -> Array:
@@ -149,6 +151,7 @@ class LQREnv(gym.Env[Array, Array]):
         super().reset(seed=seed)
         self.state = self.np_random.uniform(*bounds)
         self._path.clear()
+        self._plans = None
         self._record(None, 0.0)
         return self.state.copy(), {}
 
@@ -165,6 +168,19 @@ class LQREnv(gym.Env[Array, Array]):
         self._record(action, float(gained))
         return self.state.copy(), float(gained), False, False, {}
 
+    def draw_plan(self, plans: Array | None, chosen: int = 0) -> None:
+        """Add planned states to the coming pictures, until the next call or reset.
+
+        Args:
+            plans: The states to come ``[H, nx]``, or candidates ``[N, H, nx]``; None for no plan.
+            chosen: Index of the candidate that is drawn thick; the others are thin.
+
+        Raises:
+            InputError: If `plans` has another shape, or there is no candidate `chosen`.
+            ResetNeeded: Before the first reset.
+        """
+        self._plans = checked_plans(plans, chosen, len(self._require_state()))
+
     def render(self) -> Any:
         """Draw the phase plane (two states), or all states over time.
 
@@ -172,7 +188,8 @@ class LQREnv(gym.Env[Array, Array]):
             ResetNeeded: Before the first reset.
         """
         self._require_state()
-        return self._renderer.render(partial(_paint, path=list(self._path), task=self._task))
+        paint = partial(_paint, path=list(self._path), task=self._task, plans=self._plans)
+        return self._renderer.render(paint)
 
     def close(self) -> None:
         """Close the window, if there is one."""
@@ -311,16 +328,22 @@ def _spread(value: ArrayLike, size: int) -> Any:
     return np.full(size, value) if np.isscalar(value) else value
 
 
-def _paint(canvas: Canvas, *, path: Sequence[Moment], task: _Task) -> None:
-    """Draw the path since the start, the cost so far and, in bars below, the latest action."""
+def _paint(
+    canvas: Canvas, *, path: Sequence[Moment], task: _Task, plans: DrawnPlans | None
+) -> None:
+    """Draw the path since the start, the plans, the cost so far and the latest action."""
     states = np.array([moment[0] for moment in path])
     reach = np.maximum(np.abs(states).max(0), np.maximum(np.abs(task.lowest), abs(task.highest)))
     reach = np.where(reach > 0, 1.15 * reach, 1.0)
     canvas.fill(PAPER)
     if states.shape[1] == 2:
         _paint_plane(canvas, states / reach, task.problem.Q * np.outer(reach, reach), reach)
+        if plans is not None:
+            paint_plans(canvas, HALF * plans.states / reach, plans.chosen, radius=0.009)
     else:
         _paint_series(canvas, states / reach)
+        if plans is not None:
+            _paint_planned_series(canvas, plans.states[plans.chosen] / reach, len(states))
     canvas.text(f"cost {path[-1][2]:.3f}", (0.0, 0.94), INK, height=24)
     _paint_action(canvas, [moment[1] for moment in path], task.max_action)
 
@@ -367,7 +390,7 @@ def _paint_series(canvas: Canvas, points: Array) -> None:
     for level in (-0.5, 0.5):
         canvas.line([(-HALF, HALF * level), (HALF, HALF * level)], GRID, 2.0)
     _paint_axes(canvas, left=-HALF)
-    times = np.linspace(-HALF, HALF, PATH_LENGTH)[: len(points)]
+    times = _times(0, len(points))
     size = points.shape[1]
     for index in range(size):
         color = mix(BLUE, AMBER, index / max(size - 1, 1))
@@ -376,6 +399,18 @@ def _paint_series(canvas: Canvas, points: Array) -> None:
         canvas.disc(line[-1], 0.025, color)
         place = (HALF - 0.12 * (size - 1 - index), 0.8)
         canvas.text(f"x{index + 1}", place, color, height=20)
+
+
+def _paint_planned_series(canvas: Canvas, points: Array, begin: int) -> None:
+    """The states to come of one plan, over the times from `begin` on."""
+    times = _times(begin, len(points))
+    for column in points.T:
+        canvas.line(np.stack([times, HALF * column], axis=-1), AMBER, 2.0)
+
+
+def _times(begin: int, count: int) -> Array:
+    """Where `count` moments from the one of index `begin` on lie in the plot, ``[count]``."""
+    return -HALF + 2 * HALF * (begin + np.arange(count)) / (PATH_LENGTH - 1)
 
 
 def _paint_axes(canvas: Canvas, left: float = 0.0) -> None:

@@ -14,6 +14,7 @@ from gymnasium.error import ResetNeeded
 
 from mpd_gym.envs.checks import checked_action, checked_array, checked_number, checked_options
 from mpd_gym.envs.drawing import Canvas, Renderer
+from mpd_gym.envs.plans import DrawnPlans
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array
 
@@ -155,6 +156,7 @@ class Pendulum(gym.Env[Array, Array], ABC):
         self.render_mode = renderer.mode
         self.state: Array | None = None
         self._torque = 0.0
+        self._plans: DrawnPlans | None = None
         self._renderer = renderer
 
     @abstractmethod
@@ -176,6 +178,7 @@ class Pendulum(gym.Env[Array, Array], ABC):
         bounds = start_bounds(options, self.parameters)
         super().reset(seed=seed)
         self.state, self._torque = self.np_random.uniform(*bounds), 0.0
+        self._plans = None
         if self.render_mode == "human":
             self.render()
         return self._observe(self.state)

@@ -48,6 +48,21 @@ STUDIES = {
         "LQR-v0: what skipped levels do to each composition, with DDPM and DDIM",
         "10 min more",
     ),
+    "real-time": Study(
+        "mpd_gym.experiments.real_time",
+        "return against milliseconds per action of the shipped agents: steps, warm starts, chunks",
+        "2 h",
+    ),
+    "car-umaze": Study(
+        "mpd_gym.experiments.car_umaze",
+        "CarUMaze-v0: whole plans executed open loop, every composition (T. 8, Fig. 2)",
+        "2 h",
+    ),
+    "pendulum-ranking": Study(
+        "mpd_gym.experiments.pendulum_ranking",
+        "ConstrainedPendulum-v0: success with N = 1 … 64 ranked candidates (T. 5)",
+        "3 h",
+    ),
 }
 
 

@@ -20,11 +20,9 @@ from scipy import stats
 
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.agents.presets import preset
-from mpd_gym.collect.recipes import collect
-from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.lqr import transition
-from mpd_gym.errors import DataError
 from mpd_gym.evaluation import evaluate, mean_interval
+from mpd_gym.experiments import training
 from mpd_gym.experiments.results import Results
 from mpd_gym.files import atomic_path
 from mpd_gym.models import UnetConfig
@@ -107,18 +105,13 @@ def trained(percent: int, seed: int, folder: Path) -> MPDiffuserAgent:
         seed: Training seed.
         folder: Of agents.
     """
-    path = folder / f"lqr-p{percent}-seed{seed}.safetensors"
-    if not path.exists():
-        dataset_id = f"mpd_gym/lqr/noisy-p{percent}-v0"
-        try:
-            source = load_episodes(dataset_id, download=False)
-        except DataError:
-            source = load_episodes(collect(dataset_id))
-        config = preset("laptop", ENV_ID)
-        training = replace(config.training, seed=seed)
-        config = replace(config, unet=NETWORK, seed=seed, training=training)
-        MPDiffuserAgent.fit(source, config, directory=folder / path.stem, parallel=True).save(path)
-    return MPDiffuserAgent.load(path, device="cpu")
+    return training.trained(
+        folder / f"lqr-p{percent}-seed{seed}.safetensors",
+        ENV_ID,
+        seed,
+        config=replace(preset("laptop", ENV_ID), unet=NETWORK),
+        data=(f"mpd_gym/lqr/noisy-p{percent}-v0",),
+    )
 
 
 def _key(percent: int, seed: int, name: str, temperature: float) -> str:

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from mpd_gym.errors import ConfigError, InputError, check_choice, check_integer
 from mpd_gym.models.temporal_unet import Modulation, TemporalUnet, UnetConfig
 
-__all__ = ["ConditionSize", "DenoiserConfig", "TrajectoryDenoiser"]
+__all__ = [
+    "ConditionSize",
+    "DenoiserConfig",
+    "TrajectoryDenoiser",
+    "embedding_layers",
+    "sinusoid",
+]
 
 ConditionSize = tuple[str, int]
 
@@ -35,7 +41,7 @@ class DenoiserConfig:
 
     Attributes:
         observation_dim: nx.
-        action_dim: nu.
+        action_dim: nu; 0 for trajectories of states alone (Ajay et al. 2023).
         horizon: H, rows of a trajectory.
         output: ``"trajectory"`` (planner) or ``"observations"`` (dynamics model).
         conditions: (name, size) of each condition, in the order of their columns.
@@ -68,7 +74,7 @@ class DenoiserConfig:
         if isinstance(self.unet, dict):
             object.__setattr__(self, "unet", UnetConfig(**self.unet))
         check_integer("observation_dim", self.observation_dim, 1)
-        check_integer("action_dim", self.action_dim, 1)
+        check_integer("action_dim", self.action_dim, 0)
         check_choice("output", self.output, OUTPUTS)
         check_choice("null", self.null, NULLS)
         check_choice("initial_state", self.initial_state, INITIAL_STATES)
@@ -112,13 +118,15 @@ class TrajectoryDenoiser(nn.Module):
         super().__init__()
         self.config = config
         width = config.unet.width
-        self.time_embedding = _embedding(width, width)
+        self.time_embedding = embedding_layers(width, width)
         self.initial_embedding = (
-            _embedding(config.observation_dim, width) if config.initial_state == "film" else None
+            embedding_layers(config.observation_dim, width)
+            if config.initial_state == "film"
+            else None
         )
         flags = len(config.conditions) if config.null == "flag" else 0
         self.condition_embedding = (
-            _embedding(config.condition_dim + flags, width) if config.conditions else None
+            embedding_layers(config.condition_dim + flags, width) if config.conditions else None
         )
         self.null = (
             nn.Parameter(torch.randn(len(config.conditions), width))
@@ -157,7 +165,7 @@ class TrajectoryDenoiser(nn.Module):
         _check_shape("initial", initial, (rows, config.observation_dim))
         _check_shape("conditions", conditions, (rows, config.condition_dim))
         _check_shape("present", present, (rows, len(config.conditions)))
-        time = _sinusoid(k - 1, config.unet.width).to(initial.dtype)  # networks count from 0
+        time = sinusoid(k - 1, config.unet.width).to(initial.dtype)  # networks count from 0
         parts = [self.time_embedding(time)]
         if self.initial_embedding is not None:
             parts.append(self.initial_embedding(initial))
@@ -209,12 +217,13 @@ class TrajectoryDenoiser(nn.Module):
         return output
 
 
-def _embedding(inputs: int, width: int) -> nn.Sequential:
+def embedding_layers(inputs: int, width: int) -> nn.Sequential:
+    """Two-layer perceptron that embeds a vector ``[…, inputs]`` in ``[…, width]``."""
     hidden = EMBEDDING_EXPANSION * width
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, width))
 
 
-def _sinusoid(position: Tensor, width: int) -> Tensor:
+def sinusoid(position: Tensor, width: int) -> Tensor:
     """Sine and cosine features of a position ``[G]``, ``[G, width]`` (Vaswani et al. 2017)."""
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=position.device) / (half - 1)

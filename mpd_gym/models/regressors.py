@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from mpd_gym.errors import InputError, check_choice, check_integer
+from mpd_gym.models.perceptron import perceptron_layers
 
 __all__ = ["Regressor", "RegressorConfig", "regression_loss"]
 
@@ -80,10 +80,7 @@ class Regressor(nn.Module):
     def __init__(self, config: RegressorConfig) -> None:
         super().__init__()
         self.config = config
-        layers: list[nn.Module] = []
-        for before, after in pairwise((config.input_dim, *config.hidden)):
-            layers += [nn.Linear(before, after), nn.SiLU()]
-        self.network = nn.Sequential(*layers, nn.Linear((config.input_dim, *config.hidden)[-1], 1))
+        self.network = perceptron_layers((config.input_dim, *config.hidden, 1))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mpd_gym.checkpoint import flatten, load_file, load_into, save_file, unflatten
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, TrainingError
@@ -27,6 +26,7 @@ from mpd_gym.training.config import (
     check_continues,
     learning_rate_factor,
 )
+from mpd_gym.training.flat import FlatParameters
 from mpd_gym.training.log import Log
 
 __all__ = ["Checkpoints", "LossFunction", "Sampler", "TrainingState", "to_tensors"]
@@ -37,6 +37,7 @@ LossFunction = Callable[[nn.Module, Any, torch.Generator], Mapping[str, Tensor]]
 Sampler = Callable[[int, np.random.Generator], Any]
 
 _KIND = "training"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _MAX_BYTES = 64 * 2**30  # weights, average and two moments: four times the module
 
 
@@ -73,10 +74,11 @@ class TrainingState:
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         if not self._parameters:
             raise InputError("module has no parameter that requires a gradient; nothing to train")
-        module.zero_grad(set_to_none=True)
-        self._average = {n: p.detach().clone() for n, p in self._parameters.items()}
+        self._flat = FlatParameters(self._parameters)
+        self._average_vector = self._flat.values.detach().clone()
+        self._average = self._flat.views(self._average_vector)
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
+            [self._flat.values],
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
@@ -93,22 +95,21 @@ class TrainingState:
         Raises:
             InputError: If `loss_fn` returns no ``"loss"``, or parts that are not scalars.
         """
-        parameters = list(self._parameters.values())
+        flat = self._flat
         batch = to_tensors(sampler(self._config.batch_size, self._rng), self._device)
         parts = self._loss(loss_fn, batch, self._noise)
+        flat.gradients.zero_()
         parts["loss"].backward()  # type: ignore[no-untyped-call]
         limit = self._config.gradient_clip
-        norm = clip_grad_norm_(parameters, torch.inf if limit is None else limit, foreach=True)
+        norm = clip_grad_norm_(flat.values, torch.inf if limit is None else limit)
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         self._schedule.step()
         logged = {name: part.detach() for name, part in parts.items()}
         self.log.add(logged | {"gradient_norm": norm})
         self.step += 1
         if self.step % self._config.ema_every == 0:
             rate = averaging_rate(self._config, self.step // self._config.ema_every - 1)
-            update = get_ema_multi_avg_fn(1 - rate)  # type: ignore[no-untyped-call]
-            update(list(self._average.values()), parameters, None)
+            self._average_vector.lerp_(flat.values.detach(), rate)
 
     def validate(self, loss_fn: LossFunction, sampler: Sampler) -> None:
         """Add the averaged weights' loss on the same batches and noise every time to the log."""
@@ -129,7 +130,14 @@ class TrainingState:
                 raise TrainingError(f"the average of '{name}' is not finite at step {self.step}")
             self._parameters[name].data.copy_(tensor)
         self._module.eval()
-        return {name: tensor.clone() for name, tensor in self._module.state_dict().items()}
+        return {
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in self._module.state_dict().items()
+        }
+
+    def release(self) -> None:
+        """Give the module's parameters memory of their own again; ends the training."""
+        self._flat.release()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint.
@@ -137,14 +145,12 @@ class TrainingState:
         Raises:
             TrainingError: If the training has become non-finite.
         """
-        names = list(self._parameters)
-        adam = self._optimizer.state_dict()["state"]
         logs = (self.log, self.validation_log)
         return flatten(
             {
                 "weights": self._module.state_dict(),
                 "average": self._average,
-                "adam": {names[index]: moments for index, moments in adam.items()},
+                "adam": self._moments(),
                 "noise": self._noise.get_state(),
                 "log": {log.split: log.tensors(self.step) for log in logs},
             }
@@ -182,10 +188,7 @@ class TrainingState:
         load_into(self._module, tensors, "weights/", source=path)
         load_into(self._average, tensors, "average/", source=path)
         tree = unflatten(tensors)
-        places = {name: index for index, name in enumerate(self._parameters)}
-        moments = {places[name]: state for name, state in tree["adam"].items()}
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self._restore_moments(tree["adam"])
         self._noise.set_state(tree["noise"])
         self._rng.bit_generator.state = header["rng"]
         self.step, self.seconds = header["step"], header["seconds"]
@@ -193,6 +196,22 @@ class TrainingState:
         for log in (self.log, self.validation_log):
             log.restore(header["names"][log.split], tree["log"][log.split], self._device)
         self._parts = self.log.names[:-1]  # the last is the gradient's norm
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        """Adam's state by parameter, as files hold it; they do not depend on the memory layout."""
+        state = self._optimizer.state[self._flat.values]
+        views = {key: self._flat.views(state[key]) for key in _MOMENTS}
+        return {
+            name: {"step": state["step"]} | {key: views[key][name] for key in _MOMENTS}
+            for name in self._parameters
+        }
+
+    def _restore_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        state = {"step": next(iter(moments.values()))["step"]}
+        for key in _MOMENTS:
+            state[key] = self._flat.join({name: entry[key] for name, entry in moments.items()})
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
 
     def _scheduler(self) -> LambdaLR:
         factor = partial(learning_rate_factor, self._config)

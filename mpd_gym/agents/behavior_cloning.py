@@ -1,0 +1,107 @@
+"""Behaviour cloning: a perceptron from observation and conditions to the recorded action."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from mpd_gym.agents.config import AgentConfig, Layout
+from mpd_gym.agents.learning import Task
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.agents.request import Request, given_columns
+from mpd_gym.agents.tasks import PerceptronTask
+from mpd_gym.agents.trained import TrainedAgent
+from mpd_gym.datasets import WindowConfig
+from mpd_gym.models import Perceptron, PerceptronConfig
+from mpd_gym.training import TrainingConfig
+from mpd_gym.types import Array
+
+__all__ = ["BehaviorCloningAgent", "BehaviorCloningConfig"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BehaviorCloningConfig(AgentConfig):
+    """Configuration of behaviour cloning. The other fields are those of `AgentConfig`.
+
+    To clone safe episodes only, fit it to
+    ``load_episodes(dataset).where(cost_at_most(0))``.
+
+    Attributes:
+        conditions: Inputs beside the observation, such as ``"goal"`` or ``"final_state"``.
+        hidden: Widths of the hidden layers.
+        training: Of the policy.
+        sampling: Of its options, those that give values to conditions matter; nothing is sampled.
+
+    Raises:
+        ConfigError: If a value is unknown, out of range or contradicts another.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(steps=20_000, batch_size=256, learning_rate=1e-3)
+    )
+
+    @property
+    def windows(self) -> WindowConfig:
+        """Shape of the training windows."""
+        return WindowConfig(1, self.discount, self.padding, self.conditions)
+
+    def networks(self) -> list[str]:
+        """The policy, and the model of the state that its action leads to."""
+        return ["policy", "successor"]
+
+    def network(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
+        """Make one of them."""
+        inputs = nx + sum(sizes.values()) if role == "policy" else nx + nu
+        return Perceptron(PerceptronConfig(inputs, nu if role == "policy" else nx, self.hidden))
+
+    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
+        """Shape of a plan: one step."""
+        return Layout(rows=1, columns=nx + nu, horizon=1, levels=0)
+
+    def _check(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        PerceptronConfig(1, 1, self.hidden)
+
+
+@final
+class BehaviorCloningAgent(TrainedAgent[BehaviorCloningConfig]):
+    """A deterministic policy, the mean of the recorded actions (squared error).
+
+    Its plans are one step long. The state that they show is predicted by a second perceptron,
+    which has no influence on the action. All candidates are equal.
+    """
+
+    name = "behavior_cloning"
+    config_type = BehaviorCloningConfig
+    dynamics_roles = frozenset({"successor"})
+    auxiliary_roles = frozenset({"successor"})
+
+    def _sample(self, request: Request) -> Tensor:
+        names = [spec.name for spec in self.config.conditions]
+        values = given_columns(request, self.conditions, names)
+        policy, successor = self.models["policy"], self.models["successor"]
+        low, high = (
+            torch.as_tensor(bound, dtype=torch.float32, device=self.device)
+            for bound in self.normalizers.action.clip_range
+        )
+        action = torch.clamp(policy(request.initial, values), low, high)
+        row = torch.cat((successor(request.initial, action), action), dim=-1)
+        return row[:, None].repeat_interleave(self.options.num_candidates, 0)
+
+    def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
+        return trajectories[..., : self._nx], trajectories[..., self._nx :]
+
+    def _returns(self, trajectories: Tensor) -> Array | None:
+        return None
+
+    def _check_options(self, options: SamplingConfig) -> None:
+        """Every option is possible: those of sampling change nothing."""
+
+    def _task(self, role: str) -> Task:
+        return PerceptronTask(role)

@@ -1,0 +1,222 @@
+"""What the configurations of all agents have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import nn
+
+from mpd_gym.agents.options import SamplingConfig, from_mapping
+from mpd_gym.datasets import ConditionSpec, WindowConfig
+from mpd_gym.diffusion import LossConfig
+from mpd_gym.errors import ConfigError
+from mpd_gym.models import Regressor, RegressorConfig, UnetConfig
+from mpd_gym.training import TrainingConfig
+
+__all__ = ["REGRESSORS", "AgentConfig", "DiffusionConfig", "Layout", "planner_sampling"]
+
+REGRESSORS = ("reward", "cost", "termination")
+_NESTED = {
+    "unet": UnetConfig,
+    "dynamics_unet": UnetConfig,
+    "value_unet": UnetConfig,
+    "loss": LossConfig,
+    "training": TrainingConfig,
+    "regressor_training": TrainingConfig,
+    "sampling": SamplingConfig,
+}
+
+
+class Layout(NamedTuple):
+    """Shape of what an agent samples.
+
+    Attributes:
+        rows: L, rows of a trajectory.
+        columns: D, its columns.
+        horizon: H, future steps of a plan.
+        levels: K, diffusion levels; 0 for an agent without diffusion.
+    """
+
+    rows: int
+    columns: int
+    horizon: int
+    levels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(ABC):
+    """Fields that every agent has. Round-trips through ``dataclasses.asdict`` and JSON.
+
+    Attributes:
+        conditions: What plans are conditioned on: kinds such as ``"return"``, or `ConditionSpec`s.
+        discount: γ of returns and costs.
+        padding: What follows the end of an episode: ``"repeat"``, ``"zeros"`` (the authors'), or
+            ``"none"`` where windows end with it, see `WindowConfig`.
+        normalizer: ``"minmax"``, ``"cdf"`` (the authors') or ``"gaussian"``.
+        reward_model: Learn rewards, for ranking.
+        cost_model: Learn costs, for ranking and budgets.
+        termination_model: Learn where episodes end, for ranking.
+        regressor_inputs: ``"state_action"``, or ``"transition"`` where reward or cost depend on
+            the state that is reached.
+        training: Of the method's networks.
+        regressor_training: Of the other models.
+        sampling: Default options of the agent.
+        validation_fraction: Share of the episodes that is held out, in [0, 1).
+        seed: Of initial weights, data split and the agent's noise; training has its own.
+
+    Raises:
+        ConfigError: If a value is unknown, out of range or contradicts another.
+    """
+
+    conditions: tuple[ConditionSpec, ...] = ()
+    discount: float = 0.997
+    padding: str = "repeat"
+    normalizer: str = "minmax"
+    reward_model: bool = False
+    cost_model: bool = False
+    termination_model: bool = False
+    regressor_inputs: str = "state_action"
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    regressor_training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(steps=5_000, batch_size=256, learning_rate=1e-3)
+    )
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    validation_fraction: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in _NESTED.items():
+            if isinstance(getattr(self, name, None), Mapping):
+                object.__setattr__(self, name, from_mapping(kind, getattr(self, name)))
+        specs = [{"kind": part} if isinstance(part, str) else part for part in self.conditions]
+        windows = WindowConfig(conditions=tuple(specs))
+        object.__setattr__(self, "conditions", windows.conditions)
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                f"validation_fraction: expected a share in [0, 1), got {self.validation_fraction}"
+            )
+        self._check()
+        self.windows  # noqa: B018 - refuses wrong windows
+        RegressorConfig(1, 1, "reward", self.regressor_inputs)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from what ``dataclasses.asdict`` and JSON made of one.
+
+        Raises:
+            ConfigError: If a name is unknown or a value out of range.
+        """
+        config: Self = from_mapping(cls, values)
+        return config
+
+    def roles(self) -> list[str]:
+        """Models that an agent of this configuration has, the method's own before the others."""
+        return self.networks() + [name for name in REGRESSORS if getattr(self, f"{name}_model")]
+
+    def models(self, nx: int, nu: int, sizes: Mapping[str, int]) -> dict[str, nn.Module]:
+        """Make all models with seeded weights; the global random state stays as it is.
+
+        Args:
+            nx: Size of an observation.
+            nu: Size of an action.
+            sizes: Length of each condition.
+        """
+        models: dict[str, nn.Module] = {}
+        with torch.random.fork_rng(devices=[]):
+            for number, role in enumerate(self.roles()):
+                torch.manual_seed(self.seed * 1000 + number)
+                if role in REGRESSORS:
+                    inputs: Any = self.regressor_inputs
+                    target: Any = role
+                    models[role] = Regressor(RegressorConfig(nx, nu, target, inputs))
+                else:
+                    models[role] = self.network(role, nx, nu, sizes)
+        return models
+
+    # --- what a method supplies -------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def windows(self) -> WindowConfig:
+        """Shape of the training windows."""
+
+    @abstractmethod
+    def networks(self) -> list[str]:
+        """Roles of the method's own networks."""
+
+    @abstractmethod
+    def network(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
+        """Make one of them."""
+
+    @abstractmethod
+    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
+        """Shape of what the agent samples."""
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Check and complete the method's fields and network sizes."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(AgentConfig):
+    """Fields that every agent with diffusion has, beside those of `AgentConfig`.
+
+    Attributes:
+        horizon: H, steps of a training window.
+        first_step_share: Probability with which a training window begins at its episode's reset;
+            raise it for plans that are executed whole.
+        unet: Size of the planner's network.
+        null: How a network is told that a condition is absent: ``"flag"``, ``"learned"``, or
+            ``"zeros"`` (the authors').
+        schedule: Noise schedule, ``"cosine"``, ``"linear"`` or ``"vp"``.
+        diffusion_steps: K.
+        loss: Options of the denoising loss.
+    """
+
+    horizon: int = 32
+    first_step_share: float = 0.0
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    null: str = "flag"
+    schedule: str = "cosine"
+    diffusion_steps: int = 100
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    @property
+    @abstractmethod
+    def initial_state(self) -> str:
+        """Where x_0 stands: ``"film"``, or ``"inpaint"`` with plans of H − 1 steps."""
+
+    @property
+    def windows(self) -> WindowConfig:
+        """Shape of the training windows."""
+        return WindowConfig(
+            self.horizon, self.discount, self.padding, self.conditions, self.first_step_share
+        )
+
+    @property
+    def plan_horizon(self) -> int:
+        """Future steps of a plan."""
+        return self.horizon if self.initial_state == "film" else self.horizon - 1
+
+    @property
+    def unit_sizes(self) -> dict[str, int]:
+        """Length 1 for each condition, for a check of the networks' configurations."""
+        return {spec.name: 1 for spec in self.conditions}
+
+    def condition_sizes(self, sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+        """(name, length) of each condition, in the order of a network's inputs."""
+        return tuple((spec.name, sizes[spec.name]) for spec in self.conditions)
+
+
+def planner_sampling(sampling: SamplingConfig) -> SamplingConfig:
+    """Sampling options for an agent without a dynamics model.
+
+    The default composition, which is for two models, becomes ``"planner_only"``.
+    """
+    if sampling.composition == SamplingConfig.composition:
+        return replace(sampling, composition="planner_only")
+    return sampling

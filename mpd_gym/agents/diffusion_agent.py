@@ -1,0 +1,211 @@
+"""What all agents that sample by diffusion have in common: the reverse pass and its parts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from mpd_gym.agents.config import DiffusionConfig
+from mpd_gym.agents.learning import DenoisingTask
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.agents.request import Request
+from mpd_gym.agents.trained import TrainedAgent
+from mpd_gym.datasets import FittedConditions, Normalizers
+from mpd_gym.diffusion import (
+    PLANNER_COMPOSITIONS,
+    Parts,
+    compose,
+    guided,
+    inpaint,
+    inpaint_denoiser,
+    make_move,
+    make_schedule,
+    noise_to_level,
+    sample,
+    start_noise,
+    with_history,
+)
+from mpd_gym.errors import ConfigError
+from mpd_gym.models import TrajectoryDenoiser
+from mpd_gym.models.packed import PackedNetworks
+from mpd_gym.types import Array, Denoiser, Step
+
+__all__ = ["DiffusionAgent", "Known"]
+
+C = TypeVar("C", bound=DiffusionConfig)
+
+
+class Known(NamedTuple):
+    """Entries of a trajectory that are given.
+
+    Attributes:
+        mask: True where an entry is given, ``[L, D]``.
+        values: ``[M, L, D]``, read under the mask only.
+    """
+
+    mask: Tensor
+    values: Tensor
+
+
+class DiffusionAgent(TrainedAgent[C]):
+    """An agent that samples its candidates by diffusion; see `TrainedAgent` for the arguments."""
+
+    def __init__(
+        self,
+        config: C,
+        models: Mapping[str, nn.Module],
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        normalizers: Normalizers,
+        conditions: FittedConditions,
+        *,
+        history: Mapping[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self._schedule = make_schedule(config.schedule, config.diffusion_steps)
+        self._networks = PackedNetworks()  # shared with the agents that `with_options` makes
+        super().__init__(
+            config,
+            models,
+            observation_space,
+            action_space,
+            normalizers,
+            conditions,
+            history=history,
+            device=device,
+        )
+        low, high = (np.concatenate(parts) for parts in zip(*self._clip_ranges(), strict=True))
+        self._clip = (
+            torch.as_tensor(low, dtype=torch.float32, device=device),
+            torch.as_tensor(high, dtype=torch.float32, device=device),
+        )
+
+    # --- what a method supplies -------------------------------------------------------------
+
+    @abstractmethod
+    def _step(self, request: Request, levels: Sequence[int]) -> Step:
+        """The reverse step of one pass over `levels`."""
+
+    @abstractmethod
+    def _clip_ranges(self) -> list[tuple[Array, Array]]:
+        """Ranges that x̂_0 is cut to, for each group of columns of a trajectory."""
+
+    # --- sampling ------------------------------------------------------------------------------
+
+    def _sample(self, request: Request) -> Tensor:
+        options = self.options
+        levels = self._schedule.levels(options.num_steps, spacing=options.level_spacing)
+        if request.warm is not None:
+            levels = levels[-options.warm_start_steps :]
+        step = self._step(request, levels)
+        if request.warm is None:
+            start = start_noise(request.noise, options.temperature)
+        else:
+            warm = request.warm.repeat_interleave(options.num_candidates, 0)
+            start = noise_to_level(
+                warm, levels[0], self._schedule, request.noise, options.temperature
+            )
+        return sample(step, start, levels, request.noise)
+
+    def _composed(
+        self, request: Request, levels: Sequence[int], known: Known | None = None
+    ) -> Step:
+        """Step of the composition that the options name, with known entries held everywhere."""
+        options = self.options
+        alone = options.composition in PLANNER_COMPOSITIONS
+        planner = self._denoiser("planner", request, levels, known)
+        step = compose(
+            options.composition,
+            Parts(
+                planner,
+                None if alone else self._denoiser("dynamics", request, levels, known),
+                self._schedule,
+                self._nx,
+                make_move(options.sampler, options.eta),
+                options.temperature,
+            ),
+            dynamics_weight=options.dynamics_weight,
+            dynamics_levels=options.dynamics_levels,
+        )
+        return step if known is None else inpaint(step, *known)
+
+    def _denoiser(
+        self, role: str, request: Request, levels: Sequence[int], known: Known | None
+    ) -> Denoiser:
+        """A network bound to the observations and conditions of a request."""
+        model = self.models[role]
+        assert isinstance(model, TrajectoryDenoiser)
+        conditioned = bool(model.config.conditions)
+        rows = len(request.initial) * self.options.num_candidates
+        denoiser = guided(
+            self._networks.get(model, self.options.precision, rows),
+            self._schedule,
+            request.initial,
+            request.conditions if conditioned else request.conditions[:, :0],
+            request.present if conditioned else request.present[:, :0],
+            self.options.guidance_scale,
+            levels=levels,
+            prediction=self.config.loss.prediction,
+            clip=self._clip,
+        )
+        if known is not None:
+            denoiser = inpaint_denoiser(denoiser, *known)
+        return with_history(self.options.sampler, denoiser, levels, self._schedule)
+
+    def _known(self, initial: Tensor) -> Known | None:
+        """Entries that hold x_0, where the method inpaints it.
+
+        Args:
+            initial: ``[E, n]``. The first nx columns are x_0 and go to the first row; the others
+                hold in every row.
+        """
+        if self.config.initial_state != "inpaint":
+            return None
+        length, width = self._trajectory_shape
+        columns = initial.shape[-1]
+        mask = torch.zeros(length, width, dtype=torch.bool, device=self.device)
+        mask[0, : self._nx] = True
+        mask[:, self._nx : columns] = True
+        values = torch.zeros(len(initial), length, width, device=self.device)
+        values[:, :, :columns] = initial[:, None]
+        return Known(mask, values.repeat_interleave(self.options.num_candidates, 0))
+
+    def _future(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """x_1 … x_H and u_0 … u_{H-1} from the rows of a trajectory."""
+        if self.config.initial_state == "film":
+            return states, actions
+        return states[:, 1:], actions[:, :-1]
+
+    def _returns(self, trajectories: Tensor) -> Array | None:
+        value = self.models.get("value")
+        if value is None:
+            return None
+        name = next(spec.name for spec in self.config.conditions if spec.kind == "return")
+        scaling = self.conditions.scalings[name]
+        k = torch.ones(1, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            scaled = np.asarray(value(trajectories, k).float().cpu(), float)
+        return scaling.low + (scaling.high - scaling.low) * scaled
+
+    def _check_options(self, options: SamplingConfig) -> None:
+        if "dynamics" not in self.models and options.composition not in PLANNER_COMPOSITIONS:
+            raise ConfigError(
+                f"composition: {self.name!r} has no dynamics model; expected one of "
+                f"{sorted(PLANNER_COMPOSITIONS)}, got {options.composition!r}"
+            )
+
+    # --- training ------------------------------------------------------------------------------
+
+    def _denoising_task(self, role: str) -> DenoisingTask:
+        """How a planner or dynamics model on states and actions learns."""
+        model = self.models[role]
+        assert isinstance(model, TrajectoryDenoiser)
+        names = tuple(name for name, _ in model.config.conditions)
+        loss, initial_state = self.config.loss, self.config.initial_state
+        return DenoisingTask(self._schedule, loss, names, initial_state, self.device)

@@ -1,0 +1,251 @@
+"""SafeDiffuser (Xiao et al. 2023): states projected into a set at every reverse step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpd_gym.agents.config import DiffusionConfig, Layout, planner_sampling
+from mpd_gym.agents.diffusion_agent import DiffusionAgent
+from mpd_gym.agents.learning import DenoisingTask
+from mpd_gym.agents.options import from_mapping
+from mpd_gym.agents.planner import planner_denoiser, planner_of
+from mpd_gym.agents.request import Request
+from mpd_gym.agents.units import environment_units
+from mpd_gym.diffusion import (
+    Barrier,
+    SafetyConfig,
+    box_barrier,
+    function_barrier,
+    make_schedule,
+    projected,
+)
+from mpd_gym.errors import ConfigError, InputError, check_integer
+from mpd_gym.models import TrajectoryDenoiser
+from mpd_gym.types import Array, Step
+
+__all__ = ["Constraint", "SafeDiffuserAgent", "SafeDiffuserConfig", "StateLimit"]
+
+Constraint = Callable[[Tensor], Tensor]
+"""Differentiable ``h(states [..., nx]) -> [...]``, or ``[..., C]`` for several constraints, in
+environment units; a state is safe where all are >= 0."""
+
+
+@final
+@dataclass(frozen=True)
+class StateLimit:
+    """Bounds of one entry of an observation.
+
+    Attributes:
+        index: Which entry of the flat observation.
+        low: Lower bound in environment units; None for none.
+        high: Upper bound; None for none.
+
+    Raises:
+        ConfigError: If there is no bound, or they are in the wrong order.
+    """
+
+    index: int
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("index", self.index, 0)
+        low, high = self.bounds
+        if not low < high or not np.isfinite([low, high]).any():
+            raise ConfigError(
+                f"limit of entry {self.index}: expected a finite low or high, and low < high, got "
+                f"{self.low} and {self.high}"
+            )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Both bounds, infinite where there is none."""
+        return (
+            -np.inf if self.low is None else self.low,
+            np.inf if self.high is None else self.high,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class SafeDiffuserConfig(DiffusionConfig):
+    """Configuration of SafeDiffuser: MPDiffuser's planner, a set of states and a projection.
+
+    The other fields are those of `DiffusionConfig` and `AgentConfig`.
+
+    Attributes:
+        limits: The set, where bounds on single entries describe it; `set_constraint` takes any
+            other.
+        safety: The projection.
+        initial_state: ``"film"``, or ``"inpaint"`` with plans of H − 1 steps.
+
+    Raises:
+        ConfigError: If a value is unknown, out of range or contradicts another.
+    """
+
+    limits: tuple[StateLimit, ...] = ()
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    initial_state: str = "film"
+
+    def networks(self) -> list[str]:
+        """The planner."""
+        return ["planner"]
+
+    def network(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> TrajectoryDenoiser:
+        """Make the planner's network."""
+        return TrajectoryDenoiser(planner_denoiser(self, nx, nu, sizes))
+
+    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
+        """Shape of what the agent samples."""
+        for limit in self.limits:
+            if limit.index >= nx:
+                raise ConfigError(
+                    f"limits: observations have {nx} entries, counted from 0; got {limit}"
+                )
+        return Layout(self.horizon, nx + nu, self.plan_horizon, self.diffusion_steps)
+
+    def _check(self) -> None:
+        limits = tuple(
+            from_mapping(StateLimit, limit) if isinstance(limit, Mapping) else limit
+            for limit in self.limits
+        )
+        if len({limit.index for limit in limits}) < len(limits):
+            raise ConfigError(f"limits: expected one for each entry at most, got {limits}")
+        object.__setattr__(self, "limits", limits)
+        if isinstance(self.safety, Mapping):
+            object.__setattr__(self, "safety", from_mapping(SafetyConfig, self.safety))
+        object.__setattr__(self, "sampling", planner_sampling(self.sampling))
+        planner_denoiser(self, 1, 1, self.unit_sizes)
+        make_schedule(self.schedule, self.diffusion_steps)
+
+
+@final
+class SafeDiffuserAgent(DiffusionAgent[SafeDiffuserConfig]):
+    """A planner whose planned states keep to a set; whether its actions lead there is not known.
+
+    x_0 reaches the network through FiLM by default, as in the MPDiffuser paper's comparison. Make
+    one with `fit` or `load`, or with `of` from an agent whose planner is trained already.
+    """
+
+    name = "safediffuser"
+    config_type = SafeDiffuserConfig
+
+    @classmethod
+    def of(
+        cls,
+        agent: DiffusionAgent[Any],
+        *,
+        limits: Sequence[StateLimit] = (),
+        constraint: Constraint | None = None,
+        safety: SafetyConfig | None = None,
+    ) -> SafeDiffuserAgent:
+        """Project what another agent's planner samples; they share the weights.
+
+        Args:
+            agent: Such as an `MPDiffuserAgent`; see `planner_of`.
+            limits: Bounds on single entries of the observation.
+            constraint: Any other set.
+            safety: The projection.
+        """
+        made = planner_of(cls, agent, limits=tuple(limits), safety=safety or SafetyConfig())
+        made.set_constraint(constraint)
+        return made
+
+    def set_constraint(self, constraint: Constraint | None) -> None:
+        """Keep planned states where a function of theirs is not negative, beside the `limits`.
+
+        Args:
+            constraint: See `Constraint`; None removes it. It is not saved.
+        """
+        self._constraint = constraint
+        self._timings = {}  # they depend on it
+
+    def with_safety(self, *, limits: Sequence[StateLimit] | None = None, **changes: Any) -> Self:
+        """Return a second agent with another set or projection, sharing the weights.
+
+        Args:
+            limits: Instead of the present ones.
+            changes: Fields of `SafetyConfig`, such as ``variant="relaxed"``.
+
+        Raises:
+            ConfigError: If a name is unknown or a value out of range.
+        """
+        known = {**vars(self.config.safety), **changes}
+        other = self.with_options()
+        other._timings = {}
+        other.config = replace(
+            self.config,
+            limits=self.config.limits if limits is None else tuple(limits),
+            safety=from_mapping(SafetyConfig, known),
+        )
+        other.config.layout(self._nx, self._nu, self.conditions.sizes)  # refuses wrong entries
+        return other
+
+    def _step(self, request: Request, levels: Sequence[int]) -> Step:
+        known = self._known(request.initial)
+        step = self._composed(request, levels, known)
+        return projected(step, self._barrier(), self._nx, self.config.safety)
+
+    def _barrier(self) -> Barrier:
+        """All constraints on normalised states."""
+        barriers = []
+        if self.config.limits:
+            barriers.append(self._box())
+        if self._constraint is not None:
+            barriers.append(function_barrier(self._normalized_constraint(self._constraint)))
+        if not barriers:
+            raise ConfigError(
+                "constraint: SafeDiffuser needs a set to keep to; call set_constraint(fn), or "
+                "with_safety(limits=[StateLimit(...)])"
+            )
+        return barriers[0] if len(barriers) == 1 else _joined(barriers)
+
+    def _box(self) -> Barrier:
+        bounds = np.full((2, self._nx), [[-np.inf], [np.inf]])
+        for limit in self.config.limits:
+            bounds[:, limit.index] = limit.bounds
+        inside = np.nan_to_num(bounds, neginf=0.0, posinf=0.0)
+        scaled = self.normalizers.observation.normalize(inside)
+        scaled = np.where(np.isfinite(bounds), scaled, bounds)
+        low, high = torch.as_tensor(scaled, dtype=torch.float32, device=self.device)
+        return box_barrier(low, high)
+
+    def _normalized_constraint(self, constraint: Constraint) -> Constraint:
+        units = environment_units(self.normalizers.observation, self.device)
+
+        def normalized(states: Tensor) -> Tensor:
+            h = constraint(units(states))
+            if not isinstance(h, Tensor) or h.shape[: states.ndim - 1] != states.shape[:-1]:
+                found = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
+                raise InputError(
+                    f"constraint: expected a tensor of shape {list(states.shape[:-1])}, with an "
+                    f"axis more for several constraints; got {found}"
+                )
+            return h
+
+        return normalized
+
+    def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
+        return self._future(trajectories[..., : self._nx], trajectories[..., self._nx :])
+
+    def _clip_ranges(self) -> list[tuple[Array, Array]]:
+        return [self.normalizers.observation.clip_range, self.normalizers.action.clip_range]
+
+    def _task(self, role: str) -> DenoisingTask:
+        return self._denoising_task(role)
+
+
+def _joined(barriers: Sequence[Barrier]) -> Barrier:
+    """All constraints of several barriers."""
+
+    def barrier(states: Tensor) -> tuple[Tensor, Tensor]:
+        h, gradients = zip(*(part(states) for part in barriers), strict=True)
+        return torch.cat(h, dim=-1), torch.cat(gradients, dim=-2)
+
+    return barrier

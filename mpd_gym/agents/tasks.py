@@ -1,0 +1,192 @@
+"""How the networks of MPDiffuser's peers learn from windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpd_gym.agents.learning import DenoisingTask
+from mpd_gym.datasets import WindowSampler
+from mpd_gym.diffusion import Examples, NoiseSchedule, assemble
+from mpd_gym.models import Perceptron, TrajectoryDenoiser, ValueNetwork
+from mpd_gym.types import Array, Batch
+
+__all__ = [
+    "PERCEPTRON_TARGETS",
+    "PerceptronTask",
+    "RearrangedTask",
+    "ValueTask",
+    "states_only",
+    "with_conditions",
+]
+
+
+def with_conditions(batch: Batch, names: tuple[str, ...]) -> Batch:
+    """Append conditions to every state of a batch (Janner et al. 2022, for goals)."""
+    extra = [batch.conditions[name] for name in names]
+    if not extra:
+        return batch
+    values = np.concatenate(extra, axis=-1)
+    rows = np.repeat(values[:, None], batch.observations.shape[1], axis=1)
+    return replace(
+        batch,
+        initial=np.concatenate((batch.initial, values), axis=-1),
+        observations=np.concatenate((batch.observations, rows), axis=-1),
+    )
+
+
+def states_only(batch: Batch) -> Batch:
+    """Leave out the actions of a batch (Ajay et al. 2023)."""
+    return replace(batch, actions=batch.actions[..., :0])
+
+
+@final
+@dataclass(frozen=True)
+class RearrangedTask:
+    """How a denoiser learns from windows whose columns are rearranged first.
+
+    Attributes:
+        inner: The denoising task.
+        rearrange: From windows to windows of other columns.
+    """
+
+    inner: DenoisingTask
+    rearrange: Callable[[Batch], Batch]
+
+    def sampler(self, windows: WindowSampler) -> Any:
+        """Function of batch size and random numbers that gives examples."""
+        inner = self.inner
+
+        def sample(batch_size: int, rng: np.random.Generator) -> Examples:
+            batch = self.rearrange(windows.sample(batch_size, rng))
+            return assemble(
+                batch, inner.names, initial_state=inner.initial_state, device=inner.device
+            )
+
+        return sample
+
+    def __call__(
+        self, module: nn.Module, examples: Examples, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Loss of one batch."""
+        assert isinstance(module, TrajectoryDenoiser)
+        return self.inner(module, examples, generator)
+
+
+@final
+@dataclass(frozen=True)
+class ValueTask:
+    """How a value network learns from noisy trajectories of every level.
+
+    Attributes:
+        schedule: Noise schedule of the planner that it guides.
+        names: Conditions that are appended to the states.
+        target: Condition that it predicts.
+        device: Where the examples are wanted.
+    """
+
+    schedule: NoiseSchedule
+    names: tuple[str, ...]
+    target: str
+    device: torch.device
+
+    def sampler(self, windows: WindowSampler) -> Any:
+        """Function of batch size and random numbers that gives examples and their values."""
+
+        def sample(batch_size: int, rng: np.random.Generator) -> dict[str, Tensor]:
+            batch = windows.sample(batch_size, rng)
+            rows = with_conditions(batch, self.names)
+            examples = assemble(rows, (), initial_state="inpaint", device=self.device)
+            value = torch.as_tensor(batch.conditions[self.target][:, 0], device=self.device)
+            return {
+                "trajectory": examples.trajectory,
+                "fixed": examples.fixed,
+                "value": value,
+            }
+
+        return sample
+
+    def __call__(
+        self, module: nn.Module, examples: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Mean squared error of one batch."""
+        assert isinstance(module, ValueNetwork)
+        clean, source = examples["trajectory"], generator.device
+        size, levels = len(clean), self.schedule.num_levels
+        k = torch.randint(1, levels + 1, (size,), generator=generator, device=source)
+        noise = torch.randn(clean.shape, generator=generator, device=source)
+        kept = self.schedule.table(clean.device)[k.to(clean.device)][:, None, None]
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise.to(clean.device)
+        noisy = torch.where(examples["fixed"], clean, noisy)
+        error = module(noisy, k.to(clean.device)) - examples["value"]
+        return {"loss": error.square().mean()}
+
+
+def _states(batch: Batch) -> Array:
+    """x_0 … x_{H-1} of a batch."""
+    return np.concatenate((batch.initial[:, None], batch.observations[:, :-1]), axis=1)
+
+
+def _inverse_dynamics(batch: Batch) -> tuple[Array, Array]:
+    """(x_t, x_{t+1}) -> u_t."""
+    return np.concatenate((_states(batch), batch.observations), axis=-1), batch.actions
+
+
+def _policy(batch: Batch) -> tuple[Array, Array]:
+    """(x_0, y) -> u_0."""
+    values = [batch.initial, *batch.conditions.values()]
+    return np.concatenate(values, axis=-1)[:, None], batch.actions[:, :1]
+
+
+def _successor(batch: Batch) -> tuple[Array, Array]:
+    """(x_t, u_t) -> x_{t+1}."""
+    return np.concatenate((_states(batch), batch.actions), axis=-1), batch.observations
+
+
+PERCEPTRON_TARGETS: dict[str, Callable[[Batch], tuple[Array, Array]]] = {
+    "inverse_dynamics": _inverse_dynamics,
+    "policy": _policy,
+    "successor": _successor,
+}
+"""Inputs ``[B, t, …]`` and outputs ``[B, t, …]`` of each perceptron, from a batch."""
+
+
+@final
+@dataclass(frozen=True)
+class PerceptronTask:
+    """How a perceptron learns from the recorded steps of windows, by squared error.
+
+    Attributes:
+        target: A key of `PERCEPTRON_TARGETS`.
+    """
+
+    target: str
+
+    def sampler(self, windows: WindowSampler) -> Any:
+        """Function of batch size and random numbers that gives inputs, outputs and their mask."""
+        columns = PERCEPTRON_TARGETS[self.target]
+
+        def sample(batch_size: int, rng: np.random.Generator) -> dict[str, Array]:
+            batch = windows.sample(batch_size, rng)
+            inputs, outputs = columns(batch)
+            return {
+                "inputs": inputs,
+                "outputs": outputs,
+                "mask": batch.mask[:, : inputs.shape[1], None],
+            }
+
+        return sample
+
+    def __call__(
+        self, module: nn.Module, examples: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Mean squared error over recorded steps."""
+        assert isinstance(module, Perceptron)
+        error = (module(examples["inputs"]) - examples["outputs"]) * examples["mask"]
+        steps = examples["mask"].sum().clamp(min=1)
+        return {"loss": error.square().sum() / (steps * error.shape[-1])}

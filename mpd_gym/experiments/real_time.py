@@ -1,0 +1,294 @@
+"""What a setting costs: return against milliseconds per action, on the agents that ship.
+
+Samplers, reverse steps, warm starts, action chunks and candidates are varied around each agent's
+own options. The reference visits all K levels. A setting is as good if its mean return is not below
+the 95 % interval of the reference's, its successes are not below and its violations not above
+theirs; of those that are, the cheapest per action is recommended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mpd_gym.agents.files import agent_path
+from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.evaluation import evaluate, mean_interval, proportion_interval
+from mpd_gym.experiments.results import Results
+from mpd_gym.experiments.tables import markdown_table
+from mpd_gym.files import atomic_path
+from mpd_gym.reports import save_figure
+
+__all__ = ["Setting", "clock", "play", "recommended", "run", "settings"]
+
+ENVIRONMENTS = ("LQR-v0", "CarUMaze-v0", "ConstrainedPendulum-v0")
+SAMPLERS = ("ddpm", "ddim", "dpm++")
+STEPS = (3, 5, 10)
+WARM_SAMPLERS, WARM_STEPS = ("ddpm", "dpm++"), (2, 4)
+CHUNKS = (1, 4, 8, 16)
+CANDIDATES = {
+    "LQR-v0": (1,),  # nothing ranks them
+    "CarUMaze-v0": (1, 4, 8),
+    "ConstrainedPendulum-v0": (1, 4, 8, 16),
+}
+FEW, GRID = 5, 10  # steps where other options vary; steps of the first plan of warm starts
+FIRST_TRIAL = 0  # seed of the first episode; the training data's seeds are far from these
+TIMED_EPISODES = 3
+PROCESSES = 2
+COLORS = {"ddpm": "tab:blue", "ddim": "tab:orange", "dpm++": "tab:green"}
+
+Cell = Mapping[str, Any]
+
+
+@final
+class Setting(NamedTuple):
+    """Sampling options that cost time.
+
+    Attributes:
+        sampler: Name of the sampler.
+        steps: Reverse steps of a full plan; None for all K.
+        warm: Reverse steps of a warm-started plan; 0 for full plans.
+        chunk: Actions executed of each plan.
+        candidates: N.
+    """
+
+    sampler: str
+    steps: int | None
+    warm: int
+    chunk: int
+    candidates: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As `with_options` takes them."""
+        return {
+            "sampler": self.sampler,
+            "num_steps": self.steps,
+            "warm_start_steps": self.warm,
+            "action_chunk": self.chunk,
+            "num_candidates": self.candidates,
+        }
+
+    def __str__(self) -> str:
+        steps = "all steps" if self.steps is None else f"{self.steps} steps"
+        warm = f", warm start {self.warm}" if self.warm else ""
+        return f"{self.sampler}, {steps}{warm}, chunk {self.chunk}, N = {self.candidates}"
+
+
+def settings(own: SamplingConfig, candidates: Sequence[int]) -> list[Setting]:
+    """What is measured; the reference comes first.
+
+    Args:
+        own: The agent's options.
+        candidates: Numbers of candidates that make sense in its environment.
+    """
+    chunk, num = own.action_chunk, own.num_candidates
+    found = [Setting("ddpm", None, 0, chunk, num)]
+    found += [Setting(name, steps, 0, chunk, num) for name in SAMPLERS for steps in STEPS]
+    found += [
+        Setting(name, GRID, warm, size, num)
+        for name in WARM_SAMPLERS
+        for warm in WARM_STEPS
+        for size in (chunk, 1)
+    ]
+    found += [Setting("ddpm", FEW, 0, size, num) for size in CHUNKS]
+    found += [
+        Setting("ddpm", steps, warm, chunk, count)
+        for count in candidates
+        for steps, warm in ((FEW, 0), (GRID, WARM_STEPS[-1]))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def run(folder: Path, seeds: tuple[int, ...], trials: int) -> str:
+    """Play and time every setting, and write results, table and figure.
+
+    Times are taken one after the other, after all episodes, with one thread; nothing else should
+    run beside them.
+
+    Args:
+        folder: Where they go. An agent ``agents/ENV_ID.safetensors`` in it takes the place of the
+            one that ships.
+        seeds: Not used: the agents are trained already.
+        trials: Episodes of each setting; the same starts for all.
+
+    Returns:
+        The report, as Markdown.
+    """
+    found = {env_id: _cells(folder, env_id, trials) for env_id in ENVIRONMENTS}
+    save_figure(_figure(found), folder / "real-time.png")
+    report = _report(found, trials)
+    with atomic_path(folder / "real-time.md") as temporary:
+        temporary.write_text(report)
+    return report
+
+
+def _cells(folder: Path, env_id: str, trials: int) -> dict[Setting, Cell]:
+    """Outcomes and times of every setting in one environment."""
+    own = folder / "agents" / f"{env_id}.safetensors"
+    path = own if own.exists() else agent_path(env_id)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    results = Results(
+        folder / f"real-time-{env_id}.json",
+        {"trials": trials, "timed_episodes": TIMED_EPISODES, "agent": digest},
+    )
+    chosen = settings(MPDiffuserAgent.load(path, device="cpu").options, CANDIDATES[env_id])
+    played = results.fill(
+        {str(one): (path, env_id, one.options, trials) for one in chosen}, play, PROCESSES
+    )
+    timed = results.fill(
+        {f"time of {one}": (path, env_id, one.options, TIMED_EPISODES) for one in chosen},
+        clock,
+        processes=1,
+    )
+    return {one: {**played[str(one)], **timed[f"time of {one}"]} for one in chosen}
+
+
+def play(path: Path, env_id: str, options: dict[str, Any], trials: int) -> dict[str, Any]:
+    """Outcome of every episode, all played at once.
+
+    Args:
+        path: The agent's file.
+        env_id: Environment.
+        options: Sampling options.
+        trials: Episodes.
+
+    Returns:
+        ``returns``, and ``successes`` and ``violations`` or None, one entry for each episode.
+    """
+    agent = MPDiffuserAgent.load(path, device="cpu", **options)
+    seeds = range(FIRST_TRIAL, FIRST_TRIAL + trials)
+    played = evaluate(agent, env_id, seeds=seeds, num_envs=trials)
+    return {
+        "returns": [round(float(value), 6) for value in played.returns],
+        "successes": None if played.successes is None else played.successes.tolist(),
+        "violations": None if played.costs is None else (played.costs > 0).tolist(),
+    }
+
+
+def clock(path: Path, env_id: str, options: dict[str, Any], episodes: int) -> dict[str, Any]:
+    """Milliseconds per action of single episodes in a row.
+
+    Args:
+        path: The agent's file.
+        env_id: Environment.
+        options: Sampling options.
+        episodes: How many.
+
+    Returns:
+        ``milliseconds``: median over episodes of the mean over their actions; ``p99``: 99th
+        percentile of all actions, of which those that plan take the time.
+    """
+    agent = MPDiffuserAgent.load(path, device="cpu", **options)
+    agent.predict(agent.observation_space.sample())  # what is made once, is made before
+    played = evaluate(agent, env_id, seeds=range(FIRST_TRIAL, FIRST_TRIAL + episodes))
+    each = np.split(1e3 * played.seconds, np.cumsum(played.lengths)[:-1])
+    return {
+        "milliseconds": round(float(np.median([np.mean(part) for part in each])), 4),
+        "p99": round(float(np.quantile(1e3 * played.seconds, 0.99)), 4),
+    }
+
+
+def recommended(cells: Mapping[Setting, Cell]) -> Setting:
+    """The cheapest setting that is as good as the first one, by the rule of this module.
+
+    Args:
+        cells: Outcomes and times; the reference first.
+    """
+    reference = next(iter(cells.values()))
+    good = [one for one, cell in cells.items() if _as_good(cell, reference)]
+    return min(good, key=lambda one: float(cells[one]["milliseconds"]))
+
+
+def _as_good(cell: Cell, reference: Cell) -> bool:
+    enough = [np.mean(cell["returns"]) >= mean_interval(reference["returns"]).low]
+    for name, sign in (("successes", 1), ("violations", -1)):
+        if reference[name] is not None:
+            known = proportion_interval(reference[name])
+            bound = known.low if sign > 0 else known.high
+            enough.append(sign * np.mean(cell[name]) >= sign * bound)
+    return all(enough)
+
+
+def _report(found: Mapping[str, Mapping[Setting, Cell]], trials: int) -> str:
+    lines = [
+        "# Return against milliseconds per action",
+        "",
+        f"{trials} episodes of each setting, the same starts for all; mean with its 95 % interval. "
+        f"Milliseconds: one environment, one thread, mean over the actions of an episode, median "
+        f"of {TIMED_EPISODES} episodes; p99 over all their actions. The first row of each table "
+        "visits all levels. Recommended, in bold: the cheapest setting whose mean return is not "
+        "below the 95 % interval of that row's, with successes not below and violations not above "
+        "theirs.",
+    ]
+    heads = ("setting", "return", "success %", "violations %", "ms per action", "p99 ms")
+    for env_id, cells in found.items():
+        best, (reference, *others) = recommended(cells), cells
+        order = [reference, *sorted(others, key=lambda one: -float(cells[one]["milliseconds"]))]
+        lines += ["", f"## {env_id}", "", f"Recommended: **{best}**.", ""]
+        lines += markdown_table(heads, [_row(one, cells[one], one == best) for one in order])
+    return "\n".join([*lines, ""])
+
+
+def _row(setting: Setting, cell: Cell, best: bool) -> list[str]:
+    shares = []
+    for name in ("successes", "violations"):
+        known = None if cell[name] is None else proportion_interval(cell[name])
+        shares.append(
+            "–"
+            if known is None
+            else f"{100 * known.mean:.1f} [{100 * known.low:.1f}, {100 * known.high:.1f}]"
+        )
+    name = f"**{setting}**" if best else str(setting)
+    times = [f"{cell[key]:.2f}" for key in ("milliseconds", "p99")]
+    return [name, str(mean_interval(cell["returns"])), *shares, *times]
+
+
+def _figure(found: Mapping[str, Mapping[Setting, Cell]]) -> Figure:
+    """Return over milliseconds per action, one panel for each environment."""
+    figure = Figure(figsize=(4.2 * len(found), 3.8), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(found)))
+    for axes, (env_id, cells) in zip(panels, found.items(), strict=True):
+        _draw(axes, cells)
+        axes.set(xlabel="milliseconds per action", ylabel="return", title=env_id)
+    for name, color in COLORS.items():
+        panels[0].plot([], [], "o", color=color, markersize=4, label=name)
+    panels[0].plot([], [], "^", color="0.4", markersize=4, label="warm start")
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _draw(axes: Any, cells: Mapping[Setting, Cell]) -> None:
+    """One environment: the reference's interval as a band, the recommended setting in a ring."""
+    intervals = {one: mean_interval(cell["returns"]) for one, cell in cells.items()}
+    reference = next(iter(intervals.values()))
+    axes.axhspan(reference.low, reference.high, color="0.9", label="all levels")
+    for one, value in intervals.items():
+        axes.errorbar(
+            cells[one]["milliseconds"],
+            value.mean,
+            yerr=(value.high - value.low) / 2,
+            fmt="^" if one.warm else "o",
+            color=COLORS[one.sampler],
+            markersize=4,
+            linewidth=1,
+        )
+    best = recommended(cells)
+    place = (cells[best]["milliseconds"], intervals[best].mean)
+    axes.plot(*place, "ko", markersize=12, markerfacecolor="none", label="recommended")
+    margin = reference.high - reference.low
+    axes.set(xscale="log", ylim=_view([value.mean for value in intervals.values()], margin))
+    axes.grid(alpha=0.3)
+
+
+def _view(means: Sequence[float], margin: float) -> tuple[float, float]:
+    """Range of the returns without the failures, which would flatten all others."""
+    typical = float(np.median(means))
+    low = max(min(means), typical - 8 * (max(means) - typical) - 4 * margin)
+    return low - margin, max(means) + margin

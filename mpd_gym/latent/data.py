@@ -1,0 +1,112 @@
+"""Recorded frames as episodes of latents, so that every agent plans in the latent space."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mpd_gym.checkpoint import load_file, save_file
+from mpd_gym.datasets import EpisodeSource, load_episodes
+from mpd_gym.datasets.source import MemorySource
+from mpd_gym.errors import CheckpointError, ConfigError, InputError
+from mpd_gym.latent.encoder import ImageEncoder
+from mpd_gym.types import Array, Episode
+
+__all__ = ["encode_episodes", "encoder_of"]
+
+_KEY = "encoder"  # in the metadata of encoded episodes
+_KIND = "latents"
+# What the metadata of the frames say about observations, and no longer holds for latents.
+_OF_IMAGES = ("env_id", "env_kwargs", "env_entry_point", "env_wrappers", "frame_stack")
+
+
+def encode_episodes(
+    dataset: Any,
+    encoder: ImageEncoder,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> EpisodeSource:
+    """View recorded frames as episodes whose observations are latents.
+
+    Every observation is encoded once; the latents stay in memory, and in a file if one is named.
+    An agent that learns from the result keeps the encoder, so that its `predict` takes frames too.
+
+    Args:
+        dataset: Minari id or data set, episodes, or an `EpisodeSource`, with observations that
+            `encoder` takes.
+        encoder: Its latents become the observations, float32 ``[T + 1, latent_dim]``.
+        cache: Path of a ``.safetensors`` file for the latents. It is written if missing, and
+            written anew if it is of other episodes or another encoder.
+        progress: Show a progress bar.
+
+    Returns:
+        The same episodes, named after the data and the encoder.
+
+    Raises:
+        DataError: If the data is damaged.
+        InputError: If the observations are none of the encoder's.
+        CheckpointError: If the cache is damaged.
+    """
+    source = dataset if isinstance(dataset, EpisodeSource) else load_episodes(dataset)
+    if source.metadata["observation_space"].shape != encoder.image_space.shape:
+        raise InputError(
+            f"encoder: it takes observations of {encoder.image_space.shape}, {source.name} has "
+            f"{source.metadata['observation_space'].shape}"
+        )
+    name = f"{source.name} (latents of encoder {encoder.digest})"
+    known = None if cache is None else _cached(Path(cache), name, source.lengths)
+    episodes, bounds = [], np.cumsum([0, *(source.lengths + 1)])
+    for index in tqdm(range(len(source)), "encoding", unit="episode", disable=not progress):
+        episode = source.episode(index)
+        latents = (
+            encoder.encode(np.asarray(episode.observations))
+            if known is None
+            else known[bounds[index] : bounds[index + 1]]
+        )
+        episodes.append(replace(episode, observations=latents))
+    if cache is not None and known is None:
+        _store(Path(cache), name, source.lengths, episodes)
+    metadata = {key: value for key, value in source.metadata.items() if key not in _OF_IMAGES}
+    metadata |= {"observation_space": encoder.latent_space, _KEY: encoder}
+    return MemorySource(episodes, metadata, name=name)
+
+
+def encoder_of(sources: Iterable[EpisodeSource]) -> ImageEncoder | None:
+    """Encoder that made the observations of data sets; None where none did.
+
+    Raises:
+        ConfigError: If they come from different ones.
+    """
+    found: list[ImageEncoder | None] = [source.metadata.get(_KEY) for source in sources]
+    digests = {None if encoder is None else encoder.digest for encoder in found}
+    if len(digests) > 1:
+        raise ConfigError(
+            "dataset: expected observations of one kind, got latents of different encoders, or "
+            "latents beside others; encode all data with the same encoder"
+        )
+    return found[0] if found else None
+
+
+def _cached(path: Path, name: str, lengths: Array) -> Array | None:
+    """Latents ``[steps + episodes, latent_dim]`` from a cache, if there is one of this name."""
+    if not path.exists():
+        return None
+    tensors, header = load_file(path, kind=_KIND)
+    try:
+        latents, stored = (tensors[key].numpy() for key in ("latents", "lengths"))
+        same = header["name"] == name and np.array_equal(stored, lengths)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: holds no {error}; remove it") from error
+    return latents if same else None
+
+
+def _store(path: Path, name: str, lengths: Array, episodes: list[Episode]) -> None:
+    latents = np.concatenate([np.asarray(episode.observations) for episode in episodes])
+    save_file(path, {"latents": latents, "lengths": lengths}, {"name": name}, kind=_KIND)

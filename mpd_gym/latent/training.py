@@ -1,0 +1,154 @@
+"""Training an autoencoder on recorded frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from mpd_gym.datasets import EpisodeSource, load_episodes, split_episodes
+from mpd_gym.errors import ConfigError
+from mpd_gym.latent.encoder import ImageEncoder
+from mpd_gym.latent.frames import FramePairs, StackPairs, stack_shape
+from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss
+from mpd_gym.training import TrainingConfig, fit
+
+__all__ = ["EncoderConfig", "fit_autoencoder"]
+
+
+@final
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How an autoencoder is built and trained.
+
+    Attributes:
+        latent_dim: Size of a latent (the paper's is 32).
+        channels: See `AutoencoderConfig`.
+        dynamics_hidden: See `AutoencoderConfig`.
+        dynamics_weight: Weight of the latent-dynamics loss, see `autoencoder_loss`.
+        training: Settings of the training.
+        validation_fraction: Share of the episodes that is held out, in (0, 1).
+        seed: Of the weights and of the choice of the held-out episodes.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    latent_dim: int = 32
+    channels: tuple[int, ...] = (16, 32, 64, 64)
+    dynamics_hidden: tuple[int, ...] = (256, 256)
+    dynamics_weight: float = 0.2
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            steps=10_000,
+            batch_size=32,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_steps=200,
+            validation_every=500,
+        )
+    )
+    validation_fraction: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.network(4, 2**10, 1)  # refuses wrong sizes
+        if not 0 <= self.dynamics_weight < float("inf"):
+            raise ConfigError(
+                f"dynamics_weight: expected a number of at least 0, got {self.dynamics_weight!r}"
+            )
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(
+                "validation_fraction: expected a share between 0 and 1, got "
+                f"{self.validation_fraction!r}"
+            )
+
+    def network(self, frames: int, size: int, action_dim: int) -> AutoencoderConfig:
+        """Sizes of the network for stacks of `frames` square frames and `action_dim` actions."""
+        sizes = (frames, size, self.latent_dim, action_dim)
+        return AutoencoderConfig(*sizes, self.channels, self.dynamics_hidden)
+
+
+def fit_autoencoder(
+    dataset: Any,
+    config: EncoderConfig | None = None,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    name: str = "encoder",
+    device: str = "cpu",
+    resume: bool = True,
+    progress: bool = True,
+) -> ImageEncoder:
+    """Train an encoder of stacked frames; reconstruction and latent dynamics together.
+
+    Interrupted at any time and called again with the same arguments and `directory`, it goes on
+    where it was.
+
+    Args:
+        dataset: Minari id or data set, episodes, or an `EpisodeSource`, with stacked frames.
+        config: Network and training.
+        directory: Where checkpoints and TensorBoard files go; None keeps nothing.
+        name: Of the training, and of its folder.
+        device: Of the network and the batches.
+        resume: Continue from a checkpoint in `directory`.
+        progress: Show a progress bar.
+
+    Returns:
+        The encoder, on the CPU; its history tells data, steps, seconds and held-out losses.
+
+    Raises:
+        DataError: If the data is damaged or holds no stacked frames.
+        ConfigError: If frames are too small for the network.
+        TrainingError: If the loss becomes non-finite.
+        KeyboardInterrupt: After Ctrl-C, with everything saved.
+    """
+    config = config or EncoderConfig()
+    source = dataset if isinstance(dataset, EpisodeSource) else load_episodes(dataset)
+    frames, size, _ = stack_shape(source)
+    action_dim = source.metadata["action_space"].shape[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Autoencoder(config.network(frames, size, action_dim))
+    training, held_out = (
+        FramePairs(part) for part in split_episodes(source, config.validation_fraction, config.seed)
+    )
+    actions = torch.from_numpy(training.actions)
+    model.set_action_statistics(actions.mean(0), actions.std(0, correction=0))
+
+    def loss(module: nn.Module, batch: StackPairs, _: torch.Generator) -> Mapping[str, Tensor]:
+        assert isinstance(module, Autoencoder)
+        pairs: Any = batch  # arrays are tensors here
+        return autoencoder_loss(module, pairs.frames, pairs.actions, config.dynamics_weight)
+
+    result = fit(
+        model,
+        loss,
+        training.sample,
+        config.training,
+        name=name,
+        validation=held_out.sample,
+        directory=directory,
+        device=device,
+        resume=resume,
+        identity={
+            "data": source.name,
+            "seed": config.seed,
+            "dynamics_weight": config.dynamics_weight,
+            "validation_fraction": config.validation_fraction,
+        },
+        progress=progress,
+    )
+    history = {
+        "data": source.name,
+        "steps": result.step,
+        "seconds": round(result.seconds, 1),
+        "dynamics_weight": config.dynamics_weight,
+        "held_out": {
+            part: float(result.validation[part][-1]) for part in ("reconstruction", "dynamics")
+        },
+    }
+    return ImageEncoder(model.cpu(), history)

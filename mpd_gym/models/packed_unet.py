@@ -1,0 +1,183 @@
+"""The temporal U-Net for inference: `TemporalUnet` on series with time first.
+
+`Films` computes what a reverse pass needs once for each level, `Unet` the rest. The affine part of
+a normalisation and its modulation are one scale and one shift, for which weights are multiplied out
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpd_gym.models.packed_ops import Convolution, modulated_norm
+from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
+
+__all__ = ["Films", "Unet"]
+
+Layer = Callable[[Tensor], Tensor]
+Scales = Iterator[tuple[Tensor, Tensor]]  # scale and shift, each [M, C], in the order of the layers
+
+
+@final
+class Films:
+    """Scales and shifts of all normalisations of a U-Net, the last without modulation."""
+
+    def __init__(self, unet: TemporalUnet, packed: bool) -> None:
+        def pointwise(weight: Tensor, bias: Tensor) -> Convolution:
+            # In float32: conditioning is outside of the loop and may stay exact.
+            return Convolution(weight[..., None], bias, (0, 0), 1, torch.float32, packed)
+
+        blocks = list(_blocks(unet))
+        films: list[Any] = [film for block in blocks for film in block.films]
+        norms: list[Any] = [norm for block in blocks for norm in block.norms]
+        self._sizes = [norm.num_channels for norm in (*norms, unet.head[1])]
+        first = [film[0] for film in films]
+        self._hidden = pointwise(*(torch.cat([getattr(m, n) for m in first]) for n in _NAMES))
+        self._outputs = [
+            pointwise(*_folded(film[2], norm)) for film, norm in zip(films, norms, strict=True)
+        ]
+        self._last = tuple(getattr(unet.head[1], name).detach().clone() for name in _NAMES)
+
+    def __call__(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``[G, d]`` to scales and shifts, each ``[G, ΣC]``."""
+        hidden = functional.silu(self._hidden(embedding[None]))[0]
+        inputs = hidden.chunk(len(self._outputs), dim=-1)
+        pairs = [
+            output(part[None])[0].chunk(2, dim=-1)
+            for output, part in zip(self._outputs, inputs, strict=True)
+        ]
+        last = [part.expand(len(embedding), -1) for part in self._last]
+        scales, shifts = (
+            torch.cat((*parts, end), dim=-1)
+            for parts, end in zip(zip(*pairs, strict=True), last, strict=True)
+        )
+        return scales, shifts
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Split ``[M, ΣC]`` into views for each normalisation."""
+        return torch.split(values, self._sizes, dim=-1)
+
+
+@final
+class Unet:
+    """`TemporalUnet.forward` on series ``[L, M, C]``."""
+
+    def __init__(self, unet: TemporalUnet, dtype: torch.dtype, packed: bool) -> None:
+        def layer(module: nn.Module, padding: tuple[int, int] | None = None) -> Convolution:
+            assert isinstance(module, nn.Conv1d) and module.bias is not None
+            half = module.kernel_size[0] // 2
+            around, stride = padding or (half, half), module.stride[0]
+            return Convolution(module.weight, module.bias, around, stride, dtype, packed)
+
+        def stage(module: nn.Module) -> tuple[_Block, _Block]:
+            blocks = cast(Stage, module)
+            return _Block(blocks.first, layer), _Block(blocks.second, layer)
+
+        def down(module: nn.Module) -> Layer | None:
+            if isinstance(module, nn.Identity):
+                return None
+            pad, convolution = cast(nn.Sequential, module)
+            return layer(convolution, cast(nn.ConstantPad1d, pad).padding)
+
+        self._dtype = dtype
+        self._encoder = [stage(module) for module in unet.encoder]
+        self._downs = [down(module) for module in unet.downs]
+        self._middle = stage(unet.middle)
+        self._decoder = [stage(module) for module in unet.decoder]
+        self._ups = [_Upsampling(up, dtype, packed) for up in unet.ups]
+        self._head = (layer(unet.head[0]), layer(unet.head[3]))
+        self._norm = _normalisation(unet.head[1])
+
+    def __call__(self, trajectory: Tensor, scales: Scales) -> Tensor:
+        """Map ``[M, L, D]`` to ``[L, M, D']``; `scales` are those of `Films`, split."""
+        hidden = trajectory.transpose(0, 1).to(self._dtype).contiguous()
+        skips = []
+        for blocks, down in zip(self._encoder, self._downs, strict=True):
+            hidden = _stage(blocks, hidden, scales)
+            skips.append(hidden)
+            if down is not None:
+                hidden = down(hidden)
+        hidden = _stage(self._middle, hidden, scales)
+        for blocks, up in zip(self._decoder, self._ups, strict=True):
+            hidden = up(_stage(blocks, torch.cat((hidden, skips.pop()), dim=-1), scales))
+        first, last = self._head
+        return last(functional.silu(self._norm(first(hidden), *next(scales)), inplace=True))
+
+
+@final
+class _Block:
+    """Residual block."""
+
+    def __init__(self, block: ResidualBlock, layer: Callable[[nn.Module], Layer]) -> None:
+        self._first, self._second = (layer(module) for module in block.convolutions)
+        self._norms = [_normalisation(norm) for norm in block.norms]
+        plain = isinstance(block.projection, nn.Identity)
+        self._projection = None if plain else layer(block.projection)
+
+    def __call__(self, hidden: Tensor, scales: Scales) -> Tensor:
+        first, second = self._norms
+        branch = first(self._first(hidden), *next(scales))
+        branch = second(self._second(branch), *next(scales))
+        branch += hidden if self._projection is None else self._projection(hidden)
+        return functional.silu(branch, inplace=True)
+
+
+@final
+class _Upsampling:
+    """Transposed convolution of kernel 4 and stride 2 as one of kernel 2 with twice the channels.
+
+    Steps i − 1 and i of the input give steps 2 i − 1 and 2 i of the output.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, packed: bool) -> None:
+        assert isinstance(module, nn.ConvTranspose1d) and module.bias is not None
+        sizes = (module.kernel_size, module.stride, module.padding)
+        assert sizes == ((4,), (2,), (1,)), sizes
+        weight = module.weight.transpose(0, 1)  # [C, C_in, 4]
+        odd, even = weight[..., [2, 0]], weight[..., [3, 1]]
+        bias = module.bias.repeat(2)
+        self._inner = Convolution(torch.cat((odd, even)), bias, (1, 1), 1, dtype, packed)
+
+    def __call__(self, series: Tensor) -> Tensor:
+        pairs = self._inner(series)  # [L + 1, M, 2 C]
+        length, rows, channels = pairs.shape
+        pairs = pairs.view(length, rows, 2, channels // 2).transpose(1, 2)
+        return pairs.reshape(2 * length, rows, -1)[1:-1]
+
+
+_NAMES = ("weight", "bias")
+
+
+def _stage(blocks: tuple[_Block, _Block], hidden: Tensor, scales: Scales) -> Tensor:
+    return blocks[1](blocks[0](hidden, scales), scales)
+
+
+def _blocks(unet: TemporalUnet) -> Iterator[ResidualBlock]:
+    for module in (*unet.encoder, unet.middle, *unet.decoder):
+        stage = cast(Stage, module)
+        yield from (stage.first, stage.second)
+
+
+def _normalisation(norm: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    assert isinstance(norm, nn.GroupNorm)
+    groups, eps = norm.num_groups, norm.eps
+    return lambda series, scale, shift: modulated_norm(series, scale, shift, groups, eps)
+
+
+def _folded(film: nn.Linear, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """FiLM layer that gives scale and shift of a normalisation without its affine part.
+
+    scale · (γ z + β) + bias = (γ scale) z + (β scale + bias).
+    """
+    gain, offset = norm.weight, norm.bias
+    found = []
+    for name in _NAMES:
+        scale, bias = getattr(film, name).chunk(2)
+        shape = (-1, *(1 for _ in scale.shape[1:]))
+        found.append(torch.cat((gain.view(shape) * scale, offset.view(shape) * scale + bias)))
+    return found[0], found[1]

@@ -1,0 +1,82 @@
+"""Files that ship: they are there, small, described, and drop in where an SB3 model would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import mpd_gym
+from mpd_gym.agents.files import load_agent, shipped_agents
+from mpd_gym.collect.sb3_zip import load_sb3
+from mpd_gym.comparison import check_fits
+from mpd_gym.demo import scenes
+from mpd_gym.evaluation import evaluate
+
+FOLDER = Path(mpd_gym.__file__).parent / "pretrained"
+EXPECTED = {"CarUMaze-v0", "ConstrainedPendulum-v0", "LQR-v0"}
+SHIPPED = sorted(shipped_agents())
+FILES = sorted(path.name for path in FOLDER.glob("*") if path.suffix in (".safetensors", ".zip"))
+SHORT = {"max_episode_steps": 12}
+
+
+@pytest.mark.xfail(strict=True, reason="the agents are still being trained")
+def test_an_agent_ships_for_each_main_environment() -> None:
+    assert set(SHIPPED) >= EXPECTED
+    assert set(scenes()) == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_small_and_described(name: str) -> None:
+    assert (FOLDER / name).stat().st_size < 16_000_000
+    page = FOLDER / "README.md"
+    if not page.exists():
+        pytest.xfail("the page is still to be written")
+    assert name in page.read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".zip")])
+def test_sb3_policies_load_and_play(name: str) -> None:
+    env_id = next(env_id for env_id in EXPECTED if name.endswith(f"-{env_id}.zip"))
+    policy = load_sb3(FOLDER / name, env_id)
+    found = evaluate(policy, env_id, seeds=[0, 1], env_kwargs=SHORT, deterministic=True)
+    assert np.isfinite(found.returns).all()
+
+
+@pytest.mark.parametrize("env_id", SHIPPED)
+def test_shipped_agents_fit_their_environment(env_id: str) -> None:
+    env = gym.make(env_id)
+    agent = load_agent(env_id, "cpu")
+    check_fits(env_id, agent, env)
+    observation, _ = env.reset(seed=0)
+    plan = agent.plan(observation, deterministic=True)
+    assert np.isfinite(plan.actions).all() and np.isfinite(plan.observations).all()
+    assert env.action_space.contains(agent.predict(observation)[0])
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("env_id", SHIPPED)
+def test_evaluate_policy_of_stable_baselines_gives_our_returns(env_id: str, copies: int) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    agent = load_agent(env_id, "cpu")
+    envs = make_vec_env(env_id, n_envs=copies, seed=40, env_kwargs=SHORT)
+    returns, lengths = evaluate_policy(
+        agent, envs, n_eval_episodes=copies, return_episode_rewards=True
+    )
+    envs.close()
+    found = evaluate(
+        agent,
+        env_id,
+        seeds=range(40, 40 + copies),
+        num_envs=copies,
+        env_kwargs=SHORT,
+        deterministic=True,
+    )
+    np.testing.assert_allclose(sorted(returns), sorted(found.returns), rtol=1e-4, atol=1e-4)
+    assert sorted(lengths) == sorted(found.lengths)

@@ -1,0 +1,99 @@
+"""The study of return against time per action."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import tiny_agent
+
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.errors import DataError
+from mpd_gym.experiments import real_time, run_study
+from mpd_gym.experiments.real_time import CANDIDATES, Setting, recommended, settings
+
+
+def cell(
+    returns: list[float],
+    milliseconds: float,
+    successes: list[bool] | None = None,
+    violations: list[bool] | None = None,
+) -> dict[str, Any]:
+    return {
+        "returns": returns,
+        "milliseconds": milliseconds,
+        "successes": successes,
+        "violations": violations,
+    }
+
+
+def named(*cells: dict[str, Any]) -> dict[Setting, dict[str, Any]]:
+    return {Setting("ddpm", 1 + i, 0, 1, 1): one for i, one in enumerate(cells)}
+
+
+FULL = [1.0, 2.0, 3.0, 2.0]  # 95 % interval 0.7 to 3.3
+
+
+def test_the_cheapest_setting_that_is_as_good_is_recommended() -> None:
+    cells = named(cell(FULL, 9.0), cell([0.5] * 4, 1.0), cell([0.9] * 4, 3.0), cell([9.0] * 4, 4.0))
+    assert recommended(cells).steps == 3
+
+
+def test_the_reference_is_recommended_where_nothing_else_is_as_good() -> None:
+    assert recommended(named(cell(FULL, 9.0), cell([-1.0] * 4, 1.0))).steps == 1
+
+
+def test_successes_and_violations_count_too() -> None:
+    fine, none = [True] * 20, [False] * 20
+    cells = named(
+        cell(FULL, 9.0, fine, none),
+        cell(FULL, 1.0, none, none),
+        cell(FULL, 2.0, fine, fine),
+        cell(FULL, 3.0, [True] * 18 + [False] * 2, [True] * 2 + [False] * 18),
+    )
+    assert recommended(cells).steps == 4
+
+
+@pytest.mark.parametrize("env_id", real_time.ENVIRONMENTS)
+def test_settings_differ_and_the_reference_comes_first(env_id: str) -> None:
+    own = SamplingConfig(num_candidates=8, action_chunk=4)
+    found = settings(own, CANDIDATES[env_id])
+    assert found[0] == Setting("ddpm", None, 0, 4, 8)
+    assert len({str(one) for one in found}) == len(found) > 15
+    for one in found:
+        assert own.updated(one.options).action_chunk == one.chunk
+    assert {one.sampler for one in found} == {"ddpm", "ddim", "dpm++"}
+
+
+@pytest.mark.slow
+def test_the_study_plays_times_reports_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agents").mkdir()
+    path = tmp_path / "agents/LQR-v0.safetensors"
+    tiny_agent("LQR-v0").with_options(action_chunk=8).save(path)
+    for name, value in {
+        "ENVIRONMENTS": ("LQR-v0",),
+        "SAMPLERS": ("dpm++",),
+        "WARM_SAMPLERS": ("ddpm",),
+        "STEPS": (3,),
+        "WARM_STEPS": (2,),
+        "CHUNKS": (8,),
+        "FEW": 2,
+        "GRID": 4,
+        "TIMED_EPISODES": 2,
+    }.items():
+        monkeypatch.setattr(real_time, name, value)
+    report = run_study("real-time", tmp_path, (0,), 3)
+    content = json.loads((tmp_path / "real-time-LQR-v0.json").read_text())
+    assert len(content["cells"]) == 2 * 5
+    assert len(content["cells"]["dpm++, 3 steps, chunk 8, N = 1"]["returns"]) == 3
+    assert all(row["milliseconds"] > 0 for key, row in content["cells"].items() if "time" in key)
+    assert "Recommended: **" in report and "ddpm, all steps, chunk 8, N = 1" in report
+    assert (tmp_path / "real-time.png").stat().st_size > 1000
+    assert run_study("real-time", tmp_path, (0,), 3) == report  # nothing is done again
+    tiny_agent("LQR-v0", seed=1).save(path)
+    with pytest.raises(DataError, match="another folder"):
+        run_study("real-time", tmp_path, (0,), 3)

@@ -294,6 +294,41 @@ def test_termination_ends_rewards_and_costs_a_penalty(pendulum: MPDiffuserAgent)
     np.testing.assert_allclose(plan.returns, expected)
 
 
+def test_small_predicted_costs_count_as_none(pendulum: MPDiffuserAgent) -> None:
+    learned = np.array([0.02, 0.3, 0.49, 0.5, 0.0, 0.9, 0.1, 0.2])
+    agent = pendulum.with_options(cost_threshold=0.5)
+    agent.objective = replace(
+        agent.objective, learned_cost=lambda x, u, y: np.broadcast_to(learned, u.shape[:2])
+    )
+    plan = agent.plan(pick(observations(agent, 1), 0), num_candidates=2, budget=0.0)
+    assert plan.costs is not None
+    expected = 0.5 * TINY.discount**3 + 0.9 * TINY.discount**5
+    np.testing.assert_allclose(plan.costs, expected)
+    assert not plan.feasible.any()
+    clean = agent.with_options(cost_threshold=0.95)
+    assert clean.plan(pick(observations(agent, 1), 0), budget=0.0).feasible.all()
+
+
+def test_the_dynamics_model_can_be_left_in_the_dark(pendulum: MPDiffuserAgent) -> None:
+    batch = observations(pendulum, 2)
+
+    def planned(**options: Any) -> Any:
+        agent = pendulum.with_options(num_steps=3, **options)
+        _, state = agent.predict(batch, deterministic=True)
+        return agent.planned(state)[0]
+
+    for scale in (0.5, 3.0):  # the same as the planner's unless given
+        alike = (
+            planned(guidance_scale=scale),
+            planned(guidance_scale=scale, dynamics_guidance_scale=scale),
+        )
+        np.testing.assert_array_equal(*alike)
+    dark = planned(guidance_scale=1.0, dynamics_guidance_scale=0.0)
+    assert not np.array_equal(dark, planned(guidance_scale=1.0))
+    alone = {"composition": "planner_only", "guidance_scale": 1.0}
+    np.testing.assert_array_equal(planned(**alone), planned(**alone, dynamics_guidance_scale=0.0))
+
+
 # --- functions and options at run time ---------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, packed_ops
 from mpd_gym.models import packed as packed_module
 from mpd_gym.models.packed import PackedDenoiser, PackedNetworks, departure
+from mpd_gym.models.packed_cuda import GraphedDenoiser
 from mpd_gym.models.packed_ops import (
     PRODUCT_ROWS,
     Convolution,
@@ -361,3 +362,20 @@ def test_files_are_the_same_with_and_without_packed_weights(
     loaded = MPDiffuserAgent.load(tmp_path / "used.safetensors", precision="plain")
     assert loaded.options == replace(fresh.options, precision="plain")
     np.testing.assert_allclose(actions(loaded), actions(fresh), atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_graphs_replay_with_new_inputs_and_new_shapes() -> None:
+    plain = network().cuda()
+    graphed = PackedNetworks().get(plain, "bf16", 1)
+    assert isinstance(graphed, GraphedDenoiser)
+    for groups, rows in ((2, 4), (2, 4), (1, 16), (2, 4)):
+        trajectory, conditioning = inputs(plain.config, groups, rows)
+        conditioning = [part.cuda() for part in conditioning]
+        trajectory = (trajectory + rows).cuda()
+        with torch.no_grad():
+            expected, found = (
+                part.denoise(trajectory, part.modulations(part.embed(*conditioning)))
+                for part in (plain, graphed)
+            )
+        assert relative(found, expected) < BF16_BOUND

@@ -347,7 +347,10 @@ class Agent(ABC):
         if not spent.any():
             return state
         cost = self.objective.step_cost(
-            state.observation[spent], state.action[spent], reading.x[spent]
+            state.observation[spent],
+            state.action[spent],
+            reading.x[spent],
+            self.options.cost_threshold,
         )
         remaining = state.budget.copy()
         remaining[spent] = np.maximum(remaining[spent] - cost, 0.0)
@@ -394,7 +397,9 @@ class Agent(ABC):
         u = self._clipped(self.normalizers.action.unnormalize(_numpy(controls)))
         start = np.broadcast_to(np.repeat(reading.x, num, 0)[:, None], (len(x), 1, x.shape[-1]))
         observations = np.concatenate([start, x], axis=1)
-        returns, costs = self.objective.totals(observations, u, self.options.termination_penalty)
+        returns, costs = self.objective.totals(
+            observations, u, self.options.termination_penalty, self.options.cost_threshold
+        )
         returns = self._returns(trajectories) if returns is None else returns
         found = _Candidates(
             trajectories=_numpy(trajectories).reshape(count, num, *trajectories.shape[1:]),

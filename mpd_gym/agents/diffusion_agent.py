@@ -149,7 +149,7 @@ class DiffusionAgent(TrainedAgent[C]):
             request.initial,
             request.conditions if conditioned else request.conditions[:, :0],
             request.present if conditioned else request.present[:, :0],
-            self.options.guidance_scale,
+            self._guidance(role),
             levels=levels,
             prediction=self.config.loss.prediction,
             clip=self._clip,
@@ -157,6 +157,11 @@ class DiffusionAgent(TrainedAgent[C]):
         if known is not None:
             denoiser = inpaint_denoiser(denoiser, *known)
         return with_history(self.options.sampler, denoiser, levels, self._schedule)
+
+    def _guidance(self, role: str) -> float:
+        """Guidance scale of a network."""
+        own = self.options.dynamics_guidance_scale if role == "dynamics" else None
+        return self.options.guidance_scale if own is None else own
 
     def _known(self, initial: Tensor) -> Known | None:
         """Entries that hold x_0, where the method inpaints it.

@@ -48,7 +48,11 @@ class Objective:
     learned_termination: StepFunction | None = None
 
     def totals(
-        self, observations: Array, actions: Array, termination_penalty: float
+        self,
+        observations: Array,
+        actions: Array,
+        termination_penalty: float,
+        cost_threshold: float = 0.0,
     ) -> tuple[Array | None, Array | None]:
         """Discounted return and cost of each candidate.
 
@@ -57,6 +61,7 @@ class Objective:
             actions: u_0 … u_{H-1}, ``[N, H, nu]``.
             termination_penalty: Subtracted, discounted, at a predicted termination; rewards after
                 it do not count.
+            cost_threshold: Costs of a step below it count as none.
 
         Returns:
             Returns ``[N]`` or None, and costs ``[N]`` or None.
@@ -73,7 +78,9 @@ class Objective:
             ended_before = np.cumsum(ends, axis=1) - ends > 0
             reward = np.where(ended_before, 0.0, reward - termination_penalty * ends)
         returns = None if reward is None else reward @ weights
-        return returns, None if cost is None else cost @ weights
+        if cost is None:
+            return returns, None
+        return returns, np.where(cost < cost_threshold, 0.0, cost) @ weights
 
     def check_cost(self) -> None:
         """Check that costs can be counted against a budget.
@@ -87,8 +94,16 @@ class Objective:
                 "set_cost(fn)"
             )
 
-    def step_cost(self, observations: Array, actions: Array, next_observations: Array) -> Array:
+    def step_cost(
+        self,
+        observations: Array,
+        actions: Array,
+        next_observations: Array,
+        cost_threshold: float = 0.0,
+    ) -> Array:
         """Cost of one executed step in each of E environments, ``[E]``, never negative.
+
+        Costs below `cost_threshold` count as none.
 
         Raises:
             ConfigError: If there is no cost function and no cost model.
@@ -100,7 +115,7 @@ class Objective:
         assert cost is not None
         if not np.isfinite(cost).all():
             raise InputError(f"cost function: expected finite costs, got {cost[:, 0]}")
-        return np.maximum(cost[:, 0], 0.0)
+        return np.where(cost[:, 0] < cost_threshold, 0.0, np.maximum(cost[:, 0], 0.0))
 
 
 def _evaluated(

@@ -14,6 +14,12 @@ from mpd_gym.rankers import RANKERS
 
 __all__ = ["SamplingConfig", "from_mapping", "known_fields"]
 
+_MAY_BE_NONE = ("budget", "dynamics_guidance_scale")
+_NOT_NEGATIVE = (
+    *("temperature", "guidance_scale", "termination_penalty", "cost_threshold", "cost_scale"),
+    *_MAY_BE_NONE,
+)
+
 
 @final
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ class SamplingConfig:
             extrapolation needs it, and ``"even"`` for the others.
         temperature: Factor on every variance of the reverse process, >= 0 (Algorithm 1's α).
         guidance_scale: Classifier-free guidance ω (eq. 1); 1 is the plain conditional model.
+        dynamics_guidance_scale: ω of the dynamics model; None for `guidance_scale`. 0 leaves its
+            conditions out: a dynamics model that is told of a high return predicts the states that
+            bring it, whatever the actions.
         warm_start_steps: Reverse steps after the first plan, from the last plan shifted by the
             executed actions and noised; 0 plans from scratch each time.
         action_chunk: Actions executed before planning again, 1 … H.
@@ -47,6 +56,9 @@ class SamplingConfig:
             predicted and there is a budget, ``"highest_return"`` where there is none,
             ``"nearest_goal"`` without predicted returns, ``"first"`` without a goal either.
         termination_penalty: Subtracted, discounted, where a candidate is predicted to end.
+        cost_threshold: Predicted costs of a step below this count as none. Half the cost of a
+            violation where costs are 0 or 1: a learned cost is never exactly 0, so that a budget
+            of 0 could not be kept.
         precision: Arithmetic of the denoisers. ``"fp32"``: the packed networks of
             `mpd_gym.models.packed` on a CPU, where they agree with the plain ones to 1e-4;
             ``"bf16"``: the same with series and weights rounded to bfloat16, about 1 % off and up
@@ -63,6 +75,7 @@ class SamplingConfig:
     spacing: str | None = None
     temperature: float = 0.5
     guidance_scale: float = 1.0
+    dynamics_guidance_scale: float | None = None
     warm_start_steps: int = 0
     action_chunk: int = 1
     return_scale: float = 1.0
@@ -71,6 +84,7 @@ class SamplingConfig:
     condition_values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     ranker: str | None = None
     termination_penalty: float = 100.0
+    cost_threshold: float = 0.0
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -86,10 +100,9 @@ class SamplingConfig:
         _at_least("warm_start_steps", self.warm_start_steps, 0, integer=True)
         if self.num_steps is not None:
             _at_least("num_steps", self.num_steps, 1, integer=True)
-        for name in ("temperature", "guidance_scale", "termination_penalty", "cost_scale"):
-            _at_least(name, getattr(self, name), 0)
-        if self.budget is not None:
-            _at_least("budget", self.budget, 0)
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) is not None or name not in _MAY_BE_NONE:
+                _at_least(name, getattr(self, name), 0)
         if not math.isfinite(self.return_scale):
             raise ConfigError(f"return_scale: expected a finite number, got {self.return_scale}")
         for name in ("eta", "dynamics_weight"):
@@ -143,7 +156,7 @@ def from_mapping(config: type, values: Any) -> Any:
         raise ConfigError(f"{config.__name__}: {error}") from error
 
 
-def _at_least(name: str, value: float, low: float, *, integer: bool = False) -> None:
+def _at_least(name: str, value: Any, low: float, *, integer: bool = False) -> None:
     kind = "an integer" if integer else "a finite number"
     right = isinstance(value, int) if integer else isinstance(value, (int, float))
     if not right or isinstance(value, bool) or not math.isfinite(value) or value < low:

@@ -94,14 +94,30 @@ def _car() -> MPDiffuserConfig:
 
 
 def _constrained_pendulum() -> MPDiffuserConfig:
-    """Return and budget: the best candidate that is predicted to keep the limit (Algorithm 2)."""
+    """Return and budget: the best candidate that is predicted to keep the limit (Algorithm 2).
+
+    Returns are those of the window, and no window is padded: an episode ends by its time limit,
+    which would make "nothing more to lose" look like success. The dynamics model is not told of the
+    return; where it is, it predicts the states of a high return whatever the actions. Costs are 0
+    or 1, so that predictions below a half are none. Chosen on training seed 100 and starts from
+    100000 on.
+    """
     return MPDiffuserConfig(
-        conditions=(ConditionSpec("return"),),
-        diffusion_steps=50,
+        conditions=(ConditionSpec("return", horizon="window"),),
+        padding="none",
+        dynamics_conditions=False,
+        loss=LossConfig(first_action_weight=1.0),
         reward_model=True,
         cost_model=True,
         regressor_inputs="transition",
-        sampling=SamplingConfig(num_candidates=8, guidance_scale=1.5, action_chunk=4, budget=0.0),
+        sampling=SamplingConfig(
+            num_candidates=8,
+            num_steps=10,
+            guidance_scale=1.0,
+            cost_threshold=0.5,
+            action_chunk=4,
+            budget=0.0,
+        ),
     )
 
 

@@ -14,7 +14,6 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from mpd_gym.checkpoint import flatten, load_file, load_into, save_file, unflatten
@@ -38,6 +37,7 @@ Sampler = Callable[[int, np.random.Generator], Any]
 
 _KIND = "training"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_SMALL = 1e-6  # keeps the clipping of a gradient of zeros finite, as torch does
 _MAX_BYTES = 64 * 2**30  # weights, average and two moments: four times the module
 
 
@@ -100,8 +100,9 @@ class TrainingState:
         parts = self._loss(loss_fn, batch, self._noise)
         flat.gradients.zero_()
         parts["loss"].backward()  # type: ignore[no-untyped-call]
-        limit = self._config.gradient_clip
-        norm = clip_grad_norm_(flat.values, torch.inf if limit is None else limit)
+        norm = torch.linalg.vector_norm(flat.gradients)
+        if self._config.gradient_clip is not None:
+            flat.gradients.mul_((self._config.gradient_clip / (norm + _SMALL)).clamp_(max=1.0))
         self._optimizer.step()
         self._schedule.step()
         logged = {name: part.detach() for name, part in parts.items()}

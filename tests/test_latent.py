@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from helpers import TINY, play
 
+from mpd_gym.agents import AGENTS, StateLimit, agent_class, load_agent
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+from mpd_gym.comparison import check_fits
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.envs.image_pendulum import make_image_pendulum
 from mpd_gym.errors import CheckpointError, ConfigError, DataError, InputError
@@ -40,6 +42,8 @@ SMALL = EncoderConfig(
     ),
     validation_fraction=0.25,
 )
+
+SHARED = {"horizon", "unet", "diffusion_steps", "training", "regressor_training", "sampling"}
 
 
 @functools.cache
@@ -291,6 +295,26 @@ def test_agents_take_frames_and_latents_alike() -> None:
         assert np.array_equal(state.plan, told_state.plan)
     plans = (agent().plan(x, deterministic=True) for x in (images[5], encoder().encode(images[5])))
     assert np.array_equal(*(plan.observations for plan in plans))
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_every_agent_plans_in_the_latent_space(name: str, tmp_path: Path) -> None:
+    kind = agent_class(name)
+    shared = {field.name for field in fields(kind.config_type)} & SHARED
+    values: dict[str, Any] = {part: getattr(TINY, part) for part in shared}
+    if name == "safediffuser":
+        values["limits"] = (StateLimit(0, high=1.0),)
+    config = kind.config_type(conditions=("return",), **values)
+    made = kind.fit(encode_episodes(frames(), encoder()), config, progress=False)
+    made.save(tmp_path / "agent.safetensors")
+    images = np.asarray(frames().episode(0).observations)[:3]
+    seen, _ = made.predict(images, deterministic=True)
+    loaded = load_agent(tmp_path / "agent.safetensors", "cpu")
+    told, _ = loaded.predict(encoder().encode(images), deterministic=True)
+    assert seen.shape == (3, 1) and np.array_equal(seen, told)
+    check_fits(name, loaded, gym.make("ImagePendulum-v0"))
+    with pytest.raises(ConfigError, match="observation space"):
+        check_fits(name, loaded, gym.make("Pendulum-v1"))
 
 
 def test_the_encoder_travels_in_the_agents_file(tmp_path: Path) -> None:

@@ -70,9 +70,13 @@ def _diffuser(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
 
 
 def _decision_diffuser(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
-    """It predicts x̂_0, and its plans are a step shorter."""
+    """It predicts x̂_0, and its plans are a step shorter.
+
+    The inverse dynamics see all steps of 64 windows at a time, as the authors'.
+    """
     return {
         "loss": replace(base.loss, prediction="x0"),
+        "regressor_training": replace(base.regressor_training, batch_size=64),
         "sampling": replace(
             base.sampling,
             composition="planner_only",

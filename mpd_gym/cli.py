@@ -57,6 +57,17 @@ Deterministic = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
+class Method(StrEnum):
+    """Names of the agents, as in `mpd_gym.agents.AGENTS`."""
+
+    mpdiffuser = "mpdiffuser"
+    planner = "planner"
+    diffuser = "diffuser"
+    decision_diffuser = "decision_diffuser"
+    safediffuser = "safediffuser"
+    behavior_cloning = "behavior_cloning"
+
+
 class Preset(StrEnum):
     """Names of the presets."""
 
@@ -136,6 +147,7 @@ def train(
             "whose usual data sets must have been collected."
         ),
     ],
+    method: Annotated[Method, typer.Option(help="Which agent.")] = Method.mpdiffuser,
     preset: Annotated[Preset, typer.Option(help="Size of networks and training.")] = Preset.laptop,
     env: Annotated[
         str | None, typer.Option(help="Environment whose preset is taken; the data's by default.")
@@ -152,9 +164,9 @@ def train(
     device: Device = "auto",
     parallel: Annotated[bool, typer.Option(help="Train two models at a time on a CPU.")] = True,
 ) -> None:
-    """Train an MPDiffuser. Interrupted and called again, it goes on where it was."""
+    """Train an MPDiffuser, or a peer. Interrupted and called again, it goes on where it was."""
+    from mpd_gym.agents import agent_class
     from mpd_gym.agents.learning import as_data
-    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
     from mpd_gym.agents.presets import DATASETS
 
     usual = DATASETS.get(dataset[0])
@@ -163,9 +175,10 @@ def train(
         dynamics = dynamics or (None if others is None else list(others))
     sources = as_data(list(dataset))
     env_id = env or sources[0].metadata.get("env_id")
-    config = _config(preset, env_id, seed, steps)
-    name = f"{env_id or Path(dataset[0]).stem}-{preset.value}-seed{seed}"
-    agent = MPDiffuserAgent.fit(
+    config = _config(method, preset, env_id, seed, steps)
+    parts = [env_id or Path(dataset[0]).stem, preset.value, f"seed{seed}"]
+    name = "-".join(parts if method is Method.mpdiffuser else [method.value, *parts])
+    agent = agent_class(method.value).fit(
         sources,
         config,
         dynamics_dataset=list(dynamics) if dynamics else None,
@@ -266,11 +279,13 @@ def reproduce(
     console.print(Markdown(run_study(name, folder or OUTPUTS / name, numbers, trials)))
 
 
-def _config(preset: Preset, env_id: str | None, seed: int, steps: int | None) -> Any:
+def _config(
+    method: Method, preset: Preset, env_id: str | None, seed: int, steps: int | None
+) -> Any:
     """The preset with another seed and, if given, another length of training."""
     from dataclasses import replace
 
-    from mpd_gym.agents.presets import preset as make_preset
+    from mpd_gym.agents.peer_presets import peer_preset
 
     def changed(training: Any) -> Any:
         training = replace(training, seed=seed)
@@ -278,7 +293,7 @@ def _config(preset: Preset, env_id: str | None, seed: int, steps: int | None) ->
             return training
         return replace(training, steps=steps, warmup_steps=min(training.warmup_steps, steps - 1))
 
-    config = make_preset(preset.value, env_id)
+    config: Any = peer_preset(method.value, env_id, preset.value)
     return replace(
         config,
         seed=seed,

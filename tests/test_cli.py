@@ -12,7 +12,8 @@ import pytest
 from helpers import tiny_agent
 from typer.testing import CliRunner
 
-from mpd_gym import MPDiffuserAgent, cli
+from mpd_gym import MPDiffuserAgent, cli, load_agent
+from mpd_gym.agents import AGENTS
 from mpd_gym.collect.recipes import RECIPES
 from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
@@ -123,18 +124,25 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
 
 
 def test_steps_and_seed_are_those_of_each_model() -> None:
-    config = cli._config(cli.Preset.laptop, "ConstrainedPendulum-v0", 5, 120)
+    config = cli._config(cli.Method.mpdiffuser, cli.Preset.laptop, "ConstrainedPendulum-v0", 5, 120)
     for training in (config.training, config.regressor_training):
         assert (training.steps, training.seed) == (120, 5)
         assert training.warmup_steps < 120
-    usual = cli._config(cli.Preset.laptop, "ConstrainedPendulum-v0", 5, None)
+    usual = cli._config(cli.Method.mpdiffuser, cli.Preset.laptop, "ConstrainedPendulum-v0", 5, None)
     assert usual.training.steps > 1000
+
+
+def test_every_method_can_be_chosen() -> None:
+    assert {method.value for method in cli.Method} == set(AGENTS)
 
 
 def test_an_environment_stands_for_its_usual_data(tmp_path: Path) -> None:
     run("collect", "mpd_gym/lqr/noisy-p40-v0", "--fraction", "0.01", "--processes", "1")
     run("train", "LQR-v0", "--steps", "12", "--no-parallel")
     assert (tmp_path / "outputs/agents/LQR-v0-laptop-seed0.safetensors").exists()
+    run("train", "LQR-v0", "--method", "behavior_cloning", "--steps", "3", "--no-parallel")
+    peer = tmp_path / "outputs/agents/behavior_cloning-LQR-v0-laptop-seed0.safetensors"
+    assert load_agent(peer).name == "behavior_cloning"
     with pytest.raises(DataError, match="car-umaze"):
         run("train", "CarUMaze-v0")
 

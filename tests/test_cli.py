@@ -140,7 +140,7 @@ def test_an_environment_stands_for_its_usual_data(tmp_path: Path) -> None:
     run("collect", "mpd_gym/lqr/noisy-p40-v0", "--fraction", "0.01", "--processes", "1")
     run("train", "LQR-v0", "--steps", "12", "--no-parallel")
     assert (tmp_path / "outputs/agents/LQR-v0-laptop-seed0.safetensors").exists()
-    run("train", "LQR-v0", "--method", "behavior_cloning", "--steps", "3", "--no-parallel")
+    run("train", "LQR-v0", "--method", "behavior_cloning", "--steps", "12", "--no-parallel")
     peer = tmp_path / "outputs/agents/behavior_cloning-LQR-v0-laptop-seed0.safetensors"
     assert load_agent(peer).name == "behavior_cloning"
     with pytest.raises(DataError, match="car-umaze"):

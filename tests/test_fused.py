@@ -15,7 +15,7 @@ from mpd_gym.models.fused import fused, lay_out
 CONFIGS: dict[str, dict[str, Any]] = {
     "laptop": {"unet": UnetConfig(32, (1, 2, 4)), "horizon": 32},
     "one level": {"unet": UnetConfig(8, (1,), groups=4)},
-    "one step left": {"unet": UnetConfig(8, (1, 2, 4)), "horizon": 4},
+    "one step left": {"unet": UnetConfig(8, (1, 2, 4), groups=2), "horizon": 4},
     "equal levels": {"unet": UnetConfig(16, (1, 1), kernel_size=3)},
     "no window": {"unet": UnetConfig(16, (1, 2), kernel_size=1)},
     "falling levels": {"unet": UnetConfig(16, (3, 1))},
@@ -76,9 +76,8 @@ def test_prediction_and_every_gradient_agree_with_the_plain_network(name: str, r
     lay_out(network)
     fast = output_and_gradients(fused(network), network, rows)
     for key, expected in plain.items():
-        # A bias that the normalisation takes away again has a gradient of rounding errors.
-        scale = max(float(expected.abs().max()), 1e-5)
-        torch.testing.assert_close(fast[key], expected, rtol=0, atol=1e-4 * scale, msg=key)
+        bound = 1e-4 * float(expected.abs().max())
+        torch.testing.assert_close(fast[key], expected, rtol=0, atol=bound, msg=key)
 
 
 def test_it_is_not_the_plain_network() -> None:
@@ -112,7 +111,7 @@ def test_the_memory_layout_changes_neither_values_nor_predictions() -> None:
     lay_out(network)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert not network.unet.head[0].weight.is_contiguous()
+    assert not network.get_parameter("unet.head.0.weight").is_contiguous()
     for name, value in output_and_gradients(fused(network), network, 3).items():
         torch.testing.assert_close(value, scattered[name], rtol=1e-4, atol=1e-6)
 
@@ -144,14 +143,12 @@ def test_other_dtypes_keep_the_plain_network() -> None:
 def test_the_handwritten_gradients_are_those_of_finite_differences() -> None:
     network = denoiser(unet=UnetConfig(8, (1, 2), groups=2))
     function, (trajectory, *others) = fused(network), inputs(network, 2)
-    direction = torch.randn(trajectory.shape, generator=torch.Generator().manual_seed(3))
     loss = function(trajectory, *others).square().sum()
     (gradient,) = torch.autograd.grad(loss, trajectory)
-    step = 1e-3
+    step = 1e-2 * gradient / gradient.norm()
     with torch.no_grad():
         ahead, behind = (
-            function(trajectory + sign * step * direction, *others).double().square().sum()
-            for sign in (1, -1)
+            function(trajectory + sign * step, *others).double().square().sum() for sign in (1, -1)
         )
-    expected = float(ahead - behind) / (2 * step)
-    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=2e-2)
+    expected = float(ahead - behind) / 2e-2
+    assert float(gradient.norm()) == pytest.approx(expected, rel=1e-2)

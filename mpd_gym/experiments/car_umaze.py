@@ -166,8 +166,8 @@ def _rounded(values: Array) -> list[float]:
 
 
 def _successes(cell: dict[str, Any]) -> Array:
-    reached: Array = np.array(cell["final_error"]) < 1.0
-    return reached & ~np.array(cell["collision"])
+    arrived: Array = (np.array(cell["final_error"]) < 1.0) & ~np.array(cell["collision"])
+    return arrived
 
 
 def _errors(cells: dict[Job, dict[str, Any]], name: str, seeds: Sequence[int]) -> Array:

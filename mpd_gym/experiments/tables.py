@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mpd_gym.evaluation import mean_interval, proportion_interval
+from mpd_gym.types import Array
 
 __all__ = ["markdown_table", "pooled_share", "seed_mean"]
 
@@ -33,7 +34,7 @@ def seed_mean(values: Sequence[float], digits: int = 3, *, scale: float = 1.0) -
     return f"**{mean.mean:.{digits}f}** [{mean.low:.{digits}f}, {mean.high:.{digits}f}] ({each})"
 
 
-def pooled_share(outcomes: Sequence[Sequence[bool]]) -> str:
+def pooled_share(outcomes: Sequence[Sequence[bool] | Array]) -> str:
     """Share of successes of all seeds' trials together, in per cent, with its 95 % interval.
 
     Args:

@@ -17,7 +17,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "one level": {"unet": UnetConfig(8, (1,), groups=4)},
     "one step left": {"unet": UnetConfig(8, (1, 2, 4), groups=2), "horizon": 4},
     "equal levels": {"unet": UnetConfig(16, (1, 1), kernel_size=3)},
-    "no window": {"unet": UnetConfig(16, (1, 2), kernel_size=1)},
+    "no window": {"unet": UnetConfig(16, (1, 2), kernel_size=1, groups=4)},
     "falling levels": {"unet": UnetConfig(16, (3, 1))},
     "dynamics": {"output": "observations", "conditions": ()},
     "learned null": {"null": "learned", "initial_state": "inpaint"},

@@ -150,10 +150,12 @@ def gigaflops(width: int, horizon: int) -> float:
 
 def peak(dtype: torch.dtype) -> float:
     """Rate of a large convolution, 10^9 operations per second; the best of several."""
-    size = 1024
-    image = torch.randn(4, size, 16, 16, dtype=dtype).to(memory_format=torch.channels_last)
-    kernel = torch.randn(size, size, 1, 1, dtype=dtype).to(memory_format=torch.channels_last)
-    return 2e-9 * size**3 / min(seconds(lambda: nn.functional.conv2d(image, kernel), 20))
+    rows, channels, length, taps = 64, 128, 32, 5
+    image = torch.randn(rows, channels, 1, length + taps - 1).to(dtype)
+    kernel = torch.randn(channels, channels, 1, taps).to(dtype)
+    image, kernel = (value.to(memory_format=torch.channels_last) for value in (image, kernel))
+    work = 2e-9 * rows * length * taps * channels**2
+    return work / min(seconds(lambda: nn.functional.conv2d(image, kernel), 50))
 
 
 def seconds(function: Callable[[], object], repeats: int) -> list[float]:

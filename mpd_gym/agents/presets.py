@@ -89,7 +89,7 @@ def _car() -> MPDiffuserConfig:
         padding="none",
         first_step_share=0.25,
         loss=LossConfig(first_action_weight=1.0, condition_dropout=0.1),
-        sampling=SamplingConfig(guidance_scale=1.0, num_steps=10, temperature=0.01, action_chunk=4),
+        sampling=SamplingConfig(guidance_scale=1.0, temperature=0.01, action_chunk=4),
     )
 
 
@@ -98,9 +98,10 @@ def _constrained_pendulum() -> MPDiffuserConfig:
 
     Returns are those of the window, and no window is padded: an episode ends by its time limit,
     which would make "nothing more to lose" look like success. The dynamics model is not told of the
-    return; where it is, it predicts the states of a high return whatever the actions. Costs are 0
-    or 1, so that predictions below a half are none. Chosen on training seed 100 and starts from
-    100000 on.
+    return; where it is, it predicts the states of a high return whatever the actions. The planner
+    does so to a smaller extent, and leaves the choice to the ranker (guidance 0). Costs are 0 or 1,
+    so that predictions below a half are none. Chosen on training seed 100 and starts from 100000
+    on.
     """
     return MPDiffuserConfig(
         conditions=(ConditionSpec("return", horizon="window"),),
@@ -113,7 +114,7 @@ def _constrained_pendulum() -> MPDiffuserConfig:
         sampling=SamplingConfig(
             num_candidates=8,
             num_steps=10,
-            guidance_scale=1.0,
+            guidance_scale=0.0,
             cost_threshold=0.5,
             action_chunk=4,
             budget=0.0,

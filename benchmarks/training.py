@@ -1,11 +1,11 @@
 """Time of one training step: the plain network and optimiser against what `fit` computes with.
 
 Plain: `TrajectoryDenoiser.forward`, torch's clipping and fused Adam over separate parameters.
-Fast: `mpd_gym.models.fused` and one vector of parameters. Steps of all are taken in turn, and
-medians of the processor's time are printed, so that other programs disturb little. The floor is the
+Fast: `mpd_gym.models.fused` and one vector of parameters. Bursts of steps of all are taken in
+turn, and medians of the processor's time are printed, so that other programs disturb little. The floor is the
 operations of the step (those of products and convolutions) over the rate of one large convolution.
 
-Usage: ``python benchmarks/training.py [--widths 32 64] [--horizons 32 64] [--repeats 15]``
+Usage: ``python benchmarks/training.py [--widths 32 64] [--horizons 32 64] [--repeats 6]``
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from mpd_gym.training.state import TrainingState
 from mpd_gym.types import Episode
 
 BATCH, NX, NU = 64, 4, 2
+BURST = 5  # steps of one variant before the next one's turn, so that each has the cache to itself
 CPU = torch.device("cpu")
 PARTS = ("sampling", "forward", "backward", "optimiser")
 
@@ -181,13 +182,12 @@ def compare(width: int, horizon: int, repeats: int, peaks: Mapping[str, float]) 
     hook = register_optimizer_step_pre_hook(lambda *_: current[0].clock.mark("backward"))
     times: dict[str, list[float]] = defaultdict(list)
     try:
-        for index in range(repeats + 3):
+        for index in range(repeats + 1):
             for step in steps:
                 current[:] = [step]
-                start = time.process_time()
-                step()
-                if index >= 3:
-                    times[step.name].append(time.process_time() - start)
+                taken = seconds(step, BURST)
+                if index:
+                    times[step.name] += taken
     finally:
         hook.remove()
     plain = {p: float(np.median(times[f"plain {p}"])) for p in ("fp32", "bf16")}
@@ -228,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--horizons", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=6)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.empty(31 * 2**20, dtype=torch.uint8)  # as `fit`: freed memory is kept

@@ -1,9 +1,10 @@
 """Time of one training step: the plain network and optimiser against what `fit` computes with.
 
 Plain: `TrajectoryDenoiser.forward`, torch's clipping and fused Adam over separate parameters.
-Fast: `mpd_gym.models.fused` and one vector of parameters. Bursts of steps of all are taken in
-turn, and medians of the processor's time are printed, so that other programs disturb little. The floor is the
-operations of the step (those of products and convolutions) over the rate of one large convolution.
+Fast: `mpd_gym.models.fused` and one vector of parameters. Bursts of steps of all variants are taken
+in turn, and medians of the processor's time are printed, so that other programs disturb little. The
+floor is the operations of the step (those of products and convolutions) over the rate of one large
+convolution.
 
 Usage: ``python benchmarks/training.py [--widths 32 64] [--horizons 32 64] [--repeats 6]``
 """

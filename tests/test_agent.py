@@ -600,6 +600,18 @@ def test_cost_model_needs_costs() -> None:
         tiny_agent("LQR-v0", cost_model=True)
 
 
+def test_binary_costs_are_learned_as_probabilities_and_other_costs_are_refused() -> None:
+    options = {"cost_model": True, "binary_costs": True}
+    agent = tiny_agent(PENDULUM, **options)
+    rows = np.random.default_rng(0).normal(size=(2, 5, 3))
+    assert agent.objective.learned_cost is not None
+    cost = agent.objective.learned_cost(rows, rows[..., :1], rows)
+    assert ((cost > 0) & (cost < 1)).all()
+    half = [replace(episode, costs=0.5 * np.ones(len(episode))) for episode in play(PENDULUM)]
+    with pytest.raises(ConfigError, match=r"binary_costs.*from 0.5 to 0.5"):
+        MPDiffuserAgent.fit(half, replace(TINY, **options), progress=False)
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 

@@ -248,7 +248,8 @@ def regressor(target: Any, inputs: Any = "state_action") -> Regressor:
     return Regressor(RegressorConfig(3, 2, target, inputs, hidden=(16, 16)))
 
 
-def test_regression_losses_follow_their_formulas_on_recorded_steps() -> None:
+@pytest.mark.parametrize("target", ["violation", "termination"])
+def test_regression_losses_follow_their_formulas_on_recorded_steps(target: str) -> None:
     states, actions = torch.randn(2, 4, 3), torch.randn(2, 4, 2)
     mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]])
     reward = regressor("reward")
@@ -258,7 +259,7 @@ def test_regression_losses_follow_their_formulas_on_recorded_steps() -> None:
     expected = (reward(states, actions) - (targets - 3) / 2).square()[mask > 0].mean()
     torch.testing.assert_close(regression_loss(reward, (states, actions), padded, mask), expected)
 
-    termination = regressor("termination")
+    termination = regressor(target)
     ended = (torch.rand(2, 4) < 0.5).float()
     probability = termination.predict(states, actions)
     likelihood = torch.where(ended > 0, probability, 1 - probability)
@@ -295,6 +296,24 @@ def test_regressors_learn_their_inputs(kind: Any) -> None:
         torch.autograd.backward(loss)
         optimizer.step()
     assert (model.predict(*arguments) - targets).abs().mean() < 0.5
+
+
+def test_violations_of_a_limit_are_learned_sharply() -> None:
+    generator = torch.Generator().manual_seed(1)
+    states = 2 * torch.rand(4096, 3, generator=generator) - 1
+    actions = torch.zeros(4096, 2)
+    beyond = (states[:, 0] > 0.8).float()
+    model = regressor("violation")
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(300):
+        loss = regression_loss(model, (states, actions), beyond, torch.ones(4096))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    probability = model.predict(states, actions)
+    assert ((probability >= 0) & (probability <= 1)).all()
+    clear = (states[:, 0] - 0.8).abs() > 0.05
+    assert ((probability > 0.5) == (beyond > 0))[clear].all()
 
 
 def test_regressor_mistakes_are_named() -> None:

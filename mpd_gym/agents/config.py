@@ -59,6 +59,8 @@ class AgentConfig(ABC):
         normalizer: ``"minmax"``, ``"cdf"`` (the authors') or ``"gaussian"``.
         reward_model: Learn rewards, for ranking.
         cost_model: Learn costs, for ranking and budgets.
+        binary_costs: Costs are 0 or 1: the cost model is a classifier and predicts the probability
+            of a violation, which is sharp at a limit where a regression is blurred.
         termination_model: Learn where episodes end, for ranking.
         regressor_inputs: ``"state_action"``, or ``"transition"`` where reward or cost depend on
             the state that is reached.
@@ -78,6 +80,7 @@ class AgentConfig(ABC):
     normalizer: str = "minmax"
     reward_model: bool = False
     cost_model: bool = False
+    binary_costs: bool = False
     termination_model: bool = False
     regressor_inputs: str = "state_action"
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -101,7 +104,7 @@ class AgentConfig(ABC):
             )
         self._check()
         self.windows  # noqa: B018 - refuses wrong windows
-        RegressorConfig(1, 1, "reward", self.regressor_inputs)  # type: ignore[arg-type]
+        self._regressor("reward", 1, 1)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -130,12 +133,15 @@ class AgentConfig(ABC):
             for number, role in enumerate(self.roles()):
                 torch.manual_seed(self.seed * 1000 + number)
                 if role in REGRESSORS:
-                    inputs: Any = self.regressor_inputs
-                    target: Any = role
-                    models[role] = Regressor(RegressorConfig(nx, nu, target, inputs))
+                    models[role] = Regressor(self._regressor(role, nx, nu))
                 else:
                     models[role] = self.network(role, nx, nu, sizes)
         return models
+
+    def _regressor(self, role: str, nx: int, nu: int) -> RegressorConfig:
+        target: Any = "violation" if role == "cost" and self.binary_costs else role
+        inputs: Any = self.regressor_inputs
+        return RegressorConfig(nx, nu, target, inputs)
 
     # --- what a method supplies -------------------------------------------------------------
 

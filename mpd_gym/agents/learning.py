@@ -181,7 +181,7 @@ class DenoisingTask:
 @final
 @dataclass(frozen=True)
 class RegressionTask:
-    """How a reward, cost or termination model learns from windows."""
+    """How a reward, cost, violation or termination model learns from windows."""
 
     target: str
 
@@ -198,6 +198,7 @@ class RegressionTask:
         targets = {
             "reward": batch.rewards,
             "cost": batch.costs,
+            "violation": batch.costs,
             "termination": batch.terminations,
         }[self.target]
         inputs = (before, batch.actions, batch.observations)
@@ -208,7 +209,8 @@ def target_statistics(sources: Sequence[EpisodeSource], target: str) -> tuple[fl
     """Mean and standard deviation of the rewards or costs of every step.
 
     Raises:
-        ConfigError: If the data has no costs but a cost model is wanted.
+        ConfigError: If the data has no costs but a cost model is wanted, or costs other than 0 and
+            1 where they are to be learned as violations.
     """
     values: list[Array] = []
     for source in sources:
@@ -222,6 +224,11 @@ def target_statistics(sources: Sequence[EpisodeSource], target: str) -> tuple[fl
                 )
             values.append(np.asarray(series, float))
     joined = np.concatenate(values)
+    if target == "violation" and not np.isin(joined, (0.0, 1.0)).all():
+        raise ConfigError(
+            f"binary_costs: expected costs of 0 and 1 only, got costs from {joined.min():g} to "
+            f"{joined.max():g}; set binary_costs=False"
+        )
     return float(joined.mean()), float(joined.std())
 
 

@@ -45,7 +45,7 @@ def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig:
     task = _TASKS.get(env_id or "", _general)()
     if name == "paper":
         return replace(task, **_PAPER)
-    return replace(task, **_LAPTOP, **_LAPTOP_SIZES.get(env_id or "", _GENERAL_SIZE))
+    return replace(task, **{**_LAPTOP, **_LAPTOP_SIZES.get(env_id or "", _GENERAL_SIZE)})
 
 
 def _general() -> MPDiffuserConfig:
@@ -104,12 +104,13 @@ def _constrained_pendulum() -> MPDiffuserConfig:
     on.
     """
     return MPDiffuserConfig(
-        conditions=(ConditionSpec("return", horizon="window"),),
+        conditions=(ConditionSpec("return", horizon="window"), ConditionSpec("cost")),
         padding="none",
         dynamics_conditions=False,
-        loss=LossConfig(first_action_weight=1.0),
+        loss=LossConfig(first_action_weight=1.0, condition_dropout=0.1),
         reward_model=True,
         cost_model=True,
+        binary_costs=True,
         regressor_inputs="transition",
         sampling=SamplingConfig(
             num_candidates=8,
@@ -144,6 +145,7 @@ _GENERAL_SIZE = _size(width=32, steps=20_000)
 _LAPTOP_SIZES = {
     "LQR-v0": _size(width=32, steps=6_000),
     "CarUMaze-v0": _size(width=32, steps=24_000),
+    "ConstrainedPendulum-v0": {**_size(width=32, steps=12_000), "diffusion_steps": 100},
 }
 _PAPER: dict[str, Any] = {
     "unet": UnetConfig(),

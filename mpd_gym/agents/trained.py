@@ -14,7 +14,7 @@ from gymnasium import spaces
 from torch import nn
 
 from mpd_gym.agents.base import Agent
-from mpd_gym.agents.config import REGRESSORS, AgentConfig
+from mpd_gym.agents.config import AgentConfig
 from mpd_gym.agents.files import StoredAgent, read_agent, write_agent
 from mpd_gym.agents.learning import (
     Dataset,
@@ -30,6 +30,7 @@ from mpd_gym.agents.observations import ObservationReader, action_size
 from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.errors import ConfigError
 from mpd_gym.latent.data import encoder_of
+from mpd_gym.models import Regressor
 from mpd_gym.training import TrainingResult
 
 __all__ = ["TrainedAgent"]
@@ -177,9 +178,11 @@ class TrainedAgent(Agent, Generic[C]):
 
     def _job(self, role: str, data: TrainingData) -> Job:
         model, config = self.models[role], self.config
-        regressor = role in REGRESSORS
-        task = RegressionTask(role) if regressor else self._task(role)
-        auxiliary = regressor or role in self.auxiliary_roles
+        if isinstance(model, Regressor):
+            task: Task = RegressionTask(model.config.target)
+        else:
+            task = self._task(role)
+        auxiliary = isinstance(model, Regressor) or role in self.auxiliary_roles
         settings = config.regressor_training if auxiliary else config.training
         return Job(role, role, model, task, data, settings)
 

@@ -19,7 +19,8 @@ from mpd_gym.models.perceptron import perceptron_layers
 
 __all__ = ["Regressor", "RegressorConfig", "regression_loss"]
 
-TARGETS = ("reward", "cost", "termination")
+TARGETS = ("reward", "cost", "violation", "termination")
+PROBABILITIES = ("violation", "termination")
 INPUTS = ("state_action", "transition")
 SMALLEST_STD = 1e-8  # below it a target counts as constant
 
@@ -32,7 +33,8 @@ class RegressorConfig:
     Attributes:
         observation_dim: nx.
         action_dim: nu.
-        target: ``"reward"``, ``"cost"`` or ``"termination"``.
+        target: ``"reward"``, ``"cost"``, ``"violation"`` (a cost that is 0 or 1) or
+            ``"termination"``.
         inputs: ``"state_action"`` for (x_t, u_t), ``"transition"`` for (x_t, u_t, x_{t+1}), which
             is needed where the quantity depends on the state that is reached.
         hidden: Widths of the hidden layers.
@@ -43,7 +45,7 @@ class RegressorConfig:
 
     observation_dim: int
     action_dim: int
-    target: Literal["reward", "cost", "termination"]
+    target: Literal["reward", "cost", "violation", "termination"]
     inputs: Literal["state_action", "transition"] = "state_action"
     hidden: tuple[int, ...] = (128, 128)
 
@@ -69,6 +71,8 @@ class Regressor(nn.Module):
 
     It reads normalised observations and actions. Rewards and costs are learned standardised;
     mean and standard deviation of the data are buffers, so that they are saved with the weights.
+    Violations and terminations are learned as probabilities. A violation is rare and begins at a
+    sharp limit, which a squared error blurs far more than a cross entropy does.
 
     Args:
         config: Target, inputs and widths; kept as ``config``.
@@ -130,7 +134,7 @@ class Regressor(nn.Module):
     def predict(
         self, observations: Tensor, actions: Tensor, next_observations: Tensor | None = None
     ) -> Tensor:
-        """Predict in the environment's units: reward, cost >= 0, or probability of termination.
+        """Predict in the environment's units: reward, cost >= 0, or a probability.
 
         Costs are trained without a bound, so that the squared error yields their conditional mean
         and no unit dies, and are cut at zero here: a negative cost would let one step of a plan pay
@@ -142,7 +146,7 @@ class Regressor(nn.Module):
             ``[…]``.
         """
         output = self(observations, actions, next_observations)
-        if self.config.target == "termination":
+        if self.config.target in PROBABILITIES:
             return torch.sigmoid(output)
         values: Tensor = output * self.std + self.mean
         return values.clamp(min=0) if self.config.target == "cost" else values
@@ -156,15 +160,15 @@ def regression_loss(
     Args:
         regressor: The model.
         inputs: Arguments of `Regressor.forward`, with leading axes ``[B, H]``.
-        targets: Rewards or costs in the environment's units, or 1.0 where a step terminated,
-            ``[B, H]``.
+        targets: Rewards or costs in the environment's units, or 1.0 where a step was a violation
+            or terminated, ``[B, H]``.
         mask: 1.0 for recorded steps, 0.0 for padding, ``[B, H]``.
 
     Returns:
         Scalar; 0 if no step is recorded.
     """
     output = regressor(*inputs)
-    if regressor.config.target == "termination":
+    if regressor.config.target in PROBABILITIES:
         losses = nn.functional.binary_cross_entropy_with_logits(output, targets, reduction="none")
     else:
         losses = (output - (targets - regressor.mean) / regressor.std).square()

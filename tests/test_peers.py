@@ -163,7 +163,7 @@ def test_plans_have_one_shape_and_show_what_is_executed(name: str, env_id: str) 
     agent = trained(name, env_id)
     one = pick(observations(env_id, 1), 0)
     plan = agent.plan(one, num_candidates=3, deterministic=True)
-    nx, nu = agent._nx, agent._nu
+    nx, nu = agent._nx, agent._writer.size
     assert plan.observations.shape == (3, agent.horizon, nx)
     assert plan.actions.shape == (3, agent.horizon, nu)
     assert np.isfinite(plan.observations).all() and np.isfinite(plan.actions).all()

@@ -11,7 +11,7 @@ import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +19,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from mpd_gym.agents.actions import ActionWriter
+from mpd_gym.agents.candidates import Candidates, rank
 from mpd_gym.agents.latency import (
     LatencyChoice,
     LatencyProfile,
@@ -28,33 +30,19 @@ from mpd_gym.agents.latency import (
     profiled,
 )
 from mpd_gym.agents.objective import Objective, StepFunction
-from mpd_gym.agents.observations import ObservationReader, Reading, action_size
+from mpd_gym.agents.observations import ObservationReader, Reading
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, SharedNoise, condition_rows, shifted
 from mpd_gym.agents.state import AgentState
 from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.latent.encoder import ImageEncoder
-from mpd_gym.rankers import RANKERS
-from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker, Ranking
+from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker
 
 __all__ = ["Agent"]
 
 # Candidates sampled in one pass through the networks; more go in several, to bound memory.
 MAX_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """Sampled candidates of E environments, in environment units unless stated."""
-
-    trajectories: Array  # normalised, [E, N, L, D]
-    observations: Array  # x_0 … x_H, [E, N, H + 1, nx]
-    actions: Array  # [E, N, H, nu]
-    returns: Array | None  # [E, N]
-    costs: Array | None  # [E, N]
-    rankings: list[Ranking]
-    seconds: dict[str, float]
 
 
 class Agent(ABC):
@@ -90,7 +78,7 @@ class Agent(ABC):
         self.device = device
         self.seed = seed
         self._reader = ObservationReader(observation_space)
-        self._nu = action_size(action_space)
+        self._writer = ActionWriter(action_space)
         self.horizon = horizon
         self.num_levels = num_levels
         self._trajectory_shape = trajectory_shape
@@ -162,7 +150,7 @@ class Agent(ABC):
             action=action,
             started=np.ones(len(state), bool),
         )
-        return self._formatted(action, reading.single), state
+        return self._writer.write(action, single=reading.single), state
 
     def plan(
         self,
@@ -330,7 +318,7 @@ class Agent(ABC):
         """The state of now: resets done, and the cost of the last step taken off the budget."""
         budget = self.options.budget
         if state is None:
-            sizes = (self._trajectory_shape, self.horizon, self._reader.size, self._nu)
+            sizes = (self._trajectory_shape, self.horizon, self._reader.size, self._writer.size)
             state = AgentState.fresh(len(reading), *sizes, budget)
         elif not isinstance(state, AgentState):
             raise InputError(
@@ -384,7 +372,7 @@ class Agent(ABC):
 
     def _candidates(
         self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
-    ) -> _Candidates:
+    ) -> Candidates:
         """Sample N candidates for each of E observations, and rank them."""
         began = time.perf_counter()
         count, num = len(reading), self.options.num_candidates
@@ -394,14 +382,14 @@ class Agent(ABC):
             future, controls = self._split(trajectories)
         sampled = time.perf_counter()
         x = self.normalizers.observation.unnormalize(_numpy(future))
-        u = self._clipped(self.normalizers.action.unnormalize(_numpy(controls)))
+        u = self._writer.clip(self.normalizers.action.unnormalize(_numpy(controls)))
         start = np.broadcast_to(np.repeat(reading.x, num, 0)[:, None], (len(x), 1, x.shape[-1]))
         observations = np.concatenate([start, x], axis=1)
         returns, costs = self.objective.totals(
             observations, u, self.options.termination_penalty, self.options.cost_threshold
         )
         returns = self._returns(trajectories) if returns is None else returns
-        found = _Candidates(
+        found = Candidates(
             trajectories=_numpy(trajectories).reshape(count, num, *trajectories.shape[1:]),
             observations=observations.reshape(count, num, *observations.shape[1:]),
             actions=u.reshape(count, num, *u.shape[1:]),
@@ -410,25 +398,9 @@ class Agent(ABC):
             rankings=[],
             seconds={"sample": sampled - began},
         )
-        rankings = [self._rank(found, row, budgets[row], reading) for row in range(count)]
+        rankings = rank(found, budgets, reading.goal, self.options.ranker, self._ranker)
         ranked = time.perf_counter() - sampled
         return replace(found, rankings=rankings, seconds={**found.seconds, "rank": ranked})
-
-    def _rank(self, found: _Candidates, row: int, budget: float, reading: Reading) -> Ranking:
-        returns = None if found.returns is None else found.returns[row]
-        known = found.costs is not None and np.isfinite(budget)
-        limit = float(budget) if known else None
-        goal = None if reading.goal is None else reading.goal[row]
-        name = self.options.ranker or _usual_ranker(returns, limit, goal)
-        ranker = self._ranker or RANKERS[name]
-        return ranker(
-            found.observations[row],
-            found.actions[row],
-            returns=returns,
-            costs=None if found.costs is None else found.costs[row],
-            budget=limit,
-            goal=goal,
-        )
 
     def _request(
         self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
@@ -452,26 +424,6 @@ class Agent(ABC):
         shape = (self.options.num_candidates, *self._trajectory_shape)
         return SharedNoise(generator, shape, num_envs, shared=deterministic)
 
-    def _clipped(self, actions: Array) -> Array:
-        space = self.action_space
-        assert isinstance(space, spaces.Box)  # checked by action_size
-        return np.clip(actions, space.low.reshape(-1), space.high.reshape(-1))
-
-    def _formatted(self, actions: Array, single: bool) -> Array:
-        """Actions in the space's shape and type; float32 rounding must not leave the Box."""
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        rows = actions.reshape(len(actions), *space.shape).astype(space.dtype)
-        shaped: Array = np.clip(rows, space.low, space.high)
-        return shaped[0] if single else shaped
-
 
 def _numpy(tensor: Tensor) -> Array:
     return np.asarray(tensor.float().cpu())
-
-
-def _usual_ranker(returns: Array | None, budget: float | None, goal: Array | None) -> str:
-    """Ranker for what is known, where the options name none."""
-    if returns is not None:
-        return "highest_return" if budget is None else "within_budget"
-    return "first" if goal is None else "nearest_goal"

@@ -139,7 +139,7 @@ class DiffuserAgent(DiffusionAgent[DiffuserConfig]):
         )
 
     def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
-        return self._future(trajectories[..., : self._nx], trajectories[..., -self._nu :])
+        return self._future(trajectories[..., : self._nx], trajectories[..., -self._writer.size :])
 
     def _clip_ranges(self) -> list[tuple[Array, Array]]:
         unknown = {"goal": self.normalizers.goal, "final_state": self.normalizers.observation}

@@ -13,7 +13,7 @@ from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array
 
-__all__ = ["ObservationReader", "Reading", "action_size"]
+__all__ = ["ObservationReader", "Reading"]
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,3 @@ def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Box]:
         f"'desired_goal' for goals), got {space}; flatten it with "
         "gymnasium.wrappers.FlattenObservation"
     )
-
-
-def action_size(space: spaces.Space[Any]) -> int:
-    """Number of action dimensions.
-
-    Raises:
-        ConfigError: If the space is not a Box.
-    """
-    if not isinstance(space, spaces.Box):
-        raise ConfigError(f"action space: planners need a Box, got {space}")
-    return int(np.prod(space.shape))

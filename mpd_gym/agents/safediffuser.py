@@ -184,7 +184,9 @@ class SafeDiffuserAgent(DiffusionAgent[SafeDiffuserConfig]):
             limits=self.config.limits if limits is None else tuple(limits),
             safety=from_mapping(SafetyConfig, known),
         )
-        other.config.layout(self._nx, self._nu, self.conditions.sizes)  # refuses wrong entries
+        other.config.layout(
+            self._nx, self._writer.size, self.conditions.sizes
+        )  # refuses wrong entries
         return other
 
     def _step(self, request: Request, levels: Sequence[int]) -> Step:

@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from mpd_gym.agents.actions import action_size
 from mpd_gym.agents.base import Agent
 from mpd_gym.agents.config import AgentConfig
 from mpd_gym.agents.files import StoredAgent, read_agent, write_agent
@@ -26,7 +27,7 @@ from mpd_gym.agents.learning import (
     train_modules,
 )
 from mpd_gym.agents.objective import learned_objective
-from mpd_gym.agents.observations import ObservationReader, action_size
+from mpd_gym.agents.observations import ObservationReader
 from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.errors import ConfigError
 from mpd_gym.latent.data import encoder_of

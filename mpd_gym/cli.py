@@ -192,6 +192,35 @@ def train(
 
 
 @app.command()
+def train_encoder(
+    dataset: Annotated[
+        str, typer.Argument(help="Data set of stacked frames.")
+    ] = "mpd_gym/image-pendulum/replay-v0",
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, held-out episodes and batches.")] = 0,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32 or bf16; by default bf16 where the CPU computes in it."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File of the encoder.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and TensorBoard.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train an encoder of images. Interrupted and called again, it goes on where it was."""
+    from mpd_gym.latent.training import encoder_preset, fit_autoencoder
+
+    config = encoder_preset(steps=steps, seed=seed, precision=precision)
+    name = f"encoder-{dataset.replace('/', '-')}-seed{seed}"
+    directory = folder or OUTPUTS / "training" / name
+    encoder = fit_autoencoder(dataset, config, directory=directory, device=device)
+    path = output or OUTPUTS / "encoders" / f"{name}.safetensors"
+    encoder.save(path)
+    console.print_json(data={"file": str(path), "digest": encoder.digest, **encoder.history})
+
+
+@app.command()
 def compare(
     env: EnvId,
     policy: Policies,

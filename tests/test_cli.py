@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import minari
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
 from mpd_gym.errors import DataError
 from mpd_gym.experiments import STUDIES
+from mpd_gym.latent import ImageEncoder
 
 runner = CliRunner()
 
@@ -99,6 +101,21 @@ def test_image_pendulum_recipe_stores_each_frame_once() -> None:
     np.testing.assert_array_equal(episode.observations[5], stored[2:6])
     np.testing.assert_array_equal(episode.observations[0], np.repeat(stored[:1], 4, axis=0))
     assert stored[0].max() == draw(0.0).max()
+
+
+@pytest.mark.slow
+def test_latents_are_collected_and_agents_of_them_take_frames(tmp_path: Path) -> None:
+    images = "mpd_gym/image-pendulum/replay-v0"
+    run("collect", images, "--fraction", "0.02")
+    small = ("--steps", "3", "--output", "e.safetensors")
+    assert "held_out" in run("train-encoder", images, *small)
+    run("train-encoder", images, *small)  # it is finished, and only shown again
+    assert ImageEncoder.load("e.safetensors").history["steps"] == 3
+    run("collect", "mpd_gym/latent-pendulum/replay-v0")
+    run("train", "LatentPendulum-v0", "--steps", "12", "--no-parallel", "--output", "a.safetensors")
+    agent = MPDiffuserAgent.load("a.safetensors", num_candidates=1, num_steps=2)
+    frames = gym.make("ImagePendulum-v0").reset(seed=0)[0]
+    assert agent.predict(frames)[0].shape == (1,)
 
 
 def test_info_shows_returns_lengths_and_success() -> None:

@@ -137,6 +137,7 @@ def test_the_ids_of_the_package() -> None:
         "ConstrainedPendulum-v0",
         "ImagePendulum-v0",
         "LQR-v0",
+        "LatentPendulum-v0",
         "Walker2dTorqueDefect-v0",
     } <= set(IDS)
 

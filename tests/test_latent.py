@@ -28,9 +28,12 @@ from mpd_gym.latent import (
     encode_episodes,
     fit_autoencoder,
 )
+from mpd_gym.latent.data import encoded_rows, encoder_of
 from mpd_gym.latent.env import make_latent_pendulum
 from mpd_gym.latent.frames import FramePairs
+from mpd_gym.latent.training import encoder_preset
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig
+from mpd_gym.models.packed_ops import computes_bf16
 from mpd_gym.training import TrainingConfig
 
 SMALL = EncoderConfig(
@@ -139,6 +142,14 @@ def test_wrong_configurations_are_refused(change: dict[str, Any], message: str) 
         replace(SMALL, **change)
 
 
+def test_the_presets_precision_is_what_the_cpu_computes_in() -> None:
+    assert encoder_preset().training.precision == ("bf16" if computes_bf16() else "fp32")
+    config = encoder_preset(steps=50, seed=3, precision="fp32")
+    assert (config.seed, config.training.seed, config.training.steps) == (3, 3, 50)
+    with pytest.raises(ConfigError, match="precision"):
+        encoder_preset(precision="fp8")
+
+
 # --- the encoder and its file ----------------------------------------------------------------
 
 
@@ -237,6 +248,22 @@ def test_the_cache_is_used_and_belongs_to_one_encoder(
 def test_data_of_another_shape_is_refused() -> None:
     with pytest.raises(InputError, match="encoder"):
         encode_episodes(load_episodes(play("LQR-v0", episodes=1, steps=3)), encoder())
+
+
+def test_a_data_set_of_latents_names_the_encoder_that_ships() -> None:
+    episodes, metadata = encoded_rows(frames(), "ImagePendulum-v0")
+    shipped = ImageEncoder.load("ImagePendulum-v0")
+    spaces = {"observation_space": shipped.latent_space}
+    spaces["action_space"] = frames().metadata["action_space"]
+    source = load_episodes(list(episodes), metadata={**spaces, **metadata})
+    latents = encode_episodes(frames(), shipped)
+    assert np.array_equal(source[0].observations, latents[0].observations)
+    found = encoder_of([source, latents])
+    assert found is not None and found.digest == shipped.digest
+    for wrong in ({"id": "ImagePendulum-v0", "digest": "0"}, {"id": "x.safetensors"}, "x", 3):
+        other = load_episodes(list(latents), metadata={**spaces, "encoder": wrong})
+        with pytest.raises(ConfigError, match="collect it again"):
+            encoder_of([other])
 
 
 # --- environments ----------------------------------------------------------------------------

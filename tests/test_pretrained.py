@@ -13,7 +13,9 @@ from mpd_gym.agents.files import load_agent, shipped_agents
 from mpd_gym.collect.sb3_zip import load_sb3
 from mpd_gym.comparison import check_fits
 from mpd_gym.demo import scenes
+from mpd_gym.envs.image_pendulum import draw
 from mpd_gym.evaluation import evaluate
+from mpd_gym.latent import ImageEncoder
 
 FOLDER = Path(mpd_gym.__file__).parent / "pretrained"
 EXPECTED = {"CarUMaze-v0", "ConstrainedPendulum-v0", "LQR-v0"}
@@ -76,3 +78,26 @@ def test_evaluate_policy_of_stable_baselines_gives_our_returns(env_id: str, copi
     )
     np.testing.assert_allclose(sorted(returns), sorted(found.returns), rtol=1e-4, atol=1e-4)
     assert sorted(lengths) == sorted(found.lengths)
+
+
+def test_angle_and_velocity_can_be_read_from_the_shipped_encoders_latents() -> None:
+    encoder = ImageEncoder.load("ImagePendulum-v0")
+    rng = np.random.default_rng(0)
+    angles, speeds = rng.uniform(-np.pi, np.pi, 1500), rng.uniform(-8, 8, 1500)
+    past = 0.05 * np.arange(-3, 1)  # s; four frames at a constant velocity
+    latents = encoder.encode(draw(angles[:, None] + speeds[:, None] * past)).astype(float)
+    i, j = np.triu_indices(latents.shape[1])
+    inputs = np.c_[np.ones(1500), latents, latents[:, i] * latents[:, j]]
+    states = np.c_[np.cos(angles), np.sin(angles), speeds]
+    square = inputs[:1200].T @ inputs[:1200] + 1e-3 * np.eye(inputs.shape[1])
+    weights = np.linalg.solve(square, inputs[:1200].T @ states[:1200])
+    error = np.sqrt(np.square(inputs[1200:] @ weights - states[1200:]).mean(0))
+    assert error[:2].max() < 0.1 and error[2] < 0.5
+
+
+def test_the_latent_pendulum_shows_the_shipped_encoders_latents() -> None:
+    env, plain = gym.make("LatentPendulum-v0"), gym.make("ImagePendulum-v0")
+    latent, _ = env.reset(seed=1)
+    images, _ = plain.reset(seed=1)
+    expected = ImageEncoder.load("ImagePendulum-v0").encode(images)
+    np.testing.assert_allclose(latent, expected, atol=1e-4)

@@ -24,6 +24,7 @@ DATASETS: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
         ("mpd_gym/car-umaze/expert-v0", "mpd_gym/car-umaze/random-v0"),
     ),
     "ConstrainedPendulum-v0": (("mpd_gym/constrained-pendulum/mixed-v0",), None),
+    "LatentPendulum-v0": (("mpd_gym/latent-pendulum/replay-v0",), None),
 }
 """What the planner of an environment learns from, and the dynamics model if from other data."""
 
@@ -123,10 +124,26 @@ def _constrained_pendulum() -> MPDiffuserConfig:
     )
 
 
+def _latent_pendulum() -> MPDiffuserConfig:
+    """Conditioned on the return of the window, ranked by a learned reward.
+
+    No window is padded: an episode ends by its time limit, after which there is nothing to lose.
+    """
+    return MPDiffuserConfig(
+        conditions=(ConditionSpec("return", horizon="window"),),
+        padding="none",
+        reward_model=True,
+        sampling=SamplingConfig(
+            num_candidates=8, num_steps=10, temperature=0.5, guidance_scale=1.5, action_chunk=2
+        ),
+    )
+
+
 _TASKS: dict[str, Callable[[], MPDiffuserConfig]] = {
     "LQR-v0": _lqr,
     "CarUMaze-v0": _car,
     "ConstrainedPendulum-v0": _constrained_pendulum,
+    "LatentPendulum-v0": _latent_pendulum,
 }
 
 
@@ -145,6 +162,7 @@ _GENERAL_SIZE = _size(width=32, steps=20_000)
 _LAPTOP_SIZES = {
     "LQR-v0": _size(width=32, steps=6_000),
     "CarUMaze-v0": _size(width=32, steps=24_000),
+    "LatentPendulum-v0": _size(width=32, steps=12_000),
     "ConstrainedPendulum-v0": {**_size(width=32, steps=12_000), "diffusion_steps": 100},
 }
 _PAPER: dict[str, Any] = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
+from importlib import import_module
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, final
 
 import gymnasium as gym
+import minari
 import numpy as np
 from gymnasium import spaces
 
@@ -295,6 +297,29 @@ def _as_frames(episodes: Iterator[Episode]) -> Iterator[Episode]:
         yield replace(episode, observations=frames, costs=None, successes=None)
 
 
+def _collect_latent_pendulum(collection: Collection) -> Any:
+    """Encode the frames of the image pendulum, which are collected first if they are missing."""
+    images = "mpd_gym/image-pendulum/replay-v0"
+    if images not in minari.list_local_datasets():
+        RECIPES[images].run(replace(collection, dataset_id=images, overwrite=False))
+    encoded = import_module("mpd_gym.latent.data").encoded_rows  # a layer above; loads torch
+    episodes, metadata = encoded(images, "ImagePendulum-v0")
+    total = minari.load_dataset(images).total_episodes
+    return write_dataset(
+        collection.dataset_id,
+        islice(episodes, collection.size(total)),
+        env_id="LatentPendulum-v0",
+        info=_info(
+            "SAC replay buffer",
+            f"{images} as latents of the encoder that ships.",
+            PENDULUM_RETURNS,
+        ),
+        metadata=metadata,
+        overwrite=collection.overwrite,
+        progress=collection.progress,
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.dataset_id: recipe
     for recipe in (
@@ -325,6 +350,11 @@ RECIPES: dict[str, Recipe] = {
             "mpd_gym/image-pendulum/replay-v0",
             "ImagePendulum-v0: SAC's replay buffer (100k steps) as frames",
             _collect_image_pendulum,
+        ),
+        Recipe(
+            "mpd_gym/latent-pendulum/replay-v0",
+            "LatentPendulum-v0: the same as latents of the shipped encoder",
+            _collect_latent_pendulum,
         ),
     )
 }

@@ -34,6 +34,12 @@ register(
 )
 
 register(
+    id="LatentPendulum-v0",
+    entry_point="mpd_gym.latent.env:make_latent_pendulum",
+    max_episode_steps=200,
+)
+
+register(
     id="Walker2dTorqueDefect-v0",
     entry_point="mpd_gym.envs.walker2d_torque_defect:make_walker2d_torque_defect",
     max_episode_steps=1000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from mpd_gym.checkpoint import load_file, save_file
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.datasets.source import MemorySource
 from mpd_gym.errors import CheckpointError, ConfigError, InputError
-from mpd_gym.latent.encoder import ImageEncoder
+from mpd_gym.latent.encoder import SHIPPED, ImageEncoder
 from mpd_gym.types import Array, Episode
 
-__all__ = ["encode_episodes", "encoder_of"]
+__all__ = ["encode_episodes", "encoded_rows", "encoder_of"]
 
-_KEY = "encoder"  # in the metadata of encoded episodes
+_KEY = "encoder"  # in the metadata of encoded episodes: it, or its id and digest
 _KIND = "latents"
 # What the metadata of the frames say about observations, and no longer holds for latents.
 _OF_IMAGES = ("env_id", "env_kwargs", "env_entry_point", "env_wrappers", "frame_stack")
@@ -65,12 +65,11 @@ def encode_episodes(
     episodes, bounds = [], np.cumsum([0, *(source.lengths + 1)])
     for index in tqdm(range(len(source)), "encoding", unit="episode", disable=not progress):
         episode = source.episode(index)
-        latents = (
-            encoder.encode(np.asarray(episode.observations))
+        episodes.append(
+            _encoded(episode, encoder)
             if known is None
-            else known[bounds[index] : bounds[index + 1]]
+            else replace(episode, observations=known[bounds[index] : bounds[index + 1]])
         )
-        episodes.append(replace(episode, observations=latents))
     if cache is not None and known is None:
         _store(Path(cache), name, source.lengths, episodes)
     metadata = {key: value for key, value in source.metadata.items() if key not in _OF_IMAGES}
@@ -78,13 +77,34 @@ def encode_episodes(
     return MemorySource(episodes, metadata, name=name)
 
 
+def encoded_rows(dataset: Any, env_id: str) -> tuple[Iterator[Episode], dict[str, Any]]:
+    """Prepare a data set of latents that is made with a shipped encoder.
+
+    Args:
+        dataset: Stacked frames, as for `encode_episodes`.
+        env_id: Environment whose encoder ships with the package.
+
+    Returns:
+        The episodes with latents, encoded as they are asked for; and what the new data set's
+        metadata must say, so that agents which learn from it keep the encoder.
+
+    Raises:
+        DataError: If the data is damaged.
+        CheckpointError: If no encoder ships for the environment.
+    """
+    source = dataset if isinstance(dataset, EpisodeSource) else load_episodes(dataset)
+    encoder = ImageEncoder.load(env_id)
+    metadata = {_KEY: {"id": env_id, "digest": encoder.digest}}
+    return (_encoded(episode, encoder) for episode in source), metadata
+
+
 def encoder_of(sources: Iterable[EpisodeSource]) -> ImageEncoder | None:
     """Encoder that made the observations of data sets; None where none did.
 
     Raises:
-        ConfigError: If they come from different ones.
+        ConfigError: If they come from different ones, or from one that no longer ships.
     """
-    found: list[ImageEncoder | None] = [source.metadata.get(_KEY) for source in sources]
+    found = [_encoder(source) for source in sources]
     digests = {None if encoder is None else encoder.digest for encoder in found}
     if len(digests) > 1:
         raise ConfigError(
@@ -92,6 +112,25 @@ def encoder_of(sources: Iterable[EpisodeSource]) -> ImageEncoder | None:
             "latents beside others; encode all data with the same encoder"
         )
     return found[0] if found else None
+
+
+def _encoded(episode: Episode, encoder: ImageEncoder) -> Episode:
+    return replace(episode, observations=encoder.encode(np.asarray(episode.observations)))
+
+
+def _encoder(source: EpisodeSource) -> ImageEncoder | None:
+    """Encoder of one data set; a file names one that ships, and no other is loaded."""
+    found = source.metadata.get(_KEY)
+    if found is None or isinstance(found, ImageEncoder):
+        return found
+    known = isinstance(found, Mapping) and found.get("id") in SHIPPED
+    encoder = ImageEncoder.load(found["id"]) if known else None
+    if encoder is None or encoder.digest != found.get("digest"):
+        raise ConfigError(
+            f"dataset: {source.name} holds latents of the encoder {found!r}, which does not ship "
+            "with this version; collect it again with --overwrite"
+        )
+    return encoder
 
 
 def _cached(path: Path, name: str, lengths: Array) -> Array | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -15,9 +15,10 @@ from mpd_gym.errors import ConfigError
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.latent.frames import FramePairs, StackPairs, stack_shape
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss
+from mpd_gym.models.packed_ops import computes_bf16
 from mpd_gym.training import TrainingConfig, fit
 
-__all__ = ["EncoderConfig", "fit_autoencoder"]
+__all__ = ["EncoderConfig", "encoder_preset", "fit_autoencoder"]
 
 
 @final
@@ -73,6 +74,32 @@ class EncoderConfig:
         return AutoencoderConfig(*sizes, self.channels, self.dynamics_hidden)
 
 
+def encoder_preset(
+    *, steps: int | None = None, seed: int = 0, precision: str | None = None
+) -> EncoderConfig:
+    """Configuration that trains on a laptop.
+
+    Args:
+        steps: Optimisation steps; None for the usual number.
+        seed: Of weights, held-out episodes and batches.
+        precision: See `TrainingConfig`; None is ``"bf16"`` where the CPU computes in it, which
+            takes 0.6 times the time.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+    base = EncoderConfig()
+    count = base.training.steps if steps is None else steps
+    training = replace(
+        base.training,
+        steps=count,
+        warmup_steps=max(0, min(base.training.warmup_steps, count - 1)),
+        seed=seed,
+        precision=precision or ("bf16" if computes_bf16() else "fp32"),
+    )
+    return replace(base, training=training, seed=seed)
+
+
 def fit_autoencoder(
     dataset: Any,
     config: EncoderConfig | None = None,
@@ -113,6 +140,8 @@ def fit_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Autoencoder(config.network(frames, size, action_dim))
+    # A sixth faster in fp32, a quarter in bf16.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training, held_out = (
         FramePairs(part) for part in split_episodes(source, config.validation_fraction, config.seed)
     )
@@ -144,6 +173,8 @@ def fit_autoencoder(
     )
     history = {
         "data": source.name,
+        "seed": config.seed,
+        "precision": config.training.precision,
         "steps": result.step,
         "seconds": round(result.seconds, 1),
         "dynamics_weight": config.dynamics_weight,

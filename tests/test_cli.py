@@ -107,10 +107,10 @@ def test_image_pendulum_recipe_stores_each_frame_once() -> None:
 def test_latents_are_collected_and_agents_of_them_take_frames(tmp_path: Path) -> None:
     images = "mpd_gym/image-pendulum/replay-v0"
     run("collect", images, "--fraction", "0.02")
-    small = ("--steps", "3", "--output", "e.safetensors")
+    small = ("--steps", "10", "--output", "e.safetensors")
     assert "held_out" in run("train-encoder", images, *small)
     run("train-encoder", images, *small)  # it is finished, and only shown again
-    assert ImageEncoder.load("e.safetensors").history["steps"] == 3
+    assert ImageEncoder.load("e.safetensors").history["steps"] == 10
     run("collect", "mpd_gym/latent-pendulum/replay-v0")
     run("train", "LatentPendulum-v0", "--steps", "12", "--no-parallel", "--output", "a.safetensors")
     agent = MPDiffuserAgent.load("a.safetensors", num_candidates=1, num_steps=2)

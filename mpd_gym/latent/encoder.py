@@ -44,6 +44,8 @@ class ImageEncoder:
     """
 
     def __init__(self, model: Autoencoder, history: Mapping[str, Any] | None = None) -> None:
+        # Batches take 0.6 times the time with weights in this order.
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.eval().requires_grad_(False)
         self.history = dict(history or {})
         config = model.config

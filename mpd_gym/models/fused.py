@@ -1,30 +1,32 @@
 """The denoisers with hand-written backward passes: what a training on a CPU computes with.
 
 `fused` gives the function that `TrajectoryDenoiser.forward` is, from the same parameters. Time
-series are images ``[M, C, 1, L]`` of height 1 in channels-last layout throughout, for which
-convolutions have the best kernels. A convolution, its normalisation, its modulation, the residual
-and the swish are one node of the graph. All modulations of a network are computed together. In
-bfloat16 the series between layers and the factors of all products are rounded; statistics, sums and
-weights stay float32.
+series are ``[L, M, C]``, time first: there a normalisation of each series with its modulation is
+one of M · C channels of a single image, and a convolution is one product of matrices for each of
+its taps, from which steps outside of the series are left out. A convolution, its normalisation, its
+modulation, the residual and the swish are one node of the graph. All modulations of a network are
+computed together. In bfloat16 the series between layers and the factors of all products are
+rounded; statistics, sums and weights stay float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mpd_gym.models.denoisers import TrajectoryDenoiser
+from mpd_gym.models.fused_convolution import Geometry, kernel
 from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
 
 __all__ = ["fused", "lay_out"]
 
 # (τ^k [B, H, D], k [B], initial, conditions, present) -> [B, H, D_out]
 Network = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-Modulation = tuple[Tensor, Tensor]  # scale and shift of a normalised series, each [M, C, 1, 1]
+Modulation = tuple[Tensor, Tensor]  # scale and shift of a normalised series, each [M, C]
 
 
 def fused(network: TrajectoryDenoiser) -> Network:
@@ -50,8 +52,8 @@ def fused(network: TrajectoryDenoiser) -> Network:
         embedding = network.embed(k, initial, conditions, present)
         with torch.autocast("cpu", enabled=False):
             modulations = _modulations(network.unet, embedding.to(dtype))
-            image = trajectory.to(dtype).transpose(1, 2).unsqueeze(2)
-            return _unet(network.unet, image, modulations).squeeze(2).transpose(1, 2).float()
+            series = trajectory.to(dtype).transpose(0, 1).contiguous()
+            return _unet(network.unet, series, modulations).transpose(0, 1).float()
 
     return forward
 
@@ -86,17 +88,11 @@ def _modulations(unet: TemporalUnet, embedding: Tensor) -> Iterator[Modulation]:
         weight, bias = _affine([films[index][2] for index in group])
         gain, offset = _affine([norms[index] for index in group])
         product = torch.bmm(weight.to(dtype), part.to(dtype)).float().transpose(1, 2)
-        # Each [layers, M, C]; what is computed from images takes their layout.
-        scale, shift = (product.contiguous() + bias[:, None]).chunk(2, dim=-1)
+        scale, shift = (product + bias[:, None]).chunk(2, dim=-1)  # each [layers, M, C]
         shift = torch.addcmul(shift, scale, offset[:, None])
-        pairs = zip(_unbound(scale * gain[:, None]), _unbound(shift), strict=True)
+        pairs = zip((scale * gain[:, None]).unbind(), shift.unbind(), strict=True)
         found |= dict(zip(group, pairs, strict=True))
     return iter([found[index] for index in range(len(norms))])
-
-
-def _unbound(rows: Tensor) -> tuple[Tensor, ...]:
-    """Split ``[layers, M, C]`` into ``[M, C, 1, 1]``."""
-    return rows[..., None, None].unbind()
 
 
 def _affine(modules: list[Any]) -> tuple[Tensor, Tensor]:
@@ -107,37 +103,38 @@ def _affine(modules: list[Any]) -> tuple[Tensor, Tensor]:
     )
 
 
-def _unet(unet: Any, image: Tensor, modulations: Iterator[Modulation]) -> Tensor:
-    """`TemporalUnet.forward` on images."""
+def _unet(unet: Any, series: Tensor, modulations: Iterator[Modulation]) -> Tensor:
+    """`TemporalUnet.forward` on ``[L, M, C]``."""
 
-    def stage(module: Stage, image: Tensor) -> Tensor:
-        return _block(module.second, _block(module.first, image, modulations), modulations)
+    def stage(module: Stage, series: Tensor) -> Tensor:
+        return _block(module.second, _block(module.first, series, modulations), modulations)
 
     skips = []
     for module, down in zip(unet.encoder, unet.downs, strict=True):
-        image = stage(module, image)
-        skips.append(image)
+        series = stage(module, series)
+        skips.append(series)
         if not isinstance(down, nn.Identity):
             pad, convolution = down
-            image = _convolution(convolution, functional.pad(image, pad.padding))
-    image = stage(unet.middle, image)
+            series = _convolution(convolution, series, pad.padding)
+    series = stage(unet.middle, series)
     for module, up in zip(unet.decoder, unet.ups, strict=True):
-        image = _convolution(up, stage(module, torch.cat((image, skips.pop()), dim=1)))
+        series = _convolution(up, stage(module, torch.cat((series, skips.pop()), dim=-1)))
     first, norm, _, last = unet.head
-    affine = norm.weight[None, :, None, None], norm.bias[None, :, None, None]
-    return _convolution(last, _layer(first, norm, affine, image, None, swish=True))
+    affine = norm.weight[None], norm.bias[None]
+    return _convolution(last, _layer(first, norm, affine, series, None, swish=True))
 
 
-def _block(block: ResidualBlock, image: Tensor, modulations: Iterator[Modulation]) -> Tensor:
+def _block(block: ResidualBlock, series: Tensor, modulations: Iterator[Modulation]) -> Tensor:
     (first, second), (norm, other) = block.convolutions, block.norms
-    branch = _layer(first, norm, next(modulations), image, None, swish=False)
+    branch = _layer(first, norm, next(modulations), series, None, swish=False)
     if not isinstance(block.projection, nn.Identity):
-        image = _convolution(block.projection, image)
-    return _layer(second, other, next(modulations), branch, image, swish=True)
+        series = _convolution(block.projection, series)
+    return _layer(second, other, next(modulations), branch, series, swish=True)
 
 
-def _convolution(module: Any, image: Tensor) -> Tensor:
-    output: Tensor = _Convolution.apply(image, module.weight, module.bias, _Geometry.of(module))  # type: ignore[no-untyped-call]
+def _convolution(module: Any, series: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
+    geometry = Geometry.of(module, padding)
+    output: Tensor = _Convolution.apply(series, module.weight, module.bias, geometry)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -145,70 +142,14 @@ def _layer(
     convolution: Any,
     norm: nn.Module,
     modulation: Modulation,
-    image: Tensor,
+    series: Tensor,
     residual: Tensor | None,
     *,
     swish: bool,
 ) -> Tensor:
-    tensors = (image, convolution.weight, convolution.bias, *modulation, residual)
-    output: Tensor = _Layer.apply(*tensors, _Geometry.of(convolution), norm, swish)  # type: ignore[no-untyped-call]
+    tensors = (series, convolution.weight, convolution.bias, *modulation, residual)
+    output: Tensor = _Layer.apply(*tensors, Geometry.of(convolution), norm, swish)  # type: ignore[no-untyped-call]
     return output
-
-
-@final
-class _Geometry(NamedTuple):
-    """How a convolution moves along time."""
-
-    stride: int
-    padding: int
-    transposed: bool
-
-    @classmethod
-    def of(cls, module: Any) -> _Geometry:
-        return cls(module.stride[0], module.padding[0], isinstance(module, nn.ConvTranspose1d))
-
-    def forward(self, image: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        """Convolve ``[M, C_in, 1, L]`` with ``[C, C_in, 1, k]``, or transposed."""
-        function = functional.conv_transpose2d if self.transposed else functional.conv2d
-        return function(image, kernel, bias.to(image.dtype), (1, self.stride), (0, self.padding))
-
-    def backward(
-        self, gradient: Tensor, image: Tensor, kernel: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of `forward`: of image, of weights without the height, and of bias."""
-        by_product = (
-            image.dtype == torch.bfloat16 and self.stride == 1 and not self.transposed
-        )  # twice as fast there
-        d_bias = gradient.sum((0, 2, 3), dtype=torch.float32)
-        gradient = gradient.to(image.dtype)
-        d_image, d_kernel, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            image,
-            kernel,
-            None,
-            (1, self.stride),
-            (0, self.padding),
-            (1, 1),
-            self.transposed,
-            (0, 0),
-            1,
-            (True, not by_product, False),
-        )
-        if by_product:
-            return d_image, _weight_gradient(gradient, image, kernel.shape[-1]), d_bias
-        return d_image, d_kernel.squeeze(2).float(), d_bias
-
-
-def _weight_gradient(gradient: Tensor, image: Tensor, length: int) -> Tensor:
-    """``[C, C_in, k]`` for a convolution that keeps the length, as one product."""
-    half = length // 2
-    rows = functional.pad(image.squeeze(2).transpose(1, 2), (0, 0, half, half))  # [M, L + k - 1, C]
-    size, _, channels = rows.shape
-    steps = gradient.shape[-1]
-    windows = rows.as_strided((size, steps, length * channels), (rows.stride(0), channels, 1))
-    columns = gradient.permute(1, 0, 2, 3).reshape(len(gradient[0]), -1)  # [C, M L]
-    product = columns @ windows.reshape(size * steps, -1)
-    return product.float().view(-1, length, channels).transpose(1, 2)
 
 
 @final
@@ -217,18 +158,19 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, geometry: _Geometry
+        ctx: Any, series: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry
     ) -> Tensor:
-        """Map ``[M, C_in, 1, L]`` to ``[M, C, 1, L']``."""
-        kernel = weight.to(image.dtype).unsqueeze(2)
-        ctx.save_for_backward(image, kernel)
+        """Map ``[L, M, C_in]`` to ``[L', M, C]``."""
+        weights = kernel(weight, series.dtype)
+        ctx.save_for_backward(series, weights)
         ctx.geometry = geometry
-        return geometry.forward(image, kernel, bias)
+        return geometry.forward(series, weights, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Map the gradient of the output to those of the tensors that `forward` takes."""
-        return *ctx.geometry.backward(gradient, *ctx.saved_tensors), None
+        wanted = ctx.needs_input_grad[0]
+        return *ctx.geometry.backward(gradient, *ctx.saved_tensors, wanted), None
 
 
 @final
@@ -238,50 +180,52 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        image: Tensor,
+        series: Tensor,
         weight: Tensor,
         bias: Tensor,
         scale: Tensor,
         shift: Tensor,
         residual: Tensor | None,
-        geometry: _Geometry,
+        geometry: Geometry,
         norm: nn.GroupNorm,
         swish: bool,
     ) -> Tensor:
-        """Map ``[M, C_in, 1, L]`` to ``[M, C, 1, L]``; a modulation may have one row for all."""
-        kernel = weight.to(image.dtype).unsqueeze(2)
-        series = geometry.forward(image, kernel, bias).float()
-        size, channels, _, length = series.shape
-        shape = (size, channels, length, norm.num_groups)
-        series, _, rate = torch.native_group_norm(series, None, None, *shape, norm.eps)
-        series = series.contiguous(memory_format=torch.channels_last)
-        output = torch.addcmul(shift, series, scale)
+        """Map ``[L, M, C_in]`` to ``[L, M, C]``; a modulation may have one row for all."""
+        weights = kernel(weight, series.dtype)
+        values = geometry.forward(series, weights, bias).float()
+        length, rows, channels = values.shape
+        factor, term = (part.expand(rows, -1).reshape(-1) for part in (scale, shift))
+        shape = (1, rows * channels, length, rows * norm.num_groups)
+        output, *moments = torch.native_group_norm(_row(values), factor, term, *shape, norm.eps)
+        output = output[0, :, :, 0].t().view(values.shape)
         if residual is not None:
             output += residual
-        # From here on, series is what has mean 0 and standard deviation 1.
-        ctx.save_for_backward(image, kernel, series, rate, scale, output if swish else None)
+        ctx.save_for_backward(series, weights, values, factor, *moments, output if swish else None)
         ctx.geometry, ctx.shape, ctx.residual = geometry, shape, residual is not None
-        return (functional.silu(output) if swish else output).to(image.dtype)
+        ctx.modulated = len(scale) == rows
+        return (functional.silu(output) if swish else output).to(series.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Map the gradient of the output to those of the tensors that `forward` takes."""
-        image, kernel, series, rate, scale, output = ctx.saved_tensors
-        size, channels, _, groups = ctx.shape
+        series, weights, values, factor, *moments, output = ctx.saved_tensors
         gradient = gradient.float()
         if output is not None:
             gradient = torch.ops.aten.silu_backward(gradient, output)
-        d_scale = (gradient * series).sum((2, 3), keepdim=True)
-        d_shift = gradient.sum((2, 3), keepdim=True)
-        # The derivative of a normalisation, taken at its result: there mean is 0 and rate is 1.
-        factor = (scale.view(len(scale), groups, -1) * rate[..., None]).view(size, channels, 1, 1)
-        statistics = torch.zeros_like(rate), torch.ones_like(rate)
-        scaled = (gradient * factor).contiguous(memory_format=torch.channels_last)
-        d_series, _, _ = torch.ops.aten.native_group_norm_backward(
-            scaled, series, *statistics, None, *ctx.shape, (True, False, False)
+        images = _row(gradient.contiguous()), _row(values)
+        d_values, *found = torch.ops.aten.native_group_norm_backward(
+            *images, *moments, factor, *ctx.shape, (True, True, True)
         )
-        gradients = ctx.geometry.backward(d_series, image, kernel)
-        d_residual = gradient.to(image.dtype) if ctx.residual else None
-        if len(scale) < size:
+        d_scale, d_shift = (part.view(values.shape[1:]) for part in found)
+        if not ctx.modulated:
             d_scale, d_shift = d_scale.sum(0, keepdim=True), d_shift.sum(0, keepdim=True)
+        d_values = d_values[0, :, :, 0].t().view(values.shape)
+        wanted = ctx.needs_input_grad[0]
+        gradients = ctx.geometry.backward(d_values, series, weights, wanted)
+        d_residual = gradient.to(series.dtype) if ctx.residual else None
         return *gradients, d_scale, d_shift, d_residual, None, None, None
+
+
+def _row(series: Tensor) -> Tensor:
+    """View ``[L, M, C]`` as an image ``[1, M · C, L, 1]``, channels last in memory."""
+    return series.view(1, len(series), 1, -1).permute(0, 3, 1, 2)

@@ -61,7 +61,7 @@ def test_settings_differ_and_the_reference_comes_first(env_id: str) -> None:
     own = SamplingConfig(num_candidates=8, action_chunk=4)
     found = settings(own, CANDIDATES[env_id])
     assert found[0] == Setting("ddpm", None, 0, 4, 8)
-    assert len({str(one) for one in found}) == len(found) > 15
+    assert len({str(one) for one in found}) == len(found) >= 10
     for one in found:
         assert own.updated(one.options).action_chunk == one.chunk
     assert {one.sampler for one in found} == {"ddpm", "ddim", "dpm++"}
@@ -77,7 +77,6 @@ def test_the_study_plays_times_reports_and_goes_on(
     for name, value in {
         "ENVIRONMENTS": ("LQR-v0",),
         "SAMPLERS": ("dpm++",),
-        "WARM_SAMPLERS": ("ddpm",),
         "STEPS": (3,),
         "WARM_STEPS": (2,),
         "CHUNKS": (8,),

@@ -27,14 +27,14 @@ from mpd_gym.reports import save_figure
 
 __all__ = ["Setting", "clock", "play", "recommended", "run", "settings"]
 
-ENVIRONMENTS = ("LQR-v0", "CarUMaze-v0", "ConstrainedPendulum-v0")
+ENVIRONMENTS = ("LQR-v0", "CarUMaze-v0")
 SAMPLERS = ("ddpm", "ddim", "dpm++")
 STEPS = (3, 5, 10)
-WARM_SAMPLERS, WARM_STEPS = ("ddpm", "dpm++"), (2, 4)
-CHUNKS = (1, 4, 8, 16)
+WARM_STEPS = (2, 4)
+CHUNKS = (8, 16)
 CANDIDATES = {
     "LQR-v0": (1,),  # nothing ranks them
-    "CarUMaze-v0": (1, 4, 8),
+    "CarUMaze-v0": (1, 4),
     "ConstrainedPendulum-v0": (1, 4, 8, 16),
 }
 FEW, GRID = 5, 10  # steps where other options vary; steps of the first plan of warm starts
@@ -90,19 +90,15 @@ def settings(own: SamplingConfig, candidates: Sequence[int]) -> list[Setting]:
     """
     chunk, num = own.action_chunk, own.num_candidates
     found = [Setting("ddpm", None, 0, chunk, num)]
-    found += [Setting(name, steps, 0, chunk, num) for name in SAMPLERS for steps in STEPS]
+    found += [Setting("ddpm", steps, 0, chunk, num) for steps in STEPS]
+    found += [Setting(name, FEW, 0, chunk, num) for name in SAMPLERS]
+    found += [Setting("ddpm", GRID, warm, chunk, num) for warm in WARM_STEPS]
     found += [
-        Setting(name, GRID, warm, size, num)
-        for name in WARM_SAMPLERS
-        for warm in WARM_STEPS
-        for size in (chunk, 1)
-    ]
-    found += [Setting("ddpm", FEW, 0, size, num) for size in CHUNKS]
-    found += [
-        Setting("ddpm", steps, warm, chunk, count)
-        for count in candidates
+        Setting("ddpm", steps, warm, size, num)
+        for size in CHUNKS
         for steps, warm in ((FEW, 0), (GRID, WARM_STEPS[-1]))
     ]
+    found += [Setting("ddpm", FEW, 0, chunk, count) for count in candidates]
     return list(dict.fromkeys(found))
 
 

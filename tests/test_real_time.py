@@ -88,7 +88,7 @@ def test_the_study_plays_times_reports_and_goes_on(
     report = run_study("real-time", tmp_path, (0,), 3)
     content = json.loads((tmp_path / "real-time-LQR-v0.json").read_text())
     assert len(content["cells"]) == 2 * 5
-    assert len(content["cells"]["dpm++, 3 steps, chunk 8, N = 1"]["returns"]) == 3
+    assert len(content["cells"]["dpm++, 2 steps, chunk 8, N = 1"]["returns"]) == 3
     assert all(row["milliseconds"] > 0 for key, row in content["cells"].items() if "time" in key)
     assert "Recommended: **" in report and "ddpm, all steps, chunk 8, N = 1" in report
     assert (tmp_path / "real-time.png").stat().st_size > 1000

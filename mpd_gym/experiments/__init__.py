@@ -51,7 +51,7 @@ STUDIES = {
     "real-time": Study(
         "mpd_gym.experiments.real_time",
         "return against milliseconds per action of the shipped agents: steps, warm starts, chunks",
-        "2 h",
+        "20 min",
     ),
     "car-umaze": Study(
         "mpd_gym.experiments.car_umaze",

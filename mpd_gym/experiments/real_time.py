@@ -1,9 +1,10 @@
 """What a setting costs: return against milliseconds per action, on the agents that ship.
 
 Samplers, reverse steps, warm starts, action chunks and candidates are varied around each agent's
-own options. The reference visits all K levels. A setting is as good if its mean return is not below
-the 95 % interval of the reference's, its successes are not below and its violations not above
-theirs; of those that are, the cheapest per action is recommended.
+own options. The reference visits all K levels. A setting is as good if its return is not lower from
+the same starts, by the 95 % interval of the differences, and its successes are not below and its
+violations not above the intervals of the reference's; of those that are, the cheapest per action is
+recommended.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from mpd_gym.agents.files import agent_path
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.agents.options import SamplingConfig
-from mpd_gym.evaluation import evaluate, mean_interval, proportion_interval
+from mpd_gym.evaluation import Interval, evaluate, mean_interval, proportion_interval
 from mpd_gym.experiments.results import Results
 from mpd_gym.experiments.tables import markdown_table
 from mpd_gym.files import atomic_path
@@ -203,13 +204,18 @@ def recommended(cells: Mapping[Setting, Cell]) -> Setting:
 
 
 def _as_good(cell: Cell, reference: Cell) -> bool:
-    enough = [np.mean(cell["returns"]) >= mean_interval(reference["returns"]).low]
+    enough = [_difference(cell, reference).high >= 0]
     for name, sign in (("successes", 1), ("violations", -1)):
         if reference[name] is not None:
             known = proportion_interval(reference[name])
             bound = known.low if sign > 0 else known.high
             enough.append(sign * np.mean(cell[name]) >= sign * bound)
     return all(enough)
+
+
+def _difference(cell: Cell, reference: Cell) -> Interval:
+    """Return less that of the reference, start by start."""
+    return mean_interval(np.subtract(cell["returns"], reference["returns"]))
 
 
 def _report(found: Mapping[str, Mapping[Setting, Cell]], trials: int) -> str:
@@ -219,20 +225,24 @@ def _report(found: Mapping[str, Mapping[Setting, Cell]], trials: int) -> str:
         f"{trials} episodes of each setting, the same starts for all; mean with its 95 % interval. "
         f"Milliseconds: one environment, one thread, mean over the actions of an episode, median "
         f"of {TIMED_EPISODES} episodes; p99 over all their actions. The first row of each table "
-        "visits all levels. Recommended, in bold: the cheapest setting whose mean return is not "
-        "below the 95 % interval of that row's, with successes not below and violations not above "
-        "theirs.",
+        "visits all levels; differences from it are taken start by start. Recommended, in bold: "
+        "the cheapest setting whose difference has an interval that does not end below 0, with "
+        "successes not below and violations not above that row's intervals.",
     ]
-    heads = ("setting", "return", "success %", "violations %", "ms per action", "p99 ms")
+    heads = (
+        *("setting", "return", "difference", "success %", "violations %"),
+        *("ms per action", "p99 ms", "× all levels"),
+    )
     for env_id, cells in found.items():
         best, (reference, *others) = recommended(cells), cells
         order = [reference, *sorted(others, key=lambda one: -float(cells[one]["milliseconds"]))]
         lines += ["", f"## {env_id}", "", f"Recommended: **{best}**.", ""]
-        lines += markdown_table(heads, [_row(one, cells[one], one == best) for one in order])
+        lines += markdown_table(heads, [_row(one, cells, one == best) for one in order])
     return "\n".join([*lines, ""])
 
 
-def _row(setting: Setting, cell: Cell, best: bool) -> list[str]:
+def _row(setting: Setting, cells: Mapping[Setting, Cell], best: bool) -> list[str]:
+    cell, reference = cells[setting], next(iter(cells.values()))
     shares = []
     for name in ("successes", "violations"):
         known = None if cell[name] is None else proportion_interval(cell[name])
@@ -243,7 +253,9 @@ def _row(setting: Setting, cell: Cell, best: bool) -> list[str]:
         )
     name = f"**{setting}**" if best else str(setting)
     times = [f"{cell[key]:.2f}" for key in ("milliseconds", "p99")]
-    return [name, str(mean_interval(cell["returns"])), *shares, *times]
+    times.append(f"{reference['milliseconds'] / cell['milliseconds']:.1f}")
+    returns = mean_interval(cell["returns"]), _difference(cell, reference)
+    return [name, *map(str, returns), *shares, *times]
 
 
 def _figure(found: Mapping[str, Mapping[Setting, Cell]]) -> Figure:

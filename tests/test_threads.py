@@ -12,7 +12,7 @@ from helpers import tiny_agent
 from mpd_gym.agents import diffusion_agent
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
 from mpd_gym.models import threads as module
-from mpd_gym.models.threads import enough_threads, threads
+from mpd_gym.models.threads import enough_threads, multiplications, threads
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +29,10 @@ def test_the_number_grows_with_network_and_batch() -> None:
             TrajectoryDenoiser(DenoiserConfig(11, 3, 32, unet=unet))
             for unet in (UnetConfig(32, (1, 2, 4)), UnetConfig())
         )
-    counts = [enough_threads(laptop.to_empty(device="cpu"), rows) for rows in (2, 16, 128)]
+    counts = [enough_threads(multiplications(laptop, rows)) for rows in (2, 16, 128)]
     assert counts[:2] == [1, 1]
     assert counts[2] > 1
-    assert enough_threads(paper.to_empty(device="cpu"), 2) > 1
+    assert enough_threads(multiplications(paper, 2)) > 1
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, 1), (2, 2), (3, 3), (8, 3)])

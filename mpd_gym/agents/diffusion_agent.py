@@ -34,7 +34,7 @@ from mpd_gym.diffusion import (
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import TrajectoryDenoiser
 from mpd_gym.models.packed import PackedNetworks
-from mpd_gym.models.threads import enough_threads, threads
+from mpd_gym.models.threads import enough_threads, multiplications, threads
 from mpd_gym.types import Array, Denoiser, Step
 
 __all__ = ["DiffusionAgent", "Known"]
@@ -100,7 +100,13 @@ class DiffusionAgent(TrainedAgent[C]):
     # --- sampling ------------------------------------------------------------------------------
 
     def _sample(self, request: Request) -> Tensor:
-        with threads(self._enough_threads(request)):
+        rows = len(request.initial) * self.options.num_candidates
+        most = max(
+            multiplications(model, rows if self._guidance(role) in (0.0, 1.0) else 2 * rows)
+            for role, model in self.models.items()
+            if isinstance(model, TrajectoryDenoiser)
+        )
+        with threads(enough_threads(most)):
             return self._sample_within(request)
 
     def _sample_within(self, request: Request) -> Tensor:
@@ -117,15 +123,6 @@ class DiffusionAgent(TrainedAgent[C]):
                 warm, levels[0], self._schedule, request.noise, options.temperature
             )
         return sample(step, start, levels, request.noise)
-
-    def _enough_threads(self, request: Request) -> int:
-        """Threads that the larger of the networks' calls are worth."""
-        rows = len(request.initial) * self.options.num_candidates
-        return max(
-            enough_threads(model, rows if self._guidance(role) in (0.0, 1.0) else 2 * rows)
-            for role, model in self.models.items()
-            if isinstance(model, TrajectoryDenoiser)
-        )
 
     def _composed(
         self, request: Request, levels: Sequence[int], known: Known | None = None

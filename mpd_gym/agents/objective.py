@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpd_gym.datasets import Normalizers
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.models import Regressor
+from mpd_gym.models.threads import enough_threads, threads
 from mpd_gym.types import Array
 
 __all__ = ["Objective", "StepFunction", "learned_objective"]
@@ -172,7 +173,8 @@ def _predicted(
     def tensor(values: Array) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=device)
 
-    with torch.no_grad():
+    work = actions[..., 0].size * sum(weight.numel() for weight in model.parameters())
+    with torch.no_grad(), threads(enough_threads(work)):
         output = model.predict(
             tensor(normalizers.observation.normalize(observations)),
             tensor(normalizers.action.normalize(actions)),

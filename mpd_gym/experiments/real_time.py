@@ -204,12 +204,12 @@ def recommended(cells: Mapping[Setting, Cell]) -> Setting:
 
 
 def _as_good(cell: Cell, reference: Cell) -> bool:
-    enough = [_difference(cell, reference).high >= 0]
+    enough = [bool(_difference(cell, reference).high >= 0)]
     for name, sign in (("successes", 1), ("violations", -1)):
         if reference[name] is not None:
             known = proportion_interval(reference[name])
             bound = known.low if sign > 0 else known.high
-            enough.append(sign * np.mean(cell[name]) >= sign * bound)
+            enough.append(bool(sign * np.mean(cell[name]) >= sign * bound))
     return all(enough)
 
 

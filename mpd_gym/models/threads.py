@@ -14,26 +14,29 @@ import torch
 
 from mpd_gym.models.denoisers import TrajectoryDenoiser
 
-__all__ = ["enough_threads", "threads"]
+__all__ = ["enough_threads", "multiplications", "threads"]
 
 # Multiplications of a call that keep one more thread busy; see docs/results/sampling-speed.md.
 MULTIPLICATIONS_PER_THREAD = 2**28
 
 
-def enough_threads(network: TrajectoryDenoiser, rows: int) -> int:
-    """Threads that calls of a network are worth, at least 1; PyTorch's own number on a GPU.
+def enough_threads(multiplications: int) -> int:
+    """Threads that a call of so many multiplications is worth; at least 1."""
+    return max(multiplications // MULTIPLICATIONS_PER_THREAD, 1)
+
+
+def multiplications(network: TrajectoryDenoiser, rows: int) -> int:
+    """Of a denoiser's call, roughly.
+
+    Nearly all weights belong to the lowest level, so that their number times the length of the
+    series there tells how much is computed.
 
     Args:
-        network: Denoiser. Nearly all of its weights belong to the lowest level, so that their
-            number times the length of the series there tells how much a call computes.
+        network: Denoiser.
         rows: Trajectories in a call, those of an unconditional half included.
     """
-    weights = list(network.unet.parameters())
-    if weights[0].device.type != "cpu":
-        return torch.get_num_threads()
     length = network.config.horizon // network.config.unet.downsampling
-    multiplications = sum(weight.numel() for weight in weights) * length * rows
-    return max(int(multiplications // MULTIPLICATIONS_PER_THREAD), 1)
+    return sum(weight.numel() for weight in network.unet.parameters()) * length * rows
 
 
 @contextmanager

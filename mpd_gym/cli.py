@@ -283,29 +283,57 @@ def demo(
 
 @app.command()
 def reproduce(
-    name: Annotated[
-        str | None, typer.Argument(help="Study; without it, all are listed with their time.")
+    name: Annotated[str | None, typer.Argument(help="Study; see --list.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where results go, and agents, which studies share; outputs/studies by default. "
+            "With --report, the folder of results; docs/results by default."
+        ),
     ] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where results and agents go.")] = None,
+    preset: Annotated[Preset, typer.Option(help="Size of networks and training.")] = Preset.laptop,
     seeds: Annotated[str, typer.Option(help="Training seeds, such as 0,1,2.")] = "0,1,2",
-    trials: Annotated[int, typer.Option(help="Trials of each cell.")] = 250,
+    trials: Annotated[int, typer.Option(help="Trials of each cell.", min=1)] = 250,
+    processes: Annotated[int, typer.Option(help="Processes that measure.", min=0)] = 2,
+    listed: Annotated[
+        bool, typer.Option("--list", help="List all studies with their expected time.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the page of all stored results.")
+    ] = False,
 ) -> None:
-    """Run a study: train what is missing, evaluate, and write every seed and trial."""
+    """Run a study: train what is missing, measure, and write every seed and trial.
+
+    Interrupted and called again, it goes on where it was.
+    """
     from rich.markdown import Markdown
 
     from mpd_gym.experiments import STUDIES, run_study
 
-    if name is None:
+    if report:
+        from mpd_gym.experiments.summary import write_summary
+
+        console.print(f"Wrote {write_summary(folder or Path('docs/results'))}")
+        return
+    if name is None or listed:
         table = Table("study", "what it shows", "time on 2 cores")
         for key, study in STUDIES.items():
             table.add_row(key, study.description, study.time)
         console.print(table)
         return
+    from mpd_gym.experiments.frame import Scope
+
+    place = folder or OUTPUTS / "studies"
+    scope = Scope(place, _numbers(seeds), trials, preset.value, processes)
+    console.print(Markdown(run_study(name, scope)))
+
+
+def _numbers(seeds: str) -> tuple[int, ...]:
+    """Training seeds from a list such as 0,1,2."""
     try:
-        numbers = tuple(int(seed) for seed in seeds.split(","))
+        return tuple(int(seed) for seed in seeds.split(","))
     except ValueError as error:
         raise ConfigError(f"seeds: expected whole numbers such as 0,1,2, got {seeds!r}") from error
-    console.print(Markdown(run_study(name, folder or OUTPUTS / name, numbers, trials)))
 
 
 def _config(

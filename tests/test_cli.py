@@ -48,7 +48,8 @@ def collected(name: str, fraction: str) -> minari.MinariDataset:
 def test_collect_and_reproduce_list_what_there_is() -> None:
     listed = run("collect")
     assert all(name in listed for name in RECIPES)
-    studies = run("reproduce")
+    studies = run("reproduce", "--list")
+    assert run("reproduce") == studies
     assert all(name in studies for name in STUDIES)
 
 
@@ -207,46 +208,32 @@ def test_errors_are_one_line(
 
 
 @pytest.mark.slow
-def test_reproduce_goes_on_and_reports_every_seed(
+def test_reproduce_writes_a_study_and_the_page_of_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
+    """One cell through the whole command, with a network that is there already."""
+    from studies import use_made_up_data
 
-    from mpd_gym.agents.presets import preset
-    from mpd_gym.experiments import lqr_compositions as study
+    from mpd_gym.experiments import lqr_steps
+    from mpd_gym.experiments.networks import Network
 
-    for percent in study.PERCENTS:
-        name = f"mpd_gym/lqr/noisy-p{percent}-v0"
-        run("collect", name, "--fraction", "0.01", "--processes", "1")
+    use_made_up_data(monkeypatch)
+    agent = tiny_agent("LQR-v0", conditions=("final_state",))
 
-    def tiny(name: str, env_id: str):
-        full = preset(name, env_id)
-        training = replace(full.training, steps=12, warmup_steps=2)
-        return replace(full, training=training)
+    def load(self: Network, folder: Path) -> MPDiffuserAgent:
+        return agent
 
-    monkeypatch.setattr(study, "preset", tiny)
-    monkeypatch.setattr(study, "TEMPERATURES", (0.1, 1.0))
-    monkeypatch.setattr(study, "OPTIONS", {"num_steps": 2, "action_chunk": 32})
-    arguments = (
-        "reproduce",
-        "lqr-compositions",
-        "--folder",
-        "r",
-        "--seeds",
-        "4,5",
-        "--trials",
-        "3",
-    )
-    run(*arguments)
-    content = json.loads((tmp_path / "r/lqr-compositions.json").read_text())
-    assert len(content["cells"]) == 2 * 2 * 6 * 2
+    monkeypatch.setattr(Network, "train", lambda self, folder, parallel: None)
+    monkeypatch.setattr(Network, "load", load)
+    monkeypatch.setattr(lqr_steps, "STEPS", (2,))
+    monkeypatch.setattr(lqr_steps, "SAMPLERS", ("ddpm",))
+    monkeypatch.setattr(lqr_steps, "NAMES", ("planner_only",))
+    monkeypatch.setattr(lqr_steps, "OPTIONS", {"action_chunk": 8})
+    run("reproduce", "lqr-steps", "--folder", "r", "--seeds", "4,5", "--trials", "3",
+        "--processes", "0")  # fmt: skip
+    content = json.loads((tmp_path / "r/lqr-steps.json").read_text())
+    assert content["setting"] == {"preset": "laptop", "trials": 3, "seeds": [4, 5]}
     assert all(len(cell["costs"]) == 3 for cell in content["cells"].values())
-    report = (tmp_path / "r/lqr-compositions.md").read_text()
-    assert "seed 4" in report and "seed 5" in report
-    assert (tmp_path / "r/lqr-compositions.png").stat().st_size > 1000
-    key = next(iter(content["cells"]))
-    content["cells"][key]["costs"] = [7.0, 7.0, 7.0]
-    (tmp_path / "r/lqr-compositions.json").write_text(json.dumps(content))
-    run(*arguments)  # keeps what is there
-    again = json.loads((tmp_path / "r/lqr-compositions.json").read_text())
-    assert again["cells"] == content["cells"]
+    assert "4, 5" in (tmp_path / "r/lqr-steps.md").read_text()
+    run("reproduce", "--report", "--folder", "r")
+    assert "skipped levels" in (tmp_path / "r.md").read_text()

@@ -5,62 +5,86 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers import tiny_agent
+from studies import CHANGES, run_mini, use_made_up_data
 
-from mpd_gym.experiments import car_umaze, pendulum_ranking
-from mpd_gym.experiments.tables import markdown_table, pooled_share, seed_mean
+from mpd_gym.experiments import car_umaze, lqr_noise, pendulum_ranking
 
 
-def test_tables_show_every_seed_and_the_interval() -> None:
-    assert markdown_table(["a", "b"], [["1", "2"]]) == ["| a | b |", "|---|---|", "| 1 | 2 |"]
-    # t interval of 1, 2, 3: 2 ± 4.303 / sqrt(3)
-    assert seed_mean([1.0, 2.0, 3.0], 2) == "**2.00** [-0.48, 4.48] (1.00, 2.00, 3.00)"
-    assert seed_mean([0.5], 1, scale=100) == "**50.0** (one seed)"
-    # Wilson interval of 5 in 10: centre 0.5, half width 0.2634
-    shown = pooled_share([np.array([True] * 4 + [False]), [True] + [False] * 4])
-    assert shown == "**50.0** [23.7, 76.3] (80.0, 20.0)"
+@pytest.fixture(autouse=True)
+def made_up_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_made_up_data(monkeypatch)
 
 
 @pytest.mark.slow
-def test_car_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_car_umaze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(car_umaze, "TEMPERATURES", (1.0,))
-    for seed in (4, 5):
-        agent = tiny_agent("CarUMaze-v0", conditions=("goal",), seed=seed)
-        path = tmp_path / f"agents/car-seed{seed}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        agent.with_options(num_steps=2, action_chunk=8).save(path)
-    monkeypatch.setattr(car_umaze, "STEPS", (2, None))
-    report = car_umaze.run(tmp_path, (4, 5), 3)
-    cells = json.loads((tmp_path / "car-umaze.json").read_text())["cells"]
-    opened = {key: cell for key, cell in cells.items() if not key.startswith("closed")}
-    assert len(opened) == len(car_umaze.COMPOSITIONS) * 2 * 2
-    for cell in opened.values():
-        assert len(cell["final_error"]) == len(cell["collision"]) == 3
-        assert len(cell["state_error"]) == 8
-    assert "All reverse steps" in report and "2 reverse steps" in report
+    monkeypatch.setattr(car_umaze, "STEPS", (2,))
+    monkeypatch.setattr(car_umaze, "CLOSED", {"action_chunk": 15, "num_steps": 2})
+    report, cells = run_mini("car-umaze", tmp_path, (4, 5), trials=3)
+    peers = len(car_umaze.PEERS)
+    tuned = (peers - 2) * len(car_umaze.GUIDANCES)  # Diffuser's one choice is not measured
+    opened = (peers - 1) + len(car_umaze.COMPOSITIONS)
+    assert len(cells) == tuned + 2 * (opened + peers)
+    for key, cell in cells.items():
+        if cell["of"]["measure"] == "open_loop":
+            assert len(cell["final_error"]) == len(cell["collision"]) == 3, key
+    assert "MPDiffuser above Decision Diffuser" in report and "95.3 : 42.2" in report
     assert (tmp_path / "car-umaze.png").stat().st_size > 1000
-    key = next(iter(opened))
-    content = json.loads((tmp_path / "car-umaze.json").read_text())
-    content["cells"][key]["final_error"] = [0.25] * 3
-    (tmp_path / "car-umaze.json").write_text(json.dumps(content))
-    assert car_umaze.run(tmp_path, (4, 5), 3) != report  # keeps what is there
 
 
 @pytest.mark.slow
-def test_pendulum_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pendulum_ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pendulum_ranking, "CANDIDATES", (1, 4))
-    for seed in (4, 5):
-        models = {"reward_model": True, "cost_model": True}
-        agent = tiny_agent("ConstrainedPendulum-v0", conditions=("return",), seed=seed, **models)
-        path = tmp_path / f"agents/pendulum-seed{seed}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        agent.with_options(num_steps=1, action_chunk=8, budget=0.0).save(path)
-    report = pendulum_ranking.run(tmp_path, (4, 5), 3)
-    cells = json.loads((tmp_path / "pendulum-ranking.json").read_text())["cells"]
-    assert len(cells) == 2 * 2 * 2
-    for key, cell in cells.items():  # three starts in all, spread over the seeds
-        assert len(cell["success"]) == (2 if key.endswith("seed=4") else 1)
-    assert report.count("| 4 |") == 2
-    assert (tmp_path / "pendulum-ranking.png").stat().st_size > 1000
+    monkeypatch.setattr(pendulum_ranking, "OPTIONS", {"num_steps": 1, "action_chunk": 16})
+    monkeypatch.setattr(pendulum_ranking, "TUNED_AT", 1)
+    monkeypatch.setattr(pendulum_ranking, "TEMPERATURES", (1.0,))
+    report, cells = run_mini("pendulum-ranking", tmp_path, (4, 5), trials=3)
+    spread = {tuple(cell["of"]["starts"]) for key, cell in cells.items() if "N=" in key}
+    assert spread == {(0, 2), (2, 3)}  # three starts in all, spread over the seeds
+    assert any(cell["of"].get("method") == "safediffuser" for cell in cells.values())
+    assert report.count("| 4 | ") == 3
+
+
+@pytest.mark.slow
+def test_lqr_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lqr_noise, "PERCENTS", (40, 80))
+    monkeypatch.setattr(lqr_noise, "TEMPERATURES", (1.0,))
+    monkeypatch.setattr(lqr_noise, "OPTIONS", {"num_steps": 1, "action_chunk": 15})
+    monkeypatch.setattr(lqr_noise, "GUIDANCES", (1.0,))
+    monkeypatch.setattr(lqr_noise, "ALL_SEEDS_AT", 80)
+    report, cells = run_mini("lqr-noise", tmp_path, (4, 5))
+    assert len(cells) == len(lqr_noise.PEERS) * 3  # one seed at 0.4, two at 0.8
+    assert "one seed" in report and "State error at p = 0.8" in report
+
+
+@pytest.mark.slow
+def test_networks_are_trained_once_and_cells_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted study keeps its cells; another one takes its networks."""
+    from mpd_gym.experiments import lqr_compositions, lqr_steps
+
+    monkeypatch.setattr(lqr_compositions, "TEMPERATURES", (1.0,))
+    options = {"num_steps": 2, "action_chunk": 16, "guidance_scale": 1.0}
+    monkeypatch.setattr(lqr_compositions, "OPTIONS", options)
+    monkeypatch.setattr(lqr_steps, "STEPS", (2,))
+    monkeypatch.setattr(lqr_steps, "SAMPLERS", ("ddpm",))
+    _, cells = run_mini("lqr-compositions", tmp_path)
+    agents = sorted(path.name for path in (tmp_path / "agents").glob("*.safetensors"))
+    assert len(agents) == 2
+    run_mini("lqr-steps", tmp_path)
+    assert agents == sorted(path.name for path in (tmp_path / "agents").glob("*.safetensors"))
+
+    path = tmp_path / "lqr-compositions.json"
+    content = json.loads(path.read_text())
+    kept, lost, stale = list(content["cells"])[:3]
+    content["cells"][kept]["costs"] = [7.0, 7.0]
+    content["cells"][stale]["of"]["options"] = {}
+    del content["cells"][lost]
+    path.write_text(json.dumps(content))
+    _, again = run_mini("lqr-compositions", tmp_path)
+    assert again[kept]["costs"] == [7.0, 7.0]
+    assert set(again) == set(cells)
+    assert again[stale]["of"] == cells[stale]["of"]
+    assert CHANGES["diffusion_steps"] == 10

@@ -13,6 +13,7 @@ from mpd_gym.agents.diffusion_agent import DiffusionAgent
 from mpd_gym.agents.learning import Dataset, DenoisingTask, TrainingData, as_data, train_modules
 from mpd_gym.agents.mpdiffuser_config import MPDiffuserConfig
 from mpd_gym.agents.request import Request
+from mpd_gym.errors import ConfigError
 from mpd_gym.training import TrainingConfig, TrainingResult
 from mpd_gym.types import Array, Step
 
@@ -56,12 +57,73 @@ class MPDiffuserAgent(DiffusionAgent[MPDiffuserConfig]):
             The losses.
         """
         settings = replace(training or self.config.training, steps=steps)
+        return self._train_dynamics(
+            dataset, "dynamics-finetuned", settings, directory, resume, progress
+        )
+
+    def with_new_dynamics(
+        self,
+        dataset: Dataset,
+        config: MPDiffuserConfig,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        resume: bool = True,
+        progress: bool = True,
+    ) -> MPDiffuserAgent:
+        """Train another dynamics model beside this agent's planner.
+
+        The second agent shares planner, ranking models, normalisers and condition scalings; this
+        one stays as it is.
+
+        Args:
+            dataset: As in `fit`; what the new dynamics model learns from.
+            config: Of the second agent. It may differ in what concerns the dynamics model, such as
+                `dynamics_conditions`.
+            directory: Where checkpoints and TensorBoard files go; None keeps nothing.
+            resume: Continue from a checkpoint in `directory`.
+            progress: Show a progress bar.
+
+        Raises:
+            ConfigError: If the configuration asks for another planner.
+        """
+        sizes = self.conditions.sizes
+        planner = self.models["planner"].config
+        if config.denoiser("planner", self._nx, self._nu, sizes) != planner:
+            raise ConfigError(
+                "config: the new dynamics model would stand beside another planner; expected "
+                f"fields that give {planner}"
+            )
+        fresh = config.models(self._nx, self._nu, sizes)["dynamics"]
+        made = MPDiffuserAgent(
+            config,
+            {**self.models, "dynamics": fresh},
+            self.observation_space,
+            self.action_space,
+            self.normalizers,
+            self.conditions,
+            history=self.history,
+            device=self.device,
+        )
+        made.follow(self)
+        made._train_dynamics(dataset, "dynamics", config.training, directory, resume, progress)
+        return made
+
+    def _train_dynamics(
+        self,
+        dataset: Dataset,
+        name: str,
+        settings: TrainingConfig,
+        directory: str | os.PathLike[str] | None,
+        resume: bool,
+        progress: bool,
+    ) -> TrainingResult:
+        """Train the dynamics model alone, with the normalisers and scalings that the agent has."""
         config = self.config
         held_out = (config.validation_fraction, config.seed)
         data = TrainingData(
             as_data(dataset), config.windows, self.normalizers, self.conditions, *held_out
         )
-        job = replace(self._job("dynamics", data), config=settings, name="dynamics-finetuned")
+        job = replace(self._job("dynamics", data), config=settings, name=name)
         results = train_modules([job], directory, self.device, resume=resume, progress=progress)
         self._take(results)
         return results["dynamics"]

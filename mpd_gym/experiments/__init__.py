@@ -1,6 +1,6 @@
-"""Studies: each trains what is missing, evaluates, and writes every seed and trial.
+"""Studies: each trains what is missing, measures, and writes every seed and trial.
 
-A study is one file with a `run` function; `STUDIES` lists them for ``mpd-gym reproduce``.
+A study is one file with a function ``study(book)``; `STUDIES` lists them for ``mpd-gym reproduce``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from mpd_gym.errors import check_choice
 
-__all__ = ["STUDIES", "Study", "run_study"]
+if TYPE_CHECKING:
+    from mpd_gym.experiments.frame import Book, Scope
+    from mpd_gym.experiments.report import Report
+
+__all__ = ["STUDIES", "Study", "read_study", "run_study"]
 
 
 @final
@@ -22,64 +26,93 @@ class Study:
     """A study that can be reproduced.
 
     Attributes:
-        module: Where its ``run(folder, seeds, trials)`` is.
+        module: Where its function ``study`` is.
         description: What it shows.
-        time: Expected on two cores.
+        time: Expected on two cores, with laptop preset and three seeds, after what the studies
+            before it in the list have trained.
     """
 
     module: str
     description: str
     time: str
 
-    def load(self) -> Callable[[Path, tuple[int, ...], int], str]:
-        """The study's `run`, which returns its report as Markdown."""
-        run: Callable[[Path, tuple[int, ...], int], str] = import_module(self.module).run
-        return run
+    def load(self) -> Callable[[Book], Report]:
+        """The study's function."""
+        study: Callable[[Book], Report] = import_module(f"mpd_gym.experiments.{self.module}").study
+        return study
 
 
 STUDIES = {
+    "car-umaze": Study(
+        "car_umaze", "T. 8, Fig. 2: whole plans of the car executed open loop, all peers", "6 h"
+    ),
+    "pendulum-ranking": Study(
+        "pendulum_ranking",
+        "T. 5: ConstrainedPendulum-v0, N = 1 … 64 ranked candidates; planner and SafeDiffuser",
+        "5 h",
+    ),
+    "lqr-noise": Study(
+        "lqr_noise",
+        "T. 10, Fig. 12: LQR-v0, noise in the data, temperatures 0.001 … 1, all peers",
+        "5 h",
+    ),
     "lqr-compositions": Study(
-        "mpd_gym.experiments.lqr_compositions",
+        "lqr_compositions",
         "LQR-v0: planner alone and each composition, at p = 0.1 and 0.4 and three temperatures",
         "1 h",
     ),
     "lqr-steps": Study(
-        "mpd_gym.experiments.lqr_steps",
+        "lqr_steps",
         "LQR-v0: what skipped levels do to each composition, with DDPM and DDIM",
-        "10 min more",
+        "10 min",
     ),
     "real-time": Study(
-        "mpd_gym.experiments.real_time",
+        "real_time",
         "return against milliseconds per action of the shipped agents: steps, warm starts, chunks",
         "20 min",
-    ),
-    "car-umaze": Study(
-        "mpd_gym.experiments.car_umaze",
-        "CarUMaze-v0: whole plans executed open loop, every composition (T. 8, Fig. 2)",
-        "2 h",
-    ),
-    "pendulum-ranking": Study(
-        "mpd_gym.experiments.pendulum_ranking",
-        "ConstrainedPendulum-v0: success with N = 1 … 64 ranked candidates (T. 5)",
-        "3 h",
     ),
 }
 
 
-def run_study(name: str, folder: Path, seeds: tuple[int, ...], trials: int) -> str:
-    """Run a study, or go on with it.
+def run_study(name: str, scope: Scope) -> str:
+    """Run a study, or go on with it, and write results, table and figure.
 
     Args:
         name: A key of `STUDIES`.
-        folder: Where agents, results, table and figure go.
-        seeds: Training seeds.
-        trials: Start states for each cell.
+        scope: What it covers, and where it goes.
 
     Returns:
         The report, as Markdown.
 
     Raises:
         ConfigError: If there is no such study.
+        DataError: If the folder holds results of another setting.
     """
+    from mpd_gym.experiments.frame import Book
+    from mpd_gym.experiments.results import Results
+
     check_choice("study", name, STUDIES)
-    return STUDIES[name].load()(folder, seeds, trials)
+    results = Results(scope.folder / f"{name}.json", scope.setting, free=("seeds",))
+    report = STUDIES[name].load()(Book(scope, results))
+    results.save()
+    return report.write(scope.folder, name)
+
+
+def read_study(name: str, folder: Path) -> Report:
+    """Report of a study from its stored results alone; nothing is trained or measured.
+
+    Args:
+        name: A key of `STUDIES`.
+        folder: Where ``name.json`` is.
+
+    Raises:
+        ConfigError: If there is no such study.
+        DataError: If results are missing or damaged.
+    """
+    from mpd_gym.experiments.frame import Book, Scope
+    from mpd_gym.experiments.results import Results
+
+    check_choice("study", name, STUDIES)
+    results = Results.read(folder / f"{name}.json")
+    scope = Scope.of_setting(folder, results.setting)
+    return STUDIES[name].load()(Book(scope, results, read_only=True))

@@ -2,28 +2,25 @@
 
 The planner learns from expert drives, the dynamics model from expert and random ones. An open-loop
 trial executes all H actions of one plan without looking; it succeeds if the car ends within a metre
-of the goal and never touched a wall. Planner alone and all compositions share networks and starts.
+of the goal, and is free if it never touched a wall. All methods have the same data, training steps
+and starts; temperature and guidance of each are chosen on validation starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
-from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
-from mpd_gym.evaluation import evaluate, execute_plans, state_error
-from mpd_gym.experiments.results import Results
-from mpd_gym.experiments.tables import markdown_table, pooled_share, seed_mean
-from mpd_gym.experiments.training import trained
-from mpd_gym.files import atomic_path
-from mpd_gym.reports import save_figure, state_error_figure
-from mpd_gym.types import Array
+from mpd_gym.experiments.estimates import Estimate, average, share
+from mpd_gym.experiments.frame import Book, Cell, of_seeds
+from mpd_gym.experiments.measures import episodes, open_loop
+from mpd_gym.experiments.peers import BC, PEERS, contender, grid
+from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
 
-__all__ = ["COMPOSITIONS", "closed_loop", "open_loop", "run"]
+__all__ = ["arrived", "free", "study"]
 
 ENV_ID = "CarUMaze-v0"
 COMPOSITIONS: dict[str, dict[str, Any]] = {
@@ -35,188 +32,196 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     "combined 1": {"composition": "combined_score", "dynamics_weight": 1.0},
 }
 TEMPERATURES = (0.01, 0.5, 1.0)
+GUIDANCES = (1.0, 1.5)
 STEPS = (10, None)  # reverse steps; None for all K
-CLOSED_LOOP = ("planner only", "level-matched")
-FIRST_TRIAL = 0  # seed of the first start; the data's seeds are far from these
-PROCESSES = 2
-POSITION = (0, 1)  # columns of the car's position
+CLOSED = {"action_chunk": 4}
+PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, "MPDiffuser": 95.3}
+REACH = 1.0  # metres from the goal that count as there
 
-Job = tuple[str, float, int | None, int]  # composition, temperature, steps, training seed
+Cells = Mapping[Any, dict[str, Any]]
 
 
-def run(folder: Path, seeds: tuple[int, ...], trials: int) -> str:
-    """Train what is missing, evaluate every cell, and write results, table and figure.
-
-    Args:
-        folder: Where they go.
-        seeds: Training seeds.
-        trials: Start-goal pairs of each cell; the same for all.
-
-    Returns:
-        The report, as Markdown.
-    """
-    for seed in seeds:
-        _agent(folder, seed)
-    results = Results(folder / "car-umaze.json", {"trials": trials, "first_trial": FIRST_TRIAL})
-    jobs = [
-        (name, temperature, steps, seed)
-        for name in COMPOSITIONS
-        for temperature in TEMPERATURES
-        for steps in STEPS
-        for seed in seeds
+def study(book: Book) -> Report:
+    """Measure every cell and report."""
+    chosen, peers = _compared(book)
+    closed = _closed(book, chosen)
+    forms = _compositions(book)
+    seeds = book.scope.seeds
+    free_share = {name: share(of_seeds(peers, name, seeds=seeds), free) for name in chosen}
+    near = {name: share(of_seeds(peers, name, seeds=seeds), arrived) for name in chosen}
+    tables = [
+        _peer_table(peers, chosen, free_share, near, seeds),
+        _closed_table(closed, seeds),
+        *(_composition_table(forms, steps, seeds) for steps in STEPS),
     ]
-    opened = results.fill(
-        {_key(*job): (folder, job[-1], _options(*job[:3]), trials) for job in jobs},
-        open_loop,
-        PROCESSES,
+    others = [name for name in chosen if not name.startswith("MPDiffuser")]
+    orderings = [
+        Ordering(
+            f"MPDiffuser above {name}{suffix}",
+            shares["MPDiffuser"],
+            shares[name],
+            f"{PUBLISHED['MPDiffuser']} : {PUBLISHED[name]}"
+            if name in PUBLISHED and not suffix
+            else "–",
+        )
+        for suffix, shares in (("", near), (", without collisions", free_share))
+        for name in others
+    ]
+    text = (
+        f"Success of {book.scope.trials} unseen start-goal pairs, the same for all, in per cent "
+        "with the 95 % Wilson interval over the trials of all training seeds "
+        f"({', '.join(map(str, seeds))}), and each seed. Without heed of walls, as published: the "
+        "car ends within 1 m of the goal; free: it touched no wall either. Temperature "
+        f"{TEMPERATURES} and guidance {GUIDANCES} of each method were chosen by free success on "
+        "validation starts with the first seed."
     )
-    closed = results.fill(
+    return Report(
+        "CarUMaze-v0: whole plans executed open loop (Table 8, Fig. 2)",
+        text,
+        tables,
+        orderings,
+        _figure(peers, list(chosen), seeds),
+    )
+
+
+def arrived(cell: Mapping[str, Any]) -> Any:
+    """Whether each trial ended at the goal."""
+    return np.array(cell["final_error"]) < REACH
+
+
+def free(cell: Mapping[str, Any]) -> Any:
+    """Whether each trial ended at the goal and touched no wall."""
+    return arrived(cell) & ~np.array(cell["collision"])
+
+
+def _compared(book: Book) -> tuple[dict[str, dict[str, Any]], Cells]:
+    """Options of each method, and its cells by name and seed."""
+    scope = book.scope
+    names = [name for name in PEERS if name != BC]
+    tried = grid(TEMPERATURES, GUIDANCES)
+    rivals = {name: contender(scope, name, ENV_ID, open_loop, {}, tried) for name in names}
+    tuned = book.tune(rivals, lambda cell: float(np.mean(free(cell))))
+    chosen = {name: choice.options for name, choice in tuned.items()}
+    cells = book.measure(
         {
-            f"closed loop {name} seed={seed}": (folder, seed, COMPOSITIONS[name], trials)
-            for name in CLOSED_LOOP
-            for seed in seeds
-        },
-        closed_loop,
-        PROCESSES,
+            (name, seed): Cell(
+                replace(rivals[name].network, seed=seed), open_loop, scope.starts, chosen[name]
+            )
+            for name in names
+            for seed in scope.seeds
+        }
     )
-    cells = {job: opened[_key(*job)] for job in jobs}
-    errors = {name: _errors(cells, name, seeds) for name in CLOSED_LOOP}
-    save_figure(state_error_figure(errors), folder / "car-umaze.png")
-    report = _report(cells, closed, seeds, trials)
-    with atomic_path(folder / "car-umaze.md") as temporary:
-        temporary.write_text(report)
-    return report
+    return chosen, cells
 
 
-def _agent(folder: Path, seed: int) -> MPDiffuserAgent:
-    return trained(folder / "agents" / f"car-seed{seed}.safetensors", ENV_ID, seed)
-
-
-def _options(name: str, temperature: float, steps: int | None) -> dict[str, Any]:
-    return {**COMPOSITIONS[name], "temperature": temperature, "num_steps": steps}
-
-
-def _key(name: str, temperature: float, steps: int | None, seed: int) -> str:
-    return f"{name} temperature={temperature} steps={steps or 'all'} seed={seed}"
-
-
-def open_loop(folder: Path, seed: int, options: dict[str, Any], trials: int) -> dict[str, Any]:
-    """Execute one plan of H actions from each start.
-
-    Args:
-        folder: Of the study.
-        seed: Training seed.
-        options: Sampling options.
-        trials: Starts.
-
-    Returns:
-        For each trial: distance to the goal at the end in m, whether a wall was touched, distance
-        of the planned end to the goal, and per step the distance in m between planned and executed
-        position (mean over trials that got so far).
-    """
-    agent = _agent(folder, seed).with_options(**options)
-    starts = range(FIRST_TRIAL, FIRST_TRIAL + trials)
-    env = gym.make(ENV_ID)
-    observations = [env.reset(seed=start)[0] for start in starts]
-    batch = {key: np.stack([row[key] for row in observations]) for key in observations[0]}
-    _, state = agent.predict(batch)
-    planned, actions = agent.planned(state)
-    rollouts = execute_plans(list(actions), ENV_ID, seeds=starts)
-    errors = [
-        state_error(plan, rollout.observations[1:], POSITION)
-        for plan, rollout in zip(planned, rollouts, strict=True)
-    ]
-    ends = np.stack([rollout.observations[-1, list(POSITION)] for rollout in rollouts])
-    goals = batch["desired_goal"]
-    return {
-        "final_error": _rounded(np.linalg.norm(ends - goals, axis=-1)),
-        "collision": [
-            any(bool(info["collision"]) for info in rollout.infos) for rollout in rollouts
-        ],
-        "planned_error": _rounded(np.linalg.norm(planned[:, -1, list(POSITION)] - goals, axis=-1)),
-        "state_error": _rounded(np.nanmean(np.stack(errors), axis=0)),
+def _closed(book: Book, chosen: Mapping[str, Mapping[str, Any]]) -> Cells:
+    """Closed-loop cells of all methods, behaviour cloning among them."""
+    scope = book.scope
+    options: dict[str, dict[str, Any]] = {BC: {}}
+    options |= {name: {**one, **CLOSED} for name, one in chosen.items()}
+    cells = {
+        ("closed loop", name, seed): Cell(
+            scope.network(ENV_ID, seed, PEERS[name].method), episodes, scope.starts, one
+        )
+        for name, one in options.items()
+        for seed in scope.seeds
     }
+    return {key[1:]: cell for key, cell in book.measure(cells).items()}
 
 
-def closed_loop(folder: Path, seed: int, options: dict[str, Any], trials: int) -> dict[str, Any]:
-    """Drive whole episodes, planning again after each chunk.
-
-    Args:
-        folder: Of the study.
-        seed: Training seed.
-        options: Sampling options; the agent's own otherwise.
-        trials: Starts.
-
-    Returns:
-        For each trial whether the car was at the goal at the end, and whether it touched a wall.
-    """
-    agent = _agent(folder, seed).with_options(**options)
-    starts = range(FIRST_TRIAL, FIRST_TRIAL + trials)
-    played = evaluate(agent, ENV_ID, seeds=starts, num_envs=trials)
-    assert played.successes is not None
-    assert played.collisions is not None
-    return {
-        "success": [bool(flag) for flag in played.successes & ~played.collisions],
-        "collision": [bool(flag) for flag in played.collisions],
-    }
-
-
-def _rounded(values: Array) -> list[float]:
-    return [round(float(value), 4) for value in values]
+def _compositions(book: Book) -> Cells:
+    """Every composition of MPDiffuser's networks."""
+    scope = book.scope
+    return book.measure(
+        {
+            (name, temperature, steps, seed): Cell(
+                scope.network(ENV_ID, seed),
+                open_loop,
+                scope.starts,
+                {
+                    **options,
+                    "temperature": temperature,
+                    "guidance_scale": 1.0,
+                    "num_steps": steps,
+                },
+            )
+            for name, options in COMPOSITIONS.items()
+            for temperature in TEMPERATURES
+            for steps in STEPS
+            for seed in scope.seeds
+        }
+    )
 
 
-def _successes(cell: dict[str, Any]) -> Array:
-    arrived: Array = (np.array(cell["final_error"]) < 1.0) & ~np.array(cell["collision"])
-    return arrived
+def _mean_error(cell: Mapping[str, Any]) -> float:
+    """Mean over the steps of the distance between planned and executed position."""
+    return float(np.nanmean(np.array(cell["state_error"], float)))
 
 
-def _errors(cells: dict[Job, dict[str, Any]], name: str, seeds: Sequence[int]) -> Array:
-    """Position error per step of each seed, ``[seeds, H]``, at temperature 1 with all steps."""
-    return np.array([cells[name, 1.0, None, seed]["state_error"] for seed in seeds])
+def _peer_table(
+    cells: Cells,
+    chosen: Mapping[str, Mapping[str, Any]],
+    free_share: Mapping[str, Estimate],
+    near: Mapping[str, Estimate],
+    seeds: tuple[int, ...],
+) -> Table:
+    heads = ("method", "temperature", "guidance", "success %", "published", "free success %",
+             "median final error m", "state error m")  # fmt: skip
+    rows = []
+    for name, options in chosen.items():
+        found = of_seeds(cells, name, seeds=seeds)
+        ends = [float(np.median(cell["final_error"])) for cell in found]
+        rows.append(
+            [
+                name,
+                f"{options['temperature']:g}",
+                f"{options['guidance_scale']:g}",
+                near[name],
+                PUBLISHED.get(name, "–"),
+                free_share[name],
+                ", ".join(f"{end:.2f}" for end in ends),
+                ", ".join(f"{_mean_error(cell):.3f}" for cell in found),
+            ]
+        )
+    return Table("Methods", heads, rows)
 
 
-def _report(
-    cells: dict[Job, dict[str, Any]],
-    closed: dict[str, dict[str, Any]],
-    seeds: Sequence[int],
-    trials: int,
-) -> str:
-    lines = [
-        "# CarUMaze-v0: whole plans executed open loop",
-        "",
-        "Success: the car ends within 1 m of the goal and touched no wall, per cent of all trials "
-        f"with the 95 % Wilson interval, and each training seed ({', '.join(map(str, seeds))}); "
-        f"{trials} unseen start-goal pairs for each, the same in all cells. Beside it, without "
-        "heed of walls (as published), the median final error and the mean distance between "
-        "planned and executed position. Published (Table 8): Diffuser 68.8, Decision Diffuser "
-        "42.2, MPDiffuser 95.3.",
-    ]
-    heads = ["composition", "temperature", "success %", "ignoring walls %", "median error m"]
-    for steps in STEPS:
-        lines += ["", f"## {'All reverse steps' if steps is None else f'{steps} reverse steps'}"]
-        rows = []
-        for temperature in TEMPERATURES:
-            for name in COMPOSITIONS:
-                found = [cells[name, temperature, steps, seed] for seed in seeds]
-                near = [np.array(cell["final_error"]) < 1.0 for cell in found]
-                rows.append(
-                    [
-                        name,
-                        f"{temperature:g}",
-                        pooled_share([_successes(cell) for cell in found]),
-                        f"{100 * np.mean(near):.1f}",
-                        seed_mean([float(np.median(cell["final_error"])) for cell in found], 2),
-                        seed_mean([float(np.mean(cell["state_error"])) for cell in found]),
-                    ]
-                )
-        lines += ["", *markdown_table([*heads, "state error m"], rows)]
-    lines += ["", "## Closed loop", "", "At the goal at the end of 64 steps without a collision."]
-    rows = [
-        [
-            name,
-            pooled_share([closed[f"closed loop {name} seed={seed}"]["success"] for seed in seeds]),
-        ]
-        for name in CLOSED_LOOP
-    ]
-    lines += ["", *markdown_table(["composition", "success %"], rows)]
-    return "\n".join([*lines, ""])
+def _closed_table(cells: Cells, seeds: tuple[int, ...]) -> Table:
+    names = list(dict.fromkeys(name for name, _ in cells))
+    rows = []
+    for name in names:
+        found = of_seeds(cells, name, seeds=seeds)
+        rows.append(
+            [
+                name,
+                share(found, lambda cell: cell["success"]),
+                share(found, lambda cell: np.array(cell["success"]) & ~np.array(cell["collision"])),
+                average(found, "return", 2),
+            ]
+        )
+    heads = ("method", "success %", "free success %", "return")
+    text = "At the goal at the end of 64 steps; plans are made anew after every 4 actions."
+    return Table("Closed loop", heads, rows, text)
+
+
+def _composition_table(cells: Cells, steps: int | None, seeds: tuple[int, ...]) -> Table:
+    rows = []
+    for temperature in TEMPERATURES:
+        for name in COMPOSITIONS:
+            found = of_seeds(cells, name, temperature, steps, seeds=seeds)
+            errors = ", ".join(f"{_mean_error(cell):.3f}" for cell in found)
+            rows.append([name, f"{temperature:g}", share(found, arrived), share(found, free)])
+            rows[-1].append(errors)
+    title = f"Compositions, {'all' if steps is None else steps} reverse steps"
+    heads = ("composition", "temperature", "success %", "free success %", "state error m")
+    return Table(title, heads, rows)
+
+
+def _figure(cells: Cells, names: list[str], seeds: tuple[int, ...]) -> Any:
+    lines = {}
+    for name in names:
+        series = [cell["state_error"] for cell in of_seeds(cells, name, seeds=seeds)]
+        mean = np.nanmean(np.array(series, float), axis=0)
+        lines[name] = Curve(range(1, len(mean) + 1), list(mean))
+    title = "planned and executed position"
+    return curves([Panel(title, lines, "step of the plan", "distance m")])

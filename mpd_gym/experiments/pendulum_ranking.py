@@ -3,168 +3,158 @@
 The pendulum has to be swung up and held without ever turning faster than 6.5 rad/s. Candidates are
 conditioned on return and ranked by learned reward and cost models within a budget of zero
 (Algorithm 2). A planner alone proposes trajectories that cannot happen; the more it is asked for,
-the likelier that one which looks both safe and good is one of those.
+the likelier that one which looks both safe and good is one of those. SafeDiffuser projects the
+planned states into the limit, whatever the actions do. All three share networks and ranking models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
-from mpd_gym.evaluation import evaluate, proportion_interval
-from mpd_gym.experiments.results import Results
-from mpd_gym.experiments.tables import markdown_table, pooled_share, seed_mean
-from mpd_gym.experiments.training import trained
-from mpd_gym.files import atomic_path
-from mpd_gym.reports import save_figure
+from mpd_gym.experiments.estimates import Estimate, average, share
+from mpd_gym.experiments.frame import Book, Cell, Contender, Scope, of_seeds
+from mpd_gym.experiments.measures import episodes
+from mpd_gym.experiments.peers import grid
+from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
 
-__all__ = ["CANDIDATES", "METHODS", "measure", "run"]
+__all__ = ["study"]
 
 ENV_ID = "ConstrainedPendulum-v0"
-METHODS: dict[str, dict[str, Any]] = {
-    "planner only": {"composition": "planner_only"},
-    "MPDiffuser": {"composition": "alternating_matched"},
+COMPOSITIONS = {
+    "planner": "planner_only",
+    "SafeDiffuser": "planner_only",
+    "MPDiffuser": "alternating_matched",
 }
 CANDIDATES = (1, 4, 8, 16, 32, 64)
+OPTIONS: dict[str, Any] = {}  # the agent's own, such as its budget
+TUNED_AT = 8  # candidates with which options are chosen
+TEMPERATURES = (0.5, 1.0)
+GUIDANCES = (0.0, 1.0)
 PUBLISHED = {  # per cent
-    "planner only": {1: 62, 4: 89, 8: 91, 16: 88, 32: 74, 64: 66},
+    "planner": {1: 62, 4: 89, 8: 91, 16: 88, 32: 74, 64: 66},
+    "SafeDiffuser": {1: 49, 4: 62, 8: 47, 16: 42, 32: 46, 64: 45},
     "MPDiffuser": {1: 69, 4: 84, 8: 93, 16: 93, 32: 92, 64: 91},
 }
-FIRST_TRIAL = 0  # seed of the first start; the data's seeds are far from these
-AT_ONCE = 50  # episodes that share a network call
-PROCESSES = 2
-
-Job = tuple[str, int, int]  # method, candidates, training seed
 
 
-def run(folder: Path, seeds: tuple[int, ...], trials: int) -> str:
-    """Train what is missing, evaluate every cell, and write results, table and figure.
-
-    Args:
-        folder: Where they go.
-        seeds: Training seeds.
-        trials: Episodes of each method and number of candidates, spread over the seeds: other
-            starts for each seed, the same ones for all methods.
-
-    Returns:
-        The report, as Markdown.
-    """
-    for seed in seeds:
-        _agent(folder, seed)
-    jobs = [(name, count, seed) for count in CANDIDATES for name in METHODS for seed in seeds]
-    results = Results(folder / "pendulum-ranking.json", {"trials": trials, "seeds": list(seeds)})
-    starts = np.array_split(np.arange(FIRST_TRIAL, FIRST_TRIAL + trials), len(seeds))
-    found = results.fill(
+def study(book: Book) -> Report:
+    """Measure every cell and report."""
+    scope = book.scope
+    tuned = book.tune(_contenders(scope), lambda cell: float(np.mean(cell["success"])))
+    chosen = {name: choice.options for name, choice in tuned.items()}
+    cells = book.measure(
         {
-            _key(*job): (
-                folder,
-                job[-1],
-                {**METHODS[job[0]], "num_candidates": job[1]},
-                starts[seeds.index(job[-1])].tolist(),
+            (name, f"N={count}", seed): Cell(
+                scope.network(ENV_ID, seed),
+                episodes,
+                _starts(scope, seed),
+                {**options, "num_candidates": count},
+                _method(name),
             )
-            for job in jobs
-        },
-        measure,
-        PROCESSES,
+            for count in CANDIDATES
+            for name, options in chosen.items()
+            for seed in scope.seeds
+        }
     )
-    cells = {job: found[_key(*job)] for job in jobs}
-    save_figure(_figure(cells, seeds), folder / "pendulum-ranking.png")
-    report = _report(cells, seeds, trials)
-    with atomic_path(folder / "pendulum-ranking.md") as temporary:
-        temporary.write_text(report)
-    return report
+    found = {
+        (name, count): of_seeds(cells, name, f"N={count}", seeds=scope.seeds)
+        for count in CANDIDATES
+        for name in chosen
+    }
+    success = {key: share(one, lambda cell: cell["success"]) for key, one in found.items()}
+    text = (
+        "Success: upright at the end and never beyond the limit, per cent of all episodes with the "
+        f"95 % Wilson interval, and each training seed ({', '.join(map(str, scope.seeds))}); "
+        f"{scope.trials} episodes in each row, spread over the seeds, the same for all methods. "
+        f"Temperature {TEMPERATURES} and guidance {GUIDANCES} of each method were chosen on "
+        f"validation starts with the first seed at N = {TUNED_AT}: "
+        + "; ".join(_choice(name, options) for name, options in chosen.items())
+        + "."
+    )
+    return Report(
+        "ConstrainedPendulum-v0: ranking N candidates within a budget of zero (Table 5)",
+        text,
+        [_table(found, success)],
+        _orderings(success),
+        _figure(success),
+    )
 
 
-def _agent(folder: Path, seed: int) -> MPDiffuserAgent:
-    return trained(folder / "agents" / f"pendulum-seed{seed}.safetensors", ENV_ID, seed)
-
-
-def _key(name: str, count: int, seed: int) -> str:
-    return f"{name} N={count} seed={seed}"
-
-
-def measure(
-    folder: Path, seed: int, options: dict[str, Any], starts: Sequence[int]
-) -> dict[str, Any]:
-    """Play episodes.
-
-    Args:
-        folder: Of the study.
-        seed: Training seed.
-        options: Sampling options; the agent's own otherwise.
-        starts: Seeds of the episodes.
-
-    Returns:
-        For each episode whether it was a success, the number of steps beyond the limit, and the
-        return.
-    """
-    agent = _agent(folder, seed).with_options(**options)
-    played = evaluate(agent, ENV_ID, seeds=starts, num_envs=AT_ONCE)
-    assert played.successes is not None
-    assert played.costs is not None
+def _contenders(scope: Scope) -> dict[str, Contender]:
+    network = scope.network(ENV_ID, scope.seeds[0])
     return {
-        "success": [bool(flag) for flag in played.successes],
-        "cost": [float(cost) for cost in played.costs],
-        "return": [round(float(total), 2) for total in played.returns],
+        name: Contender(
+            network,
+            episodes,
+            {**OPTIONS, "composition": composition, "num_candidates": TUNED_AT},
+            grid(TEMPERATURES, GUIDANCES),
+            _method(name),
+        )
+        for name, composition in COMPOSITIONS.items()
     }
 
 
-def _report(cells: dict[Job, dict[str, Any]], seeds: Sequence[int], trials: int) -> str:
-    lines = [
-        "# ConstrainedPendulum-v0: ranking N candidates within a budget of zero",
-        "",
-        "Success: upright at the end and never beyond the limit, per cent of all episodes with "
-        "the 95 % Wilson interval, and each training seed "
-        f"({', '.join(map(str, seeds))}); {trials} episodes in each row, spread over the seeds.",
-    ]
-    heads = ["N", "method", "success %", "published", "episodes beyond the limit %", "return"]
+def _method(name: str) -> str:
+    return "safediffuser" if name == "SafeDiffuser" else ""
+
+
+def _starts(scope: Scope, seed: int) -> range:
+    """Starts of a training seed's share of the episodes."""
+    bounds = np.linspace(0, scope.trials, len(scope.seeds) + 1).round().astype(int)
+    index = scope.seeds.index(seed)
+    first = scope.starts.start
+    return range(first + int(bounds[index]), first + int(bounds[index + 1]))
+
+
+def _choice(name: str, options: Mapping[str, Any]) -> str:
+    return f"{name} {options['temperature']:g} and {options['guidance_scale']:g}"
+
+
+def _table(found: Mapping[Any, Any], success: Mapping[tuple[str, int], Estimate]) -> Table:
+    heads = ("N", "method", "success %", "published", "episodes beyond the limit %", "return")
     rows = []
     for count in CANDIDATES:
-        for name in METHODS:
-            found = [cells[name, count, seed] for seed in seeds]
-            beyond = [np.array(cell["cost"]) > 0 for cell in found]
+        for name in COMPOSITIONS:
+            cells = found[name, count]
             rows.append(
                 [
-                    str(count),
+                    count,
                     name,
-                    pooled_share([cell["success"] for cell in found]),
-                    str(PUBLISHED[name][count]),
-                    pooled_share(beyond),
-                    seed_mean([float(np.mean(cell["return"])) for cell in found], 1),
+                    success[name, count],
+                    PUBLISHED[name][count],
+                    share(cells, lambda cell: np.array(cell["cost"]) > 0),
+                    average(cells, "return", 1),
                 ]
             )
-    return "\n".join([*lines, "", *markdown_table(heads, rows), ""])
+    return Table("", heads, rows)
 
 
-def _figure(cells: dict[Job, dict[str, Any]], seeds: Sequence[int]) -> Figure:
-    """Success over the number of candidates, ours solid and published dashed."""
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for name in METHODS:
-        shares = [
-            proportion_interval(
-                np.concatenate([cells[name, count, seed]["success"] for seed in seeds])
-            )
-            for count in CANDIDATES
-        ]
-        middle = np.array([share.mean for share in shares])
-        below = middle - [share.low for share in shares]
-        above = np.array([share.high for share in shares]) - middle
-        drawn = axes.errorbar(
-            CANDIDATES, 100 * middle, 100 * np.stack([below, above]), marker="o", label=name
+def _orderings(success: Mapping[tuple[str, int], Estimate]) -> list[Ordering]:
+    return [
+        Ordering(
+            f"MPDiffuser above {name} at N = {count}",
+            success["MPDiffuser", count],
+            success[name, count],
+            f"{PUBLISHED['MPDiffuser'][count]} : {PUBLISHED[name][count]}",
         )
-        colour = drawn.lines[0].get_color()
-        published = [PUBLISHED[name][count] for count in CANDIDATES]
-        axes.plot(CANDIDATES, published, "--", color=colour, alpha=0.6)
-    axes.set(
-        xscale="log", xlabel="candidates N", ylabel="success % (dashed: published)", ylim=(0, 101)
-    )
-    axes.set_xticks(CANDIDATES, [str(count) for count in CANDIDATES])
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure
+        for name in COMPOSITIONS
+        if name != "MPDiffuser"
+        for count in CANDIDATES
+        if PUBLISHED["MPDiffuser"][count] > PUBLISHED[name][count]
+    ]
+
+
+def _figure(success: Mapping[tuple[str, int], Estimate]) -> Any:
+    lines = {
+        name: Curve(
+            CANDIDATES,
+            [success[name, count] for count in CANDIDATES],
+            [PUBLISHED[name][count] for count in CANDIDATES],
+        )
+        for name in COMPOSITIONS
+    }
+    y = "success % (dashed: published)"
+    return curves([Panel("", lines, "candidates N", y, log=True, ticks=True)])

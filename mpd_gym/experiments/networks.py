@@ -1,0 +1,236 @@
+"""Agents of studies, keyed by what defines them, so that studies share what they train.
+
+A `Network` says method, data, configuration and seed; its file stands in one folder of agents under
+a name made of those. An agent of the plain preset has a plain name, such as
+``car-seed1.safetensors``, and may come from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from mpd_gym.agents import agent_class, load_agent
+from mpd_gym.agents.config import AgentConfig
+from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+from mpd_gym.agents.peer_presets import peer_preset
+from mpd_gym.agents.presets import DATASETS
+from mpd_gym.agents.trained import TrainedAgent
+from mpd_gym.collect.recipes import collect
+from mpd_gym.datasets import EpisodeSource, cost_at_most, load_episodes
+from mpd_gym.datasets.source import MemorySource
+from mpd_gym.errors import DataError
+from mpd_gym.latent import ImageEncoder, encode_episodes
+
+__all__ = ["Data", "Network", "Shipped", "collected", "usual_data"]
+
+SHORT = {
+    "LQR-v0": "lqr",
+    "CarUMaze-v0": "car",
+    "ConstrainedPendulum-v0": "pendulum",
+    "LatentPendulum-v0": "latent",
+}
+_NOT_OF_WEIGHTS = ("sampling", "seed")  # fields that a network's key leaves out
+
+
+def collected(dataset_id: str) -> EpisodeSource:
+    """Load a data set of the package, or make it first."""
+    try:
+        return load_episodes(dataset_id, download=False)
+    except DataError:
+        return load_episodes(collect(dataset_id))
+
+
+@final
+@dataclass(frozen=True)
+class Data:
+    """A data set, as a network sees it.
+
+    Attributes:
+        dataset_id: A recipe of `mpd_gym.collect.recipes`.
+        state_noise: Standard deviation of Gaussian noise on every recorded state, in the
+            environment's units (paper, appendix F).
+        safe: Keep only episodes without cost.
+        encoder: Environment whose shipped encoder turns frames into latents; empty for none.
+    """
+
+    dataset_id: str
+    state_noise: float = 0.0
+    safe: bool = False
+    encoder: str = ""
+
+    def open(self, cache: Path) -> EpisodeSource:
+        """Load the episodes, or make them first.
+
+        Args:
+            cache: Folder for latents.
+        """
+        source = collected(self.dataset_id)
+        if self.safe:
+            source = source.where(cost_at_most(0))
+        if self.state_noise:
+            source = _noisy(source, self.state_noise)
+        if self.encoder:
+            encoder = ImageEncoder.load(self.encoder)
+            path = cache / f"latents-{encoder.digest}.safetensors"
+            source = encode_episodes(source, encoder, cache=path, progress=True)
+        return source
+
+
+@final
+@dataclass(frozen=True)
+class Network:
+    """What defines a trained agent.
+
+    Attributes:
+        env_id: Environment, which names preset and usual data.
+        seed: Of weights, data split, batches and noise.
+        method: A key of `mpd_gym.agents.AGENTS`.
+        preset: ``"laptop"`` or ``"paper"``.
+        data: What all models learn from; empty for the environment's usual data.
+        dynamics_data: Other data for the dynamics model; empty for the same.
+        changes: Fields of the preset's configuration that differ; those that a method does not have
+            are left out.
+        planner: Network whose planner this one keeps: only the dynamics model is trained.
+    """
+
+    env_id: str
+    seed: int
+    method: str = "mpdiffuser"
+    preset: str = "laptop"
+    data: tuple[Data, ...] = ()
+    dynamics_data: tuple[Data, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    planner: Network | None = None
+
+    @property
+    def config(self) -> AgentConfig:
+        """Configuration of the agent."""
+        config = peer_preset(self.method, self.env_id, self.preset)
+        names = {entry.name for entry in fields(config)}
+        config = replace(
+            config, **{key: value for key, value in self.changes.items() if key in names}
+        )
+        return replace(
+            config,
+            seed=self.seed,
+            training=replace(config.training, seed=self.seed),
+            regressor_training=replace(config.regressor_training, seed=self.seed),
+        )
+
+    @property
+    def sources(self) -> tuple[tuple[Data, ...], tuple[Data, ...]]:
+        """Data of the planner, and of the dynamics model."""
+        planner, dynamics = usual_data(self.env_id) if not self.data else (self.data, self.data)
+        return planner, self.dynamics_data or dynamics
+
+    @property
+    def name(self) -> str:
+        """Of its file, without the ending."""
+        short = SHORT.get(self.env_id, self.env_id)
+        plain = (self.method, self.preset) == ("mpdiffuser", "laptop")
+        if plain and not (self.data or self.dynamics_data or self.changes or self.planner):
+            return f"{short}-seed{self.seed}"
+        return f"{short}-{self.method}-{self.digest}-seed{self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """8 hexadecimal digits that differ where anything but the seed does."""
+        config = asdict(self.config)
+        for part in ("training", "regressor_training"):
+            config[part].pop("seed")
+        content = {
+            "config": {key: config[key] for key in config if key not in _NOT_OF_WEIGHTS},
+            "data": [[asdict(part) for part in side] for side in self.sources],
+            "planner": None if self.planner is None else self.planner.digest,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def path(self, folder: Path) -> Path:
+        """The agent's file in a folder of agents."""
+        return folder / f"{self.name}.safetensors"
+
+    def train(self, folder: Path, *, parallel: bool = True) -> None:
+        """Train the agent if its file is missing; an interrupted training goes on.
+
+        Args:
+            folder: Of agents; checkpoints lie in a folder beside the file.
+            parallel: Train two of its models at a time.
+        """
+        path = self.path(folder)
+        if path.exists():
+            return
+        if self.planner is not None:
+            self.planner.train(folder, parallel=parallel)
+        agent = self._fitted(folder, path.with_suffix(""), parallel)
+        agent.save(path)
+
+    def _fitted(self, folder: Path, directory: Path, parallel: bool) -> TrainedAgent[Any]:
+        planner, dynamics = ([part.open(folder) for part in side] for side in self.sources)
+        if self.planner is not None:
+            known = MPDiffuserAgent.load(self.planner.path(folder), device="cpu")
+            config: Any = self.config
+            return known.with_new_dynamics(dynamics, config, directory=directory)
+        return agent_class(self.method).fit(
+            planner,
+            self.config,
+            dynamics_dataset=None if self.sources[0] == self.sources[1] else dynamics,
+            directory=directory,
+            parallel=parallel and len(self.config.roles()) > 1,
+        )
+
+    def load(self, folder: Path) -> TrainedAgent[Any]:
+        """Load the agent, which must be trained."""
+        return load_agent(self.path(folder), "cpu")
+
+
+@final
+@dataclass(frozen=True)
+class Shipped:
+    """An agent's file that is there already, in the place of a `Network`.
+
+    Attributes:
+        env_id: Environment.
+        path: The file.
+        method: What is in it.
+    """
+
+    env_id: str
+    path: Path
+    method: str = "mpdiffuser"
+
+    @property
+    def name(self) -> str:
+        """Differs where the file does."""
+        return f"{self.env_id}-{hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]}"
+
+    def train(self, folder: Path, *, parallel: bool = True) -> None:
+        """Nothing is to be trained."""
+
+    def load(self, folder: Path) -> TrainedAgent[Any]:
+        """Load the agent."""
+        return load_agent(self.path, "cpu")
+
+
+def usual_data(env_id: str) -> tuple[tuple[Data, ...], tuple[Data, ...]]:
+    """What planner and dynamics model of an environment usually learn from."""
+    planner, dynamics = DATASETS[env_id]
+    return tuple(map(Data, planner)), tuple(map(Data, dynamics or planner))
+
+
+def _noisy(source: EpisodeSource, scale: float) -> EpisodeSource:
+    """Episodes whose states are measured with noise, the same whenever they are read."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for episode in source:
+        states = np.asarray(episode.observations, float)
+        noise = rng.normal(0.0, scale, states.shape)
+        episodes.append(replace(episode, observations=states + noise))
+    name = f"{source.name} (states with noise of {scale:g})"
+    return MemorySource(episodes, source.metadata, name=name)

@@ -1,0 +1,85 @@
+"""The methods that studies compare, and how fairly they are tuned: one grid for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from mpd_gym.experiments.frame import Contender, Scope
+from mpd_gym.experiments.measures import Measure
+
+__all__ = ["BC", "PEERS", "Peer", "contender", "grid"]
+
+BC = "behaviour cloning"
+
+
+@final
+@dataclass(frozen=True)
+class Peer:
+    """A method of the tables.
+
+    Attributes:
+        method: A key of `mpd_gym.agents.AGENTS` whose networks it has; planner and MPDiffuser share
+            theirs.
+        options: Sampling options that make it.
+    """
+
+    method: str = "mpdiffuser"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PEERS: dict[str, Peer] = {
+    BC: Peer("behavior_cloning"),
+    "Diffuser": Peer("diffuser", {"composition": "planner_only"}),
+    "Decision Diffuser": Peer("decision_diffuser", {"composition": "planner_only"}),
+    "planner": Peer(options={"composition": "planner_only"}),
+    "planner, twice the steps": Peer(options={"composition": "planner_resampled"}),
+    "MPDiffuser": Peer(options={"composition": "alternating_matched"}),
+    "MPDiffuser, Algorithm 1": Peer(options={"composition": "alternating"}),
+}
+"""Name to method. "Twice the steps" takes every level twice, which costs as many network calls as
+MPDiffuser (appendix H); "MPDiffuser" is the level-matched form."""
+
+
+def grid(temperatures: Sequence[float], guidances: Sequence[float]) -> list[dict[str, Any]]:
+    """Every pair of options, as `Contender` takes them."""
+    return [
+        {"temperature": temperature, "guidance_scale": guidance}
+        for temperature in temperatures
+        for guidance in guidances
+    ]
+
+
+def contender(
+    scope: Scope,
+    name: str,
+    env_id: str,
+    measure: Measure,
+    options: Mapping[str, Any],
+    tried: Sequence[Mapping[str, Any]],
+    **fields: Any,
+) -> Contender:
+    """A method of `PEERS`, to be tuned with the first training seed.
+
+    Behaviour cloning samples nothing and has no options. Diffuser follows a value network; where
+    there is no return to climb, guidance changes nothing and is not searched.
+
+    Args:
+        scope: Of the run.
+        name: A key of `PEERS`.
+        env_id: Environment.
+        measure: What is measured.
+        options: Sampling options that all share.
+        tried: Options to choose from.
+        fields: Of `mpd_gym.experiments.networks.Network`.
+    """
+    peer = PEERS[name]
+    network = scope.network(env_id, scope.seeds[0], peer.method, **fields)
+    if name == BC:
+        return Contender(network, measure, {}, [{}])
+    climbs = any(spec.kind == "return" for spec in network.config.conditions)
+    if peer.method == "diffuser" and not climbs:
+        tried = [{**one, "guidance_scale": 1.0} for one in tried]
+        tried = [one for index, one in enumerate(tried) if one not in tried[:index]]
+    return Contender(network, measure, {**options, **peer.options}, tried)

@@ -1,0 +1,221 @@
+"""Reports of studies: tables beside published values, orderings, and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from mpd_gym.experiments.estimates import Estimate
+from mpd_gym.files import atomic_path
+from mpd_gym.reports import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "ORDERING_HEADS",
+    "Curve",
+    "Ordering",
+    "Panel",
+    "Report",
+    "Table",
+    "curves",
+    "markdown_table",
+]
+
+ORDERING_HEADS = ("published ordering", "published", "here", "verdict", "seeds")
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        title: Heading above it; empty for none.
+        heads: Of the columns.
+        rows: Text, or anything with a text.
+        text: A paragraph below the heading.
+    """
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    text: str = ""
+
+    def lines(self, level: int = 2) -> list[str]:
+        """Markdown, with a heading of a level."""
+        heading = ["", f"{'#' * level} {self.title}"] if self.title else []
+        paragraph = ["", self.text] if self.text else []
+        return [*heading, *paragraph, "", *markdown_table(self.heads, self.rows)]
+
+
+@final
+@dataclass(frozen=True)
+class Ordering:
+    """A published ordering of two methods, and what was measured here.
+
+    Attributes:
+        statement: What was published, such as "MPDiffuser above its planner".
+        winner: Estimate of what is published to be better.
+        loser: Estimate of the other.
+        published: Both published values, or words.
+        higher: Whether higher is better.
+    """
+
+    statement: str
+    winner: Estimate
+    loser: Estimate
+    published: str
+    higher: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """Whether it holds, and whether the 95 % intervals are apart."""
+        sign = 1 if self.higher else -1
+        ahead = sign * (self.winner.mean - self.loser.mean)
+        apart = self.winner.low > self.loser.high or self.winner.high < self.loser.low
+        if ahead > 0:
+            return "holds" if apart else "holds, intervals overlap"
+        return "**does not hold**" if apart else "not seen, intervals overlap"
+
+    @property
+    def seeds(self) -> str:
+        """With how many training seeds it holds."""
+        pairs = list(zip(self.winner.seeds, self.loser.seeds, strict=False))
+        ahead = sum((a > b) if self.higher else (a < b) for a, b in pairs)
+        return f"{ahead} of {len(pairs)}"
+
+    def row(self) -> list[str]:
+        """Row of a table of orderings."""
+        here = " : ".join(f"{one.mean:.{one.digits}f}" for one in (self.winner, self.loser))
+        return [self.statement, self.published, here, self.verdict, self.seeds]
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """What a study found.
+
+    Attributes:
+        title: Heading.
+        text: What was measured and how.
+        tables: In order.
+        orderings: Published ones.
+        figure: Or None.
+    """
+
+    title: str
+    text: str
+    tables: Sequence[Table]
+    orderings: Sequence[Ordering] = ()
+    figure: Figure | None = None
+
+    def lines(self, figure: str, level: int = 1) -> list[str]:
+        """The whole report, as lines of Markdown.
+
+        Args:
+            figure: Where the figure is, as a link.
+            level: Of its heading.
+        """
+        lines = [f"{'#' * level} {self.title}", "", self.text]
+        if self.figure is not None:
+            lines += ["", f"![{self.title}]({figure})"]
+        if self.orderings:
+            rows = [ordering.row() for ordering in self.orderings]
+            lines += Table("Published orderings", ORDERING_HEADS, rows).lines(level + 1)
+        for table in self.tables:
+            lines += table.lines(level + 1)
+        return lines
+
+    def write(self, folder: Path, name: str) -> str:
+        """Write ``name.md`` and ``name.png``, and return the text."""
+        text = "\n".join([*self.lines(f"{name}.png"), ""])
+        if self.figure is not None:
+            save_figure(self.figure, folder / f"{name}.png")
+        with atomic_path(folder / f"{name}.md") as temporary:
+            temporary.write_text(text)
+        return text
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Lines of a table."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+
+
+@final
+@dataclass(frozen=True)
+class Curve:
+    """A line of a figure.
+
+    Attributes:
+        x: Places.
+        y: Estimates, or plain numbers.
+        published: Published values at the same places, drawn dashed; empty for none.
+    """
+
+    x: Sequence[float]
+    y: Sequence[Estimate | float]
+    published: Sequence[float] = field(default_factory=tuple)
+
+
+@final
+@dataclass(frozen=True)
+class Panel:
+    """A part of a figure.
+
+    Attributes:
+        title: Above it.
+        lines: Curves by name.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        log: Whether the horizontal axis is logarithmic.
+        ticks: Whether it is marked at the curves' places only.
+    """
+
+    title: str
+    lines: Mapping[str, Curve]
+    x: str
+    y: str
+    log: bool = False
+    ticks: bool = False
+
+
+def curves(panels: Sequence[Panel]) -> Figure:
+    """Lines with 95 % intervals; the first panel has the legend."""
+    from matplotlib.figure import Figure
+
+    columns = min(2 if len(panels) == 4 else 3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1 + 4 * columns, 0.4 + 3.2 * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for place, panel in zip(axes, panels, strict=False):
+        for name, curve in panel.lines.items():
+            _draw(place, name, curve)
+        place.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
+        place.set_xscale("log" if panel.log else "linear")
+        if panel.ticks:
+            marks = sorted({x for curve in panel.lines.values() for x in curve.x})
+            place.set_xticks(marks, [f"{mark:g}" for mark in marks])
+            place.minorticks_off()
+        place.grid(alpha=0.3)
+    for place in axes[len(panels) :]:
+        place.set_axis_off()
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _draw(axes: Any, name: str, curve: Curve) -> None:
+    estimates = [value for value in curve.y if isinstance(value, Estimate)]
+    means = [value.mean if isinstance(value, Estimate) else value for value in curve.y]
+    (line,) = axes.plot(curve.x, means, "o-" if estimates else "-", markersize=4, label=name)
+    if estimates:
+        low, high = zip(*((one.low, one.high) for one in estimates), strict=True)
+        axes.fill_between(curve.x, low, high, alpha=0.15, color=line.get_color())
+    if curve.published:
+        axes.plot(curve.x, curve.published, "--", alpha=0.6, color=line.get_color())

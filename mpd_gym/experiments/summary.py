@@ -1,0 +1,85 @@
+"""The page of results: every study's tables and orderings, from the stored results alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mpd_gym.errors import DataError
+from mpd_gym.experiments import STUDIES, read_study
+from mpd_gym.experiments.report import ORDERING_HEADS, Report, Table
+from mpd_gym.experiments.results import Results
+from mpd_gym.files import atomic_path
+
+__all__ = ["write_summary"]
+
+
+def write_summary(folder: Path) -> Path:
+    """Write the page of results, and the reports and figures that it shows.
+
+    Args:
+        folder: Of ``NAME.json`` files of studies. A file ``NAME.cause.md`` beside one is what was
+            found out about its orderings, and is shown as it stands.
+
+    Returns:
+        The page: the folder's name with ``.md``, beside it.
+
+    Raises:
+        DataError: If the folder does not exist, or a file is not one of results.
+    """
+    if not folder.is_dir():
+        raise DataError("there is no such folder of results", source=str(folder))
+    reports: dict[str, Report] = {}
+    states = {}
+    for name in STUDIES:
+        try:
+            reports[name] = read_study(name, folder)
+            states[name] = _effort(folder / f"{name}.json")
+        except DataError as error:
+            there = (folder / f"{name}.json").exists()
+            states[name] = f"incomplete: {error.problem}" if there else "not run yet"
+    for name, report in reports.items():
+        report.write(folder, name)
+    page = folder.with_name(f"{folder.name}.md")
+    with atomic_path(page) as temporary:
+        temporary.write_text("\n".join([*_lines(reports, states, folder), ""]))
+    return page
+
+
+def _lines(reports: dict[str, Report], states: dict[str, str], folder: Path) -> list[str]:
+    lines = [
+        "# Results",
+        "",
+        "Made by `mpd-gym reproduce --report` from the JSON files in "
+        f"[{folder.name}]({folder.name}), which hold every seed and trial; nothing here is typed "
+        "by hand. An ordering holds if the 95 % intervals over trials are apart; the last column "
+        "says with how many training seeds it is seen.",
+    ]
+    rows = [
+        [name, *ordering.row()] for name, report in reports.items() for ordering in report.orderings
+    ]
+    if rows:
+        verdicts = [row[-2].strip("*") for row in rows]
+        counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+        text = "; ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        heads = ("study", *ORDERING_HEADS)
+        lines += Table("Published orderings", heads, rows, f"Of {len(rows)}: {text}.").lines()
+    listed = [[f"`{name}`", study.description, states[name]] for name, study in STUDIES.items()]
+    lines += Table("Studies", ("study", "what it shows", "run"), listed).lines()
+    for name, report in reports.items():
+        lines += ["", *report.lines(f"{folder.name}/{name}.png", level=2)]
+        cause = folder / f"{name}.cause.md"
+        if cause.exists():
+            lines += ["", cause.read_text().strip()]
+    return lines
+
+
+def _effort(path: Path) -> str:
+    """How long a study took, and on what."""
+    results = Results.read(path)
+    measured = sum(cell.get("seconds", 0.0) for cell in results.cells.values()) / 3600
+    trained = sum(results.networks.values()) / 3600
+    machine = results.made_with.get("machine", "machine not noted")
+    return (
+        f"{len(results.cells)} cells, {measured:.1f} core hours of measuring; "
+        f"{len(results.networks)} networks, {trained:.1f} core hours of training; {machine}"
+    )

@@ -595,6 +595,20 @@ def test_parallel_training_equals_training_one_after_the_other() -> None:
             assert torch.equal(left, right)
 
 
+def test_a_new_dynamics_model_stands_beside_the_same_planner(pendulum: MPDiffuserAgent) -> None:
+    before = {
+        name: value.clone() for name, value in pendulum.models["dynamics"].state_dict().items()
+    }
+    config = replace(pendulum.config, dynamics_conditions=False)
+    other = pendulum.with_new_dynamics(play(PENDULUM), config, progress=False)
+    assert other.models["planner"] is pendulum.models["planner"]
+    assert other.models["dynamics"].config.conditions == ()
+    for name, value in pendulum.models["dynamics"].state_dict().items():
+        assert torch.equal(value, before[name])
+    with pytest.raises(ConfigError, match="another planner"):
+        pendulum.with_new_dynamics(play(PENDULUM), replace(config, horizon=16), progress=False)
+
+
 def test_cost_model_needs_costs() -> None:
     with pytest.raises(ConfigError, match="no costs"):
         tiny_agent("LQR-v0", cost_model=True)

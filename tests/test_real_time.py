@@ -12,6 +12,7 @@ from helpers import tiny_agent
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.errors import DataError
 from mpd_gym.experiments import real_time, run_study
+from mpd_gym.experiments.frame import Scope
 from mpd_gym.experiments.real_time import CANDIDATES, Setting, recommended, settings
 
 
@@ -85,14 +86,15 @@ def test_the_study_plays_times_reports_and_goes_on(
         "TIMED_EPISODES": 2,
     }.items():
         monkeypatch.setattr(real_time, name, value)
-    report = run_study("real-time", tmp_path, (0,), 3)
+    scope = Scope(tmp_path, (0,), 3)
+    report = run_study("real-time", scope)
     content = json.loads((tmp_path / "real-time-LQR-v0.json").read_text())
     assert len(content["cells"]) == 2 * 5
     assert len(content["cells"]["dpm++, 2 steps, chunk 8, N = 1"]["returns"]) == 3
     assert all(row["milliseconds"] > 0 for key, row in content["cells"].items() if "time" in key)
     assert "Recommended: **" in report and "ddpm, all steps, chunk 8, N = 1" in report
     assert (tmp_path / "real-time.png").stat().st_size > 1000
-    assert run_study("real-time", tmp_path, (0,), 3) == report  # nothing is done again
+    assert run_study("real-time", scope) == report  # nothing is done again
     tiny_agent("LQR-v0", seed=1).save(path)
     with pytest.raises(DataError, match="another folder"):
-        run_study("real-time", tmp_path, (0,), 3)
+        run_study("real-time", scope)

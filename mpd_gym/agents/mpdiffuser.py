@@ -88,12 +88,12 @@ class MPDiffuserAgent(DiffusionAgent[MPDiffuserConfig]):
         """
         sizes = self.conditions.sizes
         planner = self.models["planner"].config
-        if config.denoiser("planner", self._nx, self._nu, sizes) != planner:
+        if config.denoiser("planner", self._nx, self._writer.size, sizes) != planner:
             raise ConfigError(
                 "config: the new dynamics model would stand beside another planner; expected "
                 f"fields that give {planner}"
             )
-        fresh = config.models(self._nx, self._nu, sizes)["dynamics"]
+        fresh = config.models(self._nx, self._writer.size, sizes)["dynamics"]
         made = MPDiffuserAgent(
             config,
             {**self.models, "dynamics": fresh},

@@ -196,7 +196,7 @@ class Book:
     def __init__(self, scope: Scope, results: Results, *, read_only: bool = False) -> None:
         self.scope = scope
         self._results = results
-        self._read_only = read_only
+        self.read_only = read_only
 
     def measure(self, cells: Mapping[Key, Cell], *, alone: bool = False) -> dict[Key, Found]:
         """Values of cells: stored ones, and the others after training what they need.
@@ -210,7 +210,7 @@ class Book:
         """
         names = {key: _name(key, cell) for key, cell in cells.items()}
         stored = self._results.cells
-        if self._read_only:
+        if self.read_only:
             missing = [name for name in names.values() if name not in stored]
             if missing:
                 raise DataError(

@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from mpd_gym.agents.files import agent_path
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.errors import DataError
 from mpd_gym.evaluation import Interval, evaluate, mean_interval, proportion_interval
+from mpd_gym.experiments.frame import Book, Scope
+from mpd_gym.experiments.report import Report, Table
 from mpd_gym.experiments.results import Results
-from mpd_gym.experiments.tables import markdown_table
-from mpd_gym.files import atomic_path
-from mpd_gym.reports import save_figure
 
-__all__ = ["Setting", "clock", "play", "recommended", "run", "settings"]
+__all__ = ["Setting", "clock", "play", "recommended", "settings", "study"]
 
 ENVIRONMENTS = ("LQR-v0", "CarUMaze-v0")
 SAMPLERS = ("ddpm", "ddim", "dpm++")
@@ -103,27 +103,21 @@ def settings(own: SamplingConfig, candidates: Sequence[int]) -> list[Setting]:
     return list(dict.fromkeys(found))
 
 
-def run(folder: Path, seeds: tuple[int, ...], trials: int) -> str:
-    """Play and time every setting, and write results, table and figure.
+def study(book: Book) -> Report:
+    """Play and time every setting of the agents that ship; training seeds play no part.
 
     Times are taken one after the other, after all episodes, with one thread; nothing else should
-    run beside them.
-
-    Args:
-        folder: Where they go. An agent ``agents/ENV_ID.safetensors`` in it takes the place of the
-            one that ships.
-        seeds: Not used: the agents are trained already.
-        trials: Episodes of each setting; the same starts for all.
-
-    Returns:
-        The report, as Markdown.
+    run beside them. An agent ``agents/ENV_ID.safetensors`` in the study's folder takes the place of
+    the one that ships.
     """
-    found = {env_id: _cells(folder, env_id, trials) for env_id in ENVIRONMENTS}
-    save_figure(_figure(found), folder / "real-time.png")
-    report = _report(found, trials)
-    with atomic_path(folder / "real-time.md") as temporary:
-        temporary.write_text(report)
-    return report
+    scope = book.scope
+    if book.read_only and not all(_file(scope.folder, env).exists() for env in ENVIRONMENTS):
+        raise DataError("the study has not run", source=str(scope.folder))
+    return _report({env: _cells(scope.folder, env, scope.trials) for env in ENVIRONMENTS}, scope)
+
+
+def _file(folder: Path, env_id: str) -> Path:
+    return folder / f"real-time-{env_id}.json"
 
 
 def _cells(folder: Path, env_id: str, trials: int) -> dict[Setting, Cell]:
@@ -132,7 +126,7 @@ def _cells(folder: Path, env_id: str, trials: int) -> dict[Setting, Cell]:
     path = own if own.exists() else agent_path(env_id)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     results = Results(
-        folder / f"real-time-{env_id}.json",
+        _file(folder, env_id),
         {"trials": trials, "timed_episodes": TIMED_EPISODES, "agent": digest},
     )
     chosen = settings(MPDiffuserAgent.load(path, device="cpu").options, CANDIDATES[env_id])
@@ -218,27 +212,26 @@ def _difference(cell: Cell, reference: Cell) -> Interval:
     return mean_interval(np.subtract(cell["returns"], reference["returns"]))
 
 
-def _report(found: Mapping[str, Mapping[Setting, Cell]], trials: int) -> str:
-    lines = [
-        "# Return against milliseconds per action",
-        "",
-        f"{trials} episodes of each setting, the same starts for all; mean with its 95 % interval. "
-        f"Milliseconds: one environment, one thread, mean over the actions of an episode, median "
-        f"of {TIMED_EPISODES} episodes; p99 over all their actions. The first row of each table "
-        "visits all levels; differences from it are taken start by start. Recommended, in bold: "
-        "the cheapest setting whose difference has an interval that does not end below 0, with "
-        "successes not below and violations not above that row's intervals.",
-    ]
+def _report(found: Mapping[str, Mapping[Setting, Cell]], scope: Scope) -> Report:
+    text = (
+        f"{scope.trials} episodes of each setting, the same starts for all; mean with its 95 % "
+        "interval. Milliseconds: one environment, one thread, mean over the actions of an episode, "
+        f"median of {TIMED_EPISODES} episodes; p99 over all their actions. The first row of each "
+        "table visits all levels; differences from it are taken start by start. Recommended, in "
+        "bold: the cheapest setting whose difference has an interval that does not end below 0, "
+        "with successes not below and violations not above that row's intervals."
+    )
     heads = (
         *("setting", "return", "difference", "success %", "violations %"),
         *("ms per action", "p99 ms", "× all levels"),
     )
+    tables = []
     for env_id, cells in found.items():
         best, (reference, *others) = recommended(cells), cells
         order = [reference, *sorted(others, key=lambda one: -float(cells[one]["milliseconds"]))]
-        lines += ["", f"## {env_id}", "", f"Recommended: **{best}**.", ""]
-        lines += markdown_table(heads, [_row(one, cells, one == best) for one in order])
-    return "\n".join([*lines, ""])
+        rows = [_row(one, cells, one == best) for one in order]
+        tables.append(Table(env_id, heads, rows, f"Recommended: **{best}**."))
+    return Report("Return against milliseconds per action", text, tables, (), _figure(found))
 
 
 def _row(setting: Setting, cells: Mapping[Setting, Cell], best: bool) -> list[str]:

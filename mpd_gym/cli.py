@@ -270,7 +270,7 @@ def evaluate(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the GIFs go.")] = OUTPUTS / "demo",
-    episodes: Annotated[int, typer.Option(help="Episodes that each policy plays.", min=1)] = 8,
+    episodes: Annotated[int, typer.Option(help="Episodes that each policy plays.", min=1)] = 4,
 ) -> None:
     """Play the shipped agents against other policies: tables, CSV files and GIFs."""
     from mpd_gym.demo import run_demo

@@ -30,7 +30,7 @@ ENVIRONMENTS = {
     "lqr": "LQR-v0",
     "car-umaze": "CarUMaze-v0",
     "constrained-pendulum": "ConstrainedPendulum-v0",
-    "image-pendulum": "ImagePendulum-v0",
+    "latent-pendulum": "LatentPendulum-v0",
 }
 
 

@@ -60,6 +60,8 @@ def test_names_tell_networks_apart_and_know_the_same_ones() -> None:
     plain = Network("CarUMaze-v0", 1)
     assert plain.name == "car-seed1"  # what other runs put there is found
     assert Network("ConstrainedPendulum-v0", 3).name == "pendulum-seed3"
+    same = Network("LQR-v0", 0, data=(Data("mpd_gym/lqr/noisy-p40-v0"),), changes={"horizon": 32})
+    assert same.name == Network("LQR-v0", 0).name  # what is usual need not be said
     kinds = [
         Network("LQR-v0", 0, data=(Data("mpd_gym/lqr/noisy-p10-v0"),)),
         Network("LQR-v0", 0, data=(Data("mpd_gym/lqr/noisy-p80-v0"),)),

@@ -56,6 +56,38 @@ STUDIES = {
         "T. 10, Fig. 12: LQR-v0, noise in the data, temperatures 0.001 … 1, all peers",
         "5 h",
     ),
+    "lqr-dynamics-noise": Study(
+        "lqr_dynamics_noise",
+        "T. 11: LQR-v0, p = 0.8, a dynamics model that learned from noisy states",
+        "3 h",
+    ),
+    "pendulum-images": Study(
+        "pendulum_images", "T. 6: LatentPendulum-v0, planning from pictures, all peers", "6 h"
+    ),
+    "alternation": Study(
+        "alternation",
+        "T. 12: alternation against more denoising, K = 10 … 200, three environments",
+        "12 h; 4 h with one seed",
+    ),
+    "combined-score": Study(
+        "combined_score",
+        "T. 13: alternation against combined scores, with a grid of weights",
+        "1 h",
+    ),
+    "initial-state": Study(
+        "initial_state", "T. 9: the initial state inpainted or through FiLM", "3 h"
+    ),
+    "dynamics-condition": Study(
+        "dynamics_condition", "T. 14: whether the dynamics model knows the task", "3 h"
+    ),
+    "causality": Study("causality", "T. 15: causal and acausal denoisers", "5 h"),
+    "mismatch": Study("mismatch", "T. 16: planner and dynamics model of different data", "4 h"),
+    "sensitivity": Study(
+        "sensitivity", "T. 17, 18: guidance scale, and number of candidates", "1 h"
+    ),
+    "warm-start": Study(
+        "warm_start", "Fig. 13: return against milliseconds per action, warm starts", "2 h"
+    ),
     "lqr-compositions": Study(
         "lqr_compositions",
         "LQR-v0: planner alone and each composition, at p = 0.1 and 0.4 and three temperatures",

@@ -80,7 +80,7 @@ class Scope:
             method: A key of `mpd_gym.agents.AGENTS`.
             fields: Of `Network`.
         """
-        changes = {**fields.pop("changes", {}), **self.changes}
+        changes = {**self.changes, **fields.pop("changes", {})}
         return Network(env_id, seed, method, self.preset, changes=changes, **fields)
 
     @property

@@ -36,6 +36,7 @@ SHORT = {
     "ConstrainedPendulum-v0": "pendulum",
     "LatentPendulum-v0": "latent",
 }
+_SIZES = ("unet", "dynamics_unet", "value_unet")
 _NOT_OF_WEIGHTS = ("sampling", "seed")  # fields that a network's key leaves out
 
 
@@ -134,8 +135,7 @@ class Network:
     def name(self) -> str:
         """Of its file, without the ending."""
         short = SHORT.get(self.env_id, self.env_id)
-        plain = (self.method, self.preset) == ("mpdiffuser", "laptop")
-        if plain and not (self.data or self.dynamics_data or self.changes or self.planner):
+        if self.env_id in DATASETS and self.digest == Network(self.env_id, self.seed).digest:
             return f"{short}-seed{self.seed}"
         return f"{short}-{self.method}-{self.digest}-seed{self.seed}"
 
@@ -145,7 +145,11 @@ class Network:
         config = asdict(self.config)
         for part in ("training", "regressor_training"):
             config[part].pop("seed")
+        for part in _SIZES:  # a field that came later counts where it is set
+            if config.get(part) and not config[part]["causal"]:
+                config[part].pop("causal")
         content = {
+            "method": self.method,
             "config": {key: config[key] for key in config if key not in _NOT_OF_WEIGHTS},
             "data": [[asdict(part) for part in side] for side in self.sources],
             "planner": None if self.planner is None else self.planner.digest,

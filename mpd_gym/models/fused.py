@@ -39,7 +39,9 @@ def fused(network: TrajectoryDenoiser) -> Network:
     Args:
         network: Parameters are read at every call.
     """
-    weight = network.unet.head[0].weight
+    weight = next(network.parameters())
+    if network.config.unet.causal:
+        return network
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return network
 

@@ -54,8 +54,8 @@ class PackedNetworks:
 
         Args:
             network: The trained network.
-            precision: ``"plain"``: the network itself. ``"fp32"``: on a CPU its packed equivalent,
-                on a GPU itself. ``"bf16"``: its packed equivalent with series and weights rounded
+            precision: ``"plain"``: the network itself, as for a causal one in any case. ``"fp32"``:
+                on a CPU its packed equivalent, on a GPU itself. ``"bf16"``: its packed equivalent with series and weights rounded
                 to bfloat16, statistics and sums in float32; on a GPU as a CUDA graph.
             rows: Trajectories in a call, without those of the unconditional half.
 
@@ -66,6 +66,8 @@ class PackedNetworks:
         weight = next(network.parameters())
         on_cpu = weight.device.type == "cpu"
         exact = precision == "fp32"
+        if network.config.unet.causal:  # there is no packed form of it
+            return network
         if precision == "plain" or weight.dtype != torch.float32 or (exact and not on_cpu):
             return network
         key = (network, precision)

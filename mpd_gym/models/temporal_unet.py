@@ -35,6 +35,8 @@ class UnetConfig:
             between two levels.
         kernel_size: Of the convolutions along time; odd.
         groups: Of each group normalisation; divides `width`.
+        causal: Whether a row of the output depends on no later row of the input (paper, appendix
+            K): convolutions see the past only, as WaveNet's, and normalisations one step at a time.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -44,6 +46,7 @@ class UnetConfig:
     multipliers: tuple[int, ...] = (1, 4, 8)
     kernel_size: int = 5
     groups: int = 8
+    causal: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
@@ -104,15 +107,14 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            _same_convolution(channels, out_channels, config.kernel_size)
-            for channels in (in_channels, out_channels)
+            _convolution(channels, out_channels, config) for channels in (in_channels, out_channels)
         )
-        self.norms = nn.ModuleList(_norm(out_channels, config.groups) for _ in range(2))
+        self.norms = nn.ModuleList(_norm(out_channels, config) for _ in range(2))
         self.films = nn.ModuleList(_film(embedding_dim, out_channels) for _ in range(2))
         self.projection: nn.Module = (
             nn.Identity()
             if in_channels == out_channels
-            else _same_convolution(in_channels, out_channels, 1)
+            else nn.Conv1d(in_channels, out_channels, 1)
         )
 
     def modulations(self, embedding: Tensor) -> list[Modulation]:
@@ -174,18 +176,18 @@ class TemporalUnet(nn.Module):
             Stage(before, after, embedding_dim, config) for before, after in rising
         )
         self.downs = nn.ModuleList(
-            (*(_downsample(channels) for channels in widths[:-1]), nn.Identity())
+            (*(_downsample(channels, config) for channels in widths[:-1]), nn.Identity())
         )
         self.middle = Stage(widths[-1], widths[-1], embedding_dim, config)
         self.decoder = nn.ModuleList(
             Stage(2 * before, after, embedding_dim, config) for before, after in falling
         )
-        self.ups = nn.ModuleList(_upsample(after) for _, after in falling)
+        self.ups = nn.ModuleList(_upsample(after, config) for _, after in falling)
         self.head = nn.Sequential(
-            _same_convolution(widths[0], widths[0], config.kernel_size),
-            _norm(widths[0], config.groups),
+            _convolution(widths[0], widths[0], config),
+            _norm(widths[0], config),
             nn.SiLU(),
-            _same_convolution(widths[0], out_channels, 1),
+            nn.Conv1d(widths[0], out_channels, 1),
         )
 
     def modulations(self, embedding: Tensor) -> list[Modulation]:
@@ -226,22 +228,47 @@ class TemporalUnet(nn.Module):
         return output.transpose(1, 2)
 
 
-def _same_convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv1d:
-    return nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+@final
+class StepNorm(nn.Module):
+    """Group normalisation of each step on its own, ``[M, C, L]`` to the same."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise."""
+        steps = hidden.transpose(1, 2)  # [M, L, C]
+        normed: Tensor = self.norm(steps.flatten(0, 1)).reshape(steps.shape)
+        return normed.transpose(1, 2)
 
 
-def _downsample(channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.ConstantPad1d((0, 1), 0.0), nn.Conv1d(channels, channels, kernel_size=3, stride=2)
-    )
+def _convolution(in_channels: int, out_channels: int, config: UnetConfig) -> nn.Module:
+    """Convolution that keeps the length; a causal one is padded in front only."""
+    size = config.kernel_size
+    if not config.causal:
+        return nn.Conv1d(in_channels, out_channels, size, padding=size // 2)
+    convolution = nn.Conv1d(in_channels, out_channels, size)
+    return nn.Sequential(nn.ConstantPad1d((size - 1, 0), 0.0), convolution)
 
 
-def _upsample(channels: int) -> nn.ConvTranspose1d:
-    return nn.ConvTranspose1d(channels, channels, kernel_size=4, stride=2, padding=1)
+def _downsample(channels: int, config: UnetConfig) -> nn.Sequential:
+    """Halve the length; step j of a causal one sees steps up to 2 j."""
+    around = (2, 0) if config.causal else (0, 1)
+    convolution = nn.Conv1d(channels, channels, kernel_size=3, stride=2)
+    return nn.Sequential(nn.ConstantPad1d(around, 0.0), convolution)
 
 
-def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+def _upsample(channels: int, config: UnetConfig) -> nn.ConvTranspose1d:
+    """Double the length; steps 2 j and 2 j + 1 of a causal one come from step j."""
+    size, padding = (2, 0) if config.causal else (4, 1)
+    return nn.ConvTranspose1d(channels, channels, size, stride=2, padding=padding)
+
+
+def _norm(channels: int, config: UnetConfig) -> nn.Module:
+    if config.causal:
+        return StepNorm(channels, config.groups)
+    return nn.GroupNorm(config.groups, channels, eps=NORM_EPS)
 
 
 def _film(embedding_dim: int, channels: int) -> nn.Sequential:

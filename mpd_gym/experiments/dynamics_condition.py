@@ -1,0 +1,48 @@
+"""Whether the dynamics model should know the task (paper, appendix J, Table 14).
+
+The unconditional dynamics model stands beside the same planner and learns from the same data.
+"""
+
+from __future__ import annotations
+
+from mpd_gym.experiments.frame import Book, Scope
+from mpd_gym.experiments.networks import Network
+from mpd_gym.experiments.report import Report
+from mpd_gym.experiments.variants import (
+    CAR,
+    LQR_CLEAN,
+    LQR_NOISY,
+    MATCHED,
+    PLANNER,
+    Task,
+    Variant,
+    compared,
+)
+
+__all__ = ["study"]
+
+TASKS = (LQR_CLEAN, LQR_NOISY, CAR)
+PUBLISHED = "74.4 : 71.1"  # normalised return, mean of three medium-replay data sets
+
+
+def study(book: Book) -> Report:
+    """Measure every cell and report."""
+    variants = {
+        "planner alone": Variant(PLANNER),
+        "unconditional": Variant(MATCHED, _unconditional),
+        "conditional": Variant(MATCHED),
+    }
+    found = compared(book, [(task, variants) for task in TASKS])
+    text = (
+        f"{book.scope.trials} trials a cell, the same starts for all; temperature chosen on "
+        "validation starts with the first seed. Conditions: the final state on LQR-v0, the goal "
+        "in the maze."
+    )
+    orderings = [outcome.ordering("conditional", "unconditional", PUBLISHED) for outcome in found]
+    tables = [outcome.table() for outcome in found]
+    return Report("Conditions of the dynamics model (Table 14)", text, tables, orderings)
+
+
+def _unconditional(scope: Scope, task: Task, seed: int) -> Network:
+    changes = {"dynamics_conditions": False}
+    return task.network(scope, seed, changes=changes, planner=task.network(scope, seed))

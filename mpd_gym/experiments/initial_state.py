@@ -1,0 +1,52 @@
+"""How a network learns the initial state: inpainted or through FiLM (paper, appendix D, Table 9).
+
+Inpainted trajectories hold x_0 in their first row and plan one step less. Published for the planner
+alone; MPDiffuser is beside it.
+"""
+
+from __future__ import annotations
+
+from mpd_gym.experiments.frame import Book, Scope
+from mpd_gym.experiments.networks import Network
+from mpd_gym.experiments.report import Report
+from mpd_gym.experiments.variants import (
+    CAR,
+    LQR_CLEAN,
+    LQR_NOISY,
+    MATCHED,
+    PLANNER,
+    Task,
+    Variant,
+    compared,
+)
+
+__all__ = ["study"]
+
+TASKS = (LQR_CLEAN, LQR_NOISY, CAR)
+PUBLISHED = "99.7 : 95.6"  # normalised return, mean of three Hopper data sets
+
+
+def study(book: Book) -> Report:
+    """Measure every cell and report."""
+    variants = {
+        "planner, inpainting": Variant(PLANNER, _inpainting),
+        "planner, FiLM": Variant(PLANNER),
+        "MPDiffuser, inpainting": Variant(MATCHED, _inpainting),
+        "MPDiffuser, FiLM": Variant(MATCHED),
+    }
+    found = compared(book, [(task, variants) for task in TASKS])
+    text = (
+        f"{book.scope.trials} trials a cell, the same starts for all; temperature chosen on "
+        "validation starts with the first seed."
+    )
+    orderings = [
+        outcome.ordering(f"{method}, FiLM", f"{method}, inpainting", published)
+        for outcome in found
+        for method, published in (("planner", PUBLISHED), ("MPDiffuser", "–"))
+    ]
+    tables = [outcome.table() for outcome in found]
+    return Report("The initial state: inpainting against FiLM (Table 9)", text, tables, orderings)
+
+
+def _inpainting(scope: Scope, task: Task, seed: int) -> Network:
+    return task.network(scope, seed, changes={"initial_state": "inpaint"})

@@ -1,0 +1,87 @@
+"""Planning from pictures, in the latent space of an autoencoder (paper, section 4.3, Table 6).
+
+All methods see the latents of the encoder that ships, learn from the same replay buffer and are
+tuned on the same grid. Diffuser climbs the value of its network, whose scale has a grid of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mpd_gym.agents.peer_presets import VALUE_GUIDANCE_SCALE
+from mpd_gym.experiments.estimates import average
+from mpd_gym.experiments.frame import Book, Cell, Contender, Scope, of_seeds
+from mpd_gym.experiments.measures import episodes
+from mpd_gym.experiments.peers import PEERS, contender, grid
+from mpd_gym.experiments.report import Ordering, Report, Table
+
+__all__ = ["study"]
+
+ENV_ID = "LatentPendulum-v0"
+TEMPERATURES = (0.1, 0.5, 1.0)
+GUIDANCES = (1.0, 1.5, 2.0)
+VALUE_GUIDANCES = tuple(VALUE_GUIDANCE_SCALE * factor for factor in (0.3, 1.0, 3.0))
+OPTIONS: dict[str, Any] = {}  # the agent's own
+PUBLISHED = {
+    "Diffuser": -196.2,
+    "Decision Diffuser": -242.9,
+    "planner": -181.5,
+    "MPDiffuser": -155.4,
+}
+
+
+def study(book: Book) -> Report:
+    """Measure every cell and report."""
+    scope = book.scope
+    rivals = {name: _contender(scope, name) for name in PEERS}
+    chosen = book.tune(rivals, lambda cell: float(np.mean(cell["return"])))
+    cells = book.measure(
+        {
+            (name, seed): Cell(
+                replace(rivals[name].network, seed=seed),
+                episodes,
+                scope.starts,
+                choice.options,
+            )
+            for name, choice in chosen.items()
+            for seed in scope.seeds
+        }
+    )
+    returns = {
+        name: average(of_seeds(cells, name, seeds=scope.seeds), "return", 1) for name in PEERS
+    }
+    rows = []
+    for name, estimate in returns.items():
+        options = chosen[name].options
+        told = [f"{options[key]:g}" if key in options else "–" for key in _SHOWN]
+        rows.append([name, estimate, PUBLISHED.get(name, "–"), *told])
+    orderings = [
+        Ordering(
+            f"MPDiffuser above {name}",
+            returns["MPDiffuser"],
+            returns[name],
+            f"{PUBLISHED['MPDiffuser']} : {PUBLISHED[name]}" if name in PUBLISHED else "–",
+        )
+        for name in PEERS
+        if not name.startswith("MPDiffuser")
+    ]
+    text = (
+        f"Return of {scope.trials} episodes of 200 steps, the same starts for all, with the 95 % "
+        f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). Temperature "
+        f"{TEMPERATURES} and guidance {GUIDANCES} (Diffuser: {VALUE_GUIDANCES}) were chosen on "
+        "validation starts with the first seed."
+    )
+    heads = ("method", "return", "published", *_SHOWN)
+    title = "LatentPendulum-v0: planning from pictures (Table 6)"
+    return Report(title, text, [Table("", heads, rows)], orderings)
+
+
+_SHOWN = ("temperature", "guidance_scale")
+
+
+def _contender(scope: Scope, name: str) -> Contender:
+    scales = VALUE_GUIDANCES if PEERS[name].method == "diffuser" else GUIDANCES
+    return contender(scope, name, ENV_ID, episodes, OPTIONS, grid(TEMPERATURES, scales))

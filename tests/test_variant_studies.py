@@ -1,0 +1,143 @@
+"""Studies that vary one thing about MPDiffuser, in miniature."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies import run_mini, use_made_up_data
+
+from mpd_gym.experiments import (
+    alternation,
+    causality,
+    combined_score,
+    dynamics_condition,
+    initial_state,
+    lqr_dynamics_noise,
+    mismatch,
+    sensitivity,
+    variants,
+    warm_start,
+)
+
+SHORT: dict[str, Any] = {"num_steps": 1, "action_chunk": 15}
+LQR = replace(variants.LQR_NOISY, options={**SHORT, "guidance_scale": 1.0})
+CAR = replace(variants.CAR, options={"num_steps": 1, "num_candidates": 1, "guidance_scale": 1.0})
+
+
+@pytest.fixture(autouse=True)
+def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up data, one temperature, short plans, and the quickest of the tasks."""
+    use_made_up_data(monkeypatch)
+    monkeypatch.setattr(variants, "TEMPERATURES", (1.0,))
+    for module in (initial_state, dynamics_condition, causality, combined_score):
+        monkeypatch.setattr(module, "TASKS", (CAR,))
+
+
+def networks(cells: dict[str, dict[str, Any]]) -> set[str]:
+    return {cell["of"]["network"] for cell in cells.values()}
+
+
+@pytest.mark.slow
+def test_combined_score_searches_its_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(combined_score, "WEIGHTS", (0.25, 1.0))
+    report, cells = run_mini("combined-score", tmp_path)
+    assert sum(key.startswith("validation") for key in cells) == 2
+    assert len(cells) == 2 + 3 and len(networks(cells)) == 1
+    assert "dynamics_weight" in report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "cells", "nets"),
+    [("initial-state", 4, 2), ("dynamics-condition", 3, 2), ("causality", 4, 2)],
+)
+def test_two_kinds_of_networks_are_compared(
+    name: str, cells: int, nets: int, tmp_path: Path
+) -> None:
+    report, found = run_mini(name, tmp_path)
+    assert len(found) == cells and len(networks(found)) == nets
+    assert "Published orderings" in report
+
+
+@pytest.mark.slow
+def test_mismatched_models_share_their_planners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mpd_gym.agents import load_agent
+
+    monkeypatch.setattr(mismatch, "LQR", replace(LQR, title="LQR-v0", data=()))
+    monkeypatch.setattr(mismatch, "CAR", CAR)
+    _, cells = run_mini("mismatch", tmp_path)
+    used = {key.split(", starts")[0]: cell["of"]["network"] for key, cell in cells.items()}
+    assert len(networks(cells)) == 4 + 3
+
+    def weights(key: str, role: str) -> Any:
+        path = tmp_path / "agents" / f"{used[key]}.safetensors"
+        return next(load_agent(path, "cpu").models[role].parameters())
+
+    good, mixed = "LQR-v0, both good, 4", "LQR-v0, planner good, dynamics poor, 4"
+    assert weights(good, "planner").equal(weights(mixed, "planner"))
+    assert not weights(good, "dynamics").equal(weights(mixed, "dynamics"))
+
+
+@pytest.mark.slow
+def test_dynamics_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lqr_dynamics_noise, "LQR_NOISY", LQR)
+    monkeypatch.setattr(lqr_dynamics_noise, "SIGMAS", (0.0, 0.02))
+    report, cells = run_mini("lqr-dynamics-noise", tmp_path)
+    assert len(networks(cells)) == 2
+    assert "σ = 0.02 below planner" in report
+
+
+@pytest.mark.slow
+def test_alternation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = ((CAR.changed(num_steps=None), (2, 4)),)
+    monkeypatch.setattr(alternation, "PLANS", plans)
+    report, cells = run_mini("alternation", tmp_path)
+    assert len(networks(cells)) == 2 and len(cells) == 2 * 4 + 1
+    assert "MPDiffuser, K = 2 above planner, 2 K levels, K = 2" in report
+
+
+@pytest.mark.slow
+def test_sensitivity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "TASKS", (CAR,))
+    monkeypatch.setattr(sensitivity, "SAMPLES", {1: 60, 2: 62})
+    report, cells = run_mini("sensitivity", tmp_path)
+    assert len(cells) == len(sensitivity.GUIDANCES) + 2
+    assert "N = 2 above N = 1" in report
+
+
+@pytest.mark.slow
+def test_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_start, "TASKS", (CAR,))
+    monkeypatch.setattr(warm_start, "STEPS", (1, 0))
+    monkeypatch.setattr(warm_start, "TIMED_EPISODES", 1)
+    monkeypatch.setattr(
+        warm_start, "OPTIONS", {**warm_start.OPTIONS, "num_steps": 2, "action_chunk": 8}
+    )
+    report, cells = run_mini("warm-start", tmp_path)
+    assert len(cells) == 4 and "all, from scratch" in report
+
+
+@pytest.mark.slow
+def test_pendulum_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the latents of the shipped encoder, in one short step of everything."""
+    from mpd_gym.experiments import pendulum_images
+
+    monkeypatch.setattr(pendulum_images, "TEMPERATURES", (1.0,))
+    monkeypatch.setattr(pendulum_images, "GUIDANCES", (1.0,))
+    monkeypatch.setattr(pendulum_images, "VALUE_GUIDANCES", (0.1,))
+    monkeypatch.setattr(pendulum_images, "OPTIONS", {**SHORT, "num_candidates": 1})
+    monkeypatch.setattr(
+        pendulum_images,
+        "PEERS",
+        {name: pendulum_images.PEERS[name] for name in ("Diffuser", "planner", "MPDiffuser")},
+    )
+    report, cells = run_mini("pendulum-images", tmp_path, trials=1)
+    assert len(cells) == 3 and len(networks(cells)) == 2
+    assert "-155.4 : -196.2" in report

@@ -44,6 +44,7 @@ def test_pendulum_ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert spread == {(0, 2), (2, 3)}  # three starts in all, spread over the seeds
     assert any(cell["of"].get("method") == "safediffuser" for cell in cells.values())
     assert report.count("| 4 | ") == 3
+    assert "| behaviour cloning, safe episodes | " in report
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ STUDIES = {
     "lqr-noise": Study(
         "lqr_noise",
         "T. 10, Fig. 12: LQR-v0, noise in the data, temperatures 0.001 … 1, all peers",
-        "5 h",
+        "4 h",
     ),
     "lqr-dynamics-noise": Study(
         "lqr_dynamics_noise",

@@ -1,7 +1,8 @@
 """Causal against acausal denoisers (paper, appendix K, Table 15).
 
-Planner and dynamics model are U-Nets of one size; in the causal ones no step of a prediction sees a
-later step of the noisy trajectory.
+In the causal planner and dynamics model no step of a prediction sees a later step of the noisy
+trajectory: their convolutions see the past only, dilated in the place of resampled. Both kinds have
+as many weights.
 """
 
 from __future__ import annotations

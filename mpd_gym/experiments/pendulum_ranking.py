@@ -5,11 +5,13 @@ conditioned on return and ranked by learned reward and cost models within a budg
 (Algorithm 2). A planner alone proposes trajectories that cannot happen; the more it is asked for,
 the likelier that one which looks both safe and good is one of those. SafeDiffuser projects the
 planned states into the limit, whatever the actions do. All three share networks and ranking models.
+Behaviour cloning, of all episodes or of the safe ones, has no candidates and stands beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ import numpy as np
 from mpd_gym.experiments.estimates import Estimate, average, share
 from mpd_gym.experiments.frame import Book, Cell, Contender, Scope, of_seeds
 from mpd_gym.experiments.measures import episodes
-from mpd_gym.experiments.peers import grid
+from mpd_gym.experiments.networks import usual_data
+from mpd_gym.experiments.peers import BC, PEERS, grid
 from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
 
 __all__ = ["study"]
@@ -77,7 +80,7 @@ def study(book: Book) -> Report:
     return Report(
         "ConstrainedPendulum-v0: ranking N candidates within a budget of zero (Table 5)",
         text,
-        [_table(found, success)],
+        [_table(found, success), _cloning_table(_cloned(book))],
         _orderings(success),
         _figure(success),
     )
@@ -95,6 +98,40 @@ def _contenders(scope: Scope) -> dict[str, Contender]:
         )
         for name, composition in COMPOSITIONS.items()
     }
+
+
+def _cloned(book: Book) -> dict[str, list[dict[str, Any]]]:
+    """Cells of behaviour cloning, of all seeds."""
+    scope = book.scope
+    usual, _ = usual_data(ENV_ID)
+    sources = {BC: (), f"{BC}, safe episodes": tuple(replace(one, safe=True) for one in usual)}
+    cells = book.measure(
+        {
+            (name, seed): Cell(
+                scope.network(ENV_ID, seed, PEERS[BC].method, data=data),
+                episodes,
+                _starts(scope, seed),
+            )
+            for name, data in sources.items()
+            for seed in scope.seeds
+        }
+    )
+    return {name: of_seeds(cells, name, seeds=scope.seeds) for name in sources}
+
+
+def _cloning_table(found: Mapping[str, Any]) -> Table:
+    heads = ("method", "success %", "episodes beyond the limit %", "return")
+    rows = [[name, *_outcomes(cells)] for name, cells in found.items()]
+    return Table("Behaviour cloning", heads, rows)
+
+
+def _outcomes(cells: Any) -> list[Estimate]:
+    """Success, violations and return."""
+    return [
+        share(cells, lambda cell: cell["success"]),
+        share(cells, lambda cell: np.array(cell["cost"]) > 0),
+        average(cells, "return", 1),
+    ]
 
 
 def _method(name: str) -> str:
@@ -118,17 +155,9 @@ def _table(found: Mapping[Any, Any], success: Mapping[tuple[str, int], Estimate]
     rows = []
     for count in CANDIDATES:
         for name in COMPOSITIONS:
-            cells = found[name, count]
-            rows.append(
-                [
-                    count,
-                    name,
-                    success[name, count],
-                    PUBLISHED[name][count],
-                    share(cells, lambda cell: np.array(cell["cost"]) > 0),
-                    average(cells, "return", 1),
-                ]
-            )
+            _, beyond, returns = _outcomes(found[name, count])
+            known = PUBLISHED[name][count]
+            rows.append([count, name, success[name, count], known, beyond, returns])
     return Table("", heads, rows)
 
 

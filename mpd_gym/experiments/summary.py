@@ -35,8 +35,7 @@ def write_summary(folder: Path) -> Path:
             reports[name] = read_study(name, folder)
             states[name] = _effort(folder / f"{name}.json")
         except DataError as error:
-            there = (folder / f"{name}.json").exists()
-            states[name] = f"incomplete: {error.problem}" if there else "not run yet"
+            states[name] = _absence(name, folder, error)
     for name, report in reports.items():
         report.write(folder, name)
     page = folder.with_name(f"{folder.name}.md")
@@ -73,13 +72,25 @@ def _lines(reports: dict[str, Report], states: dict[str, str], folder: Path) -> 
     return lines
 
 
+def _absence(name: str, folder: Path, error: DataError) -> str:
+    """Why a study is not on the page."""
+    if (folder / f"{name}.json").exists():
+        return f"incomplete: {error.problem}"
+    if (folder / f"{name}.md").exists():
+        return f"[a report of its own]({folder.name}/{name}.md)"
+    return "not run yet"
+
+
 def _effort(path: Path) -> str:
     """How long a study took, and on what."""
     results = Results.read(path)
+    machine = results.made_with.get("machine", "machine not noted")
+    count = f"{len(results.cells)} cells"
+    if not results.networks:
+        return f"{count}; times not noted; {machine}"
     measured = sum(cell.get("seconds", 0.0) for cell in results.cells.values()) / 3600
     trained = sum(results.networks.values()) / 3600
-    machine = results.made_with.get("machine", "machine not noted")
     return (
-        f"{len(results.cells)} cells, {measured:.1f} core hours of measuring; "
-        f"{len(results.networks)} networks, {trained:.1f} core hours of training; {machine}"
+        f"{count}, {measured:.1f} core hours of measuring; {len(results.networks)} networks, "
+        f"{trained:.1f} core hours of training; {machine}"
     )

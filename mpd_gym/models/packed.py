@@ -55,8 +55,9 @@ class PackedNetworks:
         Args:
             network: The trained network.
             precision: ``"plain"``: the network itself, as for a causal one in any case. ``"fp32"``:
-                on a CPU its packed equivalent, on a GPU itself. ``"bf16"``: its packed equivalent with series and weights rounded
-                to bfloat16, statistics and sums in float32; on a GPU as a CUDA graph.
+                on a CPU its packed equivalent, on a GPU itself. ``"bf16"``: its packed equivalent
+                with series and weights rounded to bfloat16, statistics and sums in float32; on a
+                GPU as a CUDA graph.
             rows: Trajectories in a call, without those of the unconditional half.
 
         Raises:

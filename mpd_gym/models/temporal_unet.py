@@ -36,7 +36,8 @@ class UnetConfig:
         kernel_size: Of the convolutions along time; odd.
         groups: Of each group normalisation; divides `width`.
         causal: Whether a row of the output depends on no later row of the input (paper, appendix
-            K): convolutions see the past only, as WaveNet's, and normalisations one step at a time.
+            K). Convolutions then see the past only, dilated instead of resampled as WaveNet's are,
+            and normalisations one step at a time; the weights are as many.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -100,14 +101,21 @@ class ResidualBlock(nn.Module):
         out_channels: Channels of the output.
         embedding_dim: Size d of the embedding that FiLM reads.
         config: Kernel size and groups.
+        dilation: Of the convolutions, if they are causal.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding_dim: int, config: UnetConfig
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int,
+        config: UnetConfig,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            _convolution(channels, out_channels, config) for channels in (in_channels, out_channels)
+            _convolution(channels, out_channels, config, dilation)
+            for channels in (in_channels, out_channels)
         )
         self.norms = nn.ModuleList(_norm(out_channels, config) for _ in range(2))
         self.films = nn.ModuleList(_film(embedding_dim, out_channels) for _ in range(2))
@@ -138,11 +146,17 @@ class Stage(nn.Module):
     MODULATIONS = 4  # two per block
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding_dim: int, config: UnetConfig
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int,
+        config: UnetConfig,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.first = ResidualBlock(in_channels, out_channels, embedding_dim, config)
-        self.second = ResidualBlock(out_channels, out_channels, embedding_dim, config)
+        sizes = (embedding_dim, config, dilation)
+        self.first = ResidualBlock(in_channels, out_channels, *sizes)
+        self.second = ResidualBlock(out_channels, out_channels, *sizes)
 
     def modulations(self, embedding: Tensor) -> list[Modulation]:
         """Return the (scale, bias) pairs of both blocks."""
@@ -170,19 +184,26 @@ class TemporalUnet(nn.Module):
     ) -> None:
         super().__init__()
         widths = config.widths
+        last = len(widths) - 1
+        sizes = (embedding_dim, config)
         rising = zip((in_channels, *widths[:-1]), widths, strict=True)
         falling = tuple(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.encoder = nn.ModuleList(
-            Stage(before, after, embedding_dim, config) for before, after in rising
+            Stage(before, after, *sizes, 2**level) for level, (before, after) in enumerate(rising)
         )
         self.downs = nn.ModuleList(
-            (*(_downsample(channels, config) for channels in widths[:-1]), nn.Identity())
+            _downsample(channels, config, 2**level) if level < last else nn.Identity()
+            for level, channels in enumerate(widths)
         )
-        self.middle = Stage(widths[-1], widths[-1], embedding_dim, config)
+        self.middle = Stage(widths[-1], widths[-1], *sizes, 2**last)
         self.decoder = nn.ModuleList(
-            Stage(2 * before, after, embedding_dim, config) for before, after in falling
+            Stage(2 * before, after, *sizes, 2 ** (last - index))
+            for index, (before, after) in enumerate(falling)
         )
-        self.ups = nn.ModuleList(_upsample(after, config) for _, after in falling)
+        self.ups = nn.ModuleList(
+            _upsample(after, config, 2 ** (last - index))
+            for index, (_, after) in enumerate(falling)
+        )
         self.head = nn.Sequential(
             _convolution(widths[0], widths[0], config),
             _norm(widths[0], config),
@@ -243,26 +264,35 @@ class StepNorm(nn.Module):
         return normed.transpose(1, 2)
 
 
-def _convolution(in_channels: int, out_channels: int, config: UnetConfig) -> nn.Module:
-    """Convolution that keeps the length; a causal one is padded in front only."""
+def _convolution(
+    in_channels: int, out_channels: int, config: UnetConfig, dilation: int = 1
+) -> nn.Module:
+    """Convolution that keeps the length."""
     size = config.kernel_size
-    if not config.causal:
-        return nn.Conv1d(in_channels, out_channels, size, padding=size // 2)
-    convolution = nn.Conv1d(in_channels, out_channels, size)
-    return nn.Sequential(nn.ConstantPad1d((size - 1, 0), 0.0), convolution)
+    if config.causal:
+        return _causal(in_channels, out_channels, size, dilation)
+    return nn.Conv1d(in_channels, out_channels, size, padding=size // 2)
 
 
-def _downsample(channels: int, config: UnetConfig) -> nn.Sequential:
-    """Halve the length; step j of a causal one sees steps up to 2 j."""
-    around = (2, 0) if config.causal else (0, 1)
+def _causal(in_channels: int, out_channels: int, size: int, dilation: int) -> nn.Sequential:
+    """Convolution that keeps the length and sees the past only."""
+    convolution = nn.Conv1d(in_channels, out_channels, size, dilation=dilation)
+    return nn.Sequential(nn.ConstantPad1d(((size - 1) * dilation, 0), 0.0), convolution)
+
+
+def _downsample(channels: int, config: UnetConfig, dilation: int) -> nn.Sequential:
+    """Halve the length; a causal network keeps it."""
+    if config.causal:
+        return _causal(channels, channels, 3, dilation)
     convolution = nn.Conv1d(channels, channels, kernel_size=3, stride=2)
-    return nn.Sequential(nn.ConstantPad1d(around, 0.0), convolution)
+    return nn.Sequential(nn.ConstantPad1d((0, 1), 0.0), convolution)
 
 
-def _upsample(channels: int, config: UnetConfig) -> nn.ConvTranspose1d:
-    """Double the length; steps 2 j and 2 j + 1 of a causal one come from step j."""
-    size, padding = (2, 0) if config.causal else (4, 1)
-    return nn.ConvTranspose1d(channels, channels, size, stride=2, padding=padding)
+def _upsample(channels: int, config: UnetConfig, dilation: int) -> nn.Module:
+    """Double the length; a causal network kept it."""
+    if config.causal:
+        return _causal(channels, channels, 4, dilation)
+    return nn.ConvTranspose1d(channels, channels, kernel_size=4, stride=2, padding=1)
 
 
 def _norm(channels: int, config: UnetConfig) -> nn.Module:

@@ -8,6 +8,7 @@ study trains one.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.networks import Network
@@ -81,7 +82,9 @@ def _name(method: str, levels: int) -> str:
 
 
 def _network(scope: Scope, task: Task, seed: int, *, levels: int) -> Network:
-    return task.network(scope, seed, changes={"diffusion_steps": levels})
+    sampling = replace(task.network(scope, seed).config.sampling, num_steps=None)
+    changes = {"diffusion_steps": levels, "sampling": sampling}
+    return task.network(scope, seed, changes=changes)
 
 
 def _orderings(outcome: Outcome, levels: tuple[int, ...]) -> list[Ordering]:

@@ -50,8 +50,9 @@ def _lines(reports: dict[str, Report], states: dict[str, str], folder: Path) -> 
         "",
         "Made by `mpd-gym reproduce --report` from the JSON files in "
         f"[{folder.name}]({folder.name}), which hold every seed and trial; nothing here is typed "
-        "by hand. An ordering holds if the 95 % intervals over trials are apart; the last column "
-        "says with how many training seeds it is seen.",
+        "by hand. An ordering holds if the 95 % intervals over trials are apart. They do not count "
+        "how networks of other training seeds would differ; the last column says with how many "
+        "seeds the ordering is seen.",
     ]
     rows = [
         [name, *ordering.row()] for name, report in reports.items() for ordering in report.orderings

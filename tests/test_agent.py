@@ -624,6 +624,8 @@ def test_binary_costs_are_learned_as_probabilities_and_other_costs_are_refused()
     half = [replace(episode, costs=0.5 * np.ones(len(episode))) for episode in play(PENDULUM)]
     with pytest.raises(ConfigError, match=r"binary_costs.*from 0.5 to 0.5"):
         MPDiffuserAgent.fit(half, replace(TINY, **options), progress=False)
+    with pytest.raises(ConfigError, match=r"binary_costs.*cost_model=True"):
+        replace(TINY, binary_costs=True)
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -102,6 +102,11 @@ class AgentConfig(ABC):
             raise ConfigError(
                 f"validation_fraction: expected a share in [0, 1), got {self.validation_fraction}"
             )
+        if self.binary_costs and not self.cost_model:
+            raise ConfigError(
+                "binary_costs: says how costs are learned, and this configuration learns none; set "
+                "cost_model=True as well"
+            )
         self._check()
         self.windows  # noqa: B018 - refuses wrong windows
         self._regressor("reward", 1, 1)

@@ -100,6 +100,7 @@ def _behavior_cloning(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
         ),
         "reward_model": False,
         "cost_model": False,
+        "binary_costs": False,
         "termination_model": False,
     }
 

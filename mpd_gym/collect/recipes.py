@@ -6,12 +6,11 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, final
 
 import gymnasium as gym
-import minari
 import numpy as np
 from gymnasium import spaces
 
@@ -24,7 +23,7 @@ from mpd_gym.envs.image_pendulum import FRAMES, draw
 from mpd_gym.errors import ConfigError, check_choice
 from mpd_gym.types import Episode, Policy
 
-__all__ = ["RECIPES", "Collection", "Recipe", "collect"]
+__all__ = ["PENDULUM_RETURNS", "RECIPES", "Collection", "Recipe", "collect", "info"]
 
 AUTHOR = "The mpd_gym authors"
 CODE = f"mpd_gym/collect/recipes.py of mpd-gym {__version__}"
@@ -83,12 +82,21 @@ class Recipe:
     Attributes:
         dataset_id: Its Minari id.
         description: What is in it.
-        run: Makes it.
+        run: Makes it; a string ``"module:function"`` where that is of a layer above, as in
+            Gymnasium's registry.
     """
 
     dataset_id: str
     description: str
-    run: Callable[[Collection], Any]
+    run: Callable[[Collection], Any] | str
+
+    def load(self) -> Callable[[Collection], Any]:
+        """What makes it."""
+        if callable(self.run):
+            return self.run
+        module, name = self.run.split(":")
+        function: Callable[[Collection], Any] = getattr(import_module(module), name)
+        return function
 
 
 def collect(name: str, **options: Any) -> Any:
@@ -107,10 +115,17 @@ def collect(name: str, **options: Any) -> Any:
     """
     check_choice("data set", name, RECIPES)
     given = {"dataset_id": name, "policies": Path("outputs/policies"), **options}
-    return RECIPES[name].run(Collection(**given))
+    return RECIPES[name].load()(Collection(**given))
 
 
-def _info(algorithm: str, description: str, returns: tuple[float, float]) -> DatasetInfo:
+def info(algorithm: str, description: str, returns: tuple[float, float]) -> DatasetInfo:
+    """What a data set says of itself.
+
+    Args:
+        algorithm: That made the actions.
+        description: What is in it.
+        returns: That count as 0 and as 1.
+    """
     return DatasetInfo(
         author=AUTHOR,
         code_permalink=CODE,
@@ -126,7 +141,7 @@ def _record(
     policy: Callable[[], Policy],
     env_id: str,
     episodes: int,
-    info: DatasetInfo,
+    about: DatasetInfo,
     **options: Any,
 ) -> Any:
     return record(
@@ -138,7 +153,7 @@ def _record(
         processes=collection.processes,
         overwrite=collection.overwrite,
         progress=collection.progress,
-        info=info,
+        info=about,
         **options,
     )
 
@@ -152,7 +167,7 @@ def _noisy_lqr(probability: float) -> Policy:
 
 
 def _collect_lqr(percent: int, collection: Collection) -> Any:
-    info = _info(
+    about = info(
         "LQR with Bernoulli-Gaussian input noise (MPDiffuser paper, eq. 5)",
         f"Optimal gain; noise of 0.25 on {percent} % of the steps.",
         LQR_RETURNS,
@@ -162,7 +177,7 @@ def _collect_lqr(percent: int, collection: Collection) -> Any:
         functools.partial(_noisy_lqr, percent / 100),
         "LQR-v0",
         1000,
-        info,
+        about,
         fingerprint={"probability": percent / 100},
     )
 
@@ -188,21 +203,21 @@ def _arrived(episode: Episode) -> bool:
 
 
 def _collect_car_expert(collection: Collection) -> Any:
-    info = _info(
+    about = info(
         "nonlinear MPC (CasADi, Ipopt)",
         "U-turns through the maze; arrival within 32 steps, then standing still.",
         CAR_RETURNS,
     )
-    return _record(collection, _nmpc, "CarUMaze-v0", 2000, info, accept=_arrived)
+    return _record(collection, _nmpc, "CarUMaze-v0", 2000, about, accept=_arrived)
 
 
 def _collect_car_random(collection: Collection) -> Any:
-    info = _info(
+    about = info(
         "smooth random actions",
         "Random driving that brakes before walls, for dynamics models.",
         CAR_RETURNS,
     )
-    return _record(collection, _random_driver, "CarUMaze-v0", 1000, info)
+    return _record(collection, _random_driver, "CarUMaze-v0", 1000, about)
 
 
 # --- pendulum --------------------------------------------------------------------------------
@@ -242,7 +257,7 @@ def _collect_constrained_pendulum(collection: Collection) -> Any:
         collection.dataset_id,
         chain(replay_episodes(free), _played(SB3Policy(safe.policy), env_id, collection)),
         env_id=env_id,
-        info=_info(
+        info=info(
             "SAC replay buffer and safe SAC",
             "All 100,000 training steps of a SAC that ignores the limit, then 300 episodes of one "
             f"trained with a penalty of {SAFE_PENALTY} on each step beyond it.",
@@ -278,7 +293,7 @@ def _collect_image_pendulum(collection: Collection) -> Any:
         env_id="ImagePendulum-v0",
         observation_space=spaces.Box(0, 255, (64, 64), np.uint8),
         frame_stack=FRAMES,
-        info=_info(
+        info=info(
             "SAC replay buffer",
             "All training steps of a SAC that sees the state; frames are stored once and stacked "
             "when read.",
@@ -295,29 +310,6 @@ def _as_frames(episodes: Iterator[Episode]) -> Iterator[Episode]:
         rows = np.asarray(episode.observations, float)
         frames = draw(np.arctan2(rows[:, 1], rows[:, 0]))
         yield replace(episode, observations=frames, costs=None, successes=None)
-
-
-def _collect_latent_pendulum(collection: Collection) -> Any:
-    """Encode the frames of the image pendulum, which are collected first if they are missing."""
-    images = "mpd_gym/image-pendulum/replay-v0"
-    if images not in minari.list_local_datasets():
-        RECIPES[images].run(replace(collection, dataset_id=images, overwrite=False))
-    encoded = import_module("mpd_gym.latent.data").encoded_rows  # a layer above; loads torch
-    episodes, metadata = encoded(images, "ImagePendulum-v0")
-    total = minari.load_dataset(images).total_episodes
-    return write_dataset(
-        collection.dataset_id,
-        islice(episodes, collection.size(total)),
-        env_id="LatentPendulum-v0",
-        info=_info(
-            "SAC replay buffer",
-            f"{images} as latents of the encoder that ships.",
-            PENDULUM_RETURNS,
-        ),
-        metadata=metadata,
-        overwrite=collection.overwrite,
-        progress=collection.progress,
-    )
 
 
 RECIPES: dict[str, Recipe] = {
@@ -354,7 +346,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "mpd_gym/latent-pendulum/replay-v0",
             "LatentPendulum-v0: the same as latents of the shipped encoder",
-            _collect_latent_pendulum,
+            "mpd_gym.latent.recipe:collect_latent_pendulum",
         ),
     )
 }

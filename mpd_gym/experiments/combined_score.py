@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from mpd_gym.experiments.frame import Book
 from mpd_gym.experiments.report import Report
-from mpd_gym.experiments.variants import CAR, LQR_CLEAN, LQR_NOISY, Variant, compared
+from mpd_gym.experiments.variants import TASKS, Variant, compared
 
 __all__ = ["study"]
 
-TASKS = (LQR_CLEAN, LQR_NOISY, CAR)
 WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
 PUBLISHED = "102.4 : 98.2"  # normalised return, mean of three Hopper data sets
 

@@ -8,20 +8,10 @@ from __future__ import annotations
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.networks import Network
 from mpd_gym.experiments.report import Report
-from mpd_gym.experiments.variants import (
-    CAR,
-    LQR_CLEAN,
-    LQR_NOISY,
-    MATCHED,
-    PLANNER,
-    Task,
-    Variant,
-    compared,
-)
+from mpd_gym.experiments.variants import MATCHED, PLANNER, TASKS, Task, Variant, compared
 
 __all__ = ["study"]
 
-TASKS = (LQR_CLEAN, LQR_NOISY, CAR)
 PUBLISHED = "74.4 : 71.1"  # normalised return, mean of three medium-replay data sets
 
 

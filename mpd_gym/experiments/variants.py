@@ -21,7 +21,19 @@ from mpd_gym.experiments.measures import Measure, episodes, open_loop, regulatio
 from mpd_gym.experiments.networks import Data, Network
 from mpd_gym.experiments.report import Ordering, Table
 
-__all__ = ["CAR", "LQR_CLEAN", "LQR_NOISY", "PENDULUM", "Outcome", "Task", "Variant", "compared"]
+__all__ = [
+    "CAR",
+    "LQR_CLEAN",
+    "LQR_NOISY",
+    "MATCHED",
+    "PENDULUM",
+    "PLANNER",
+    "TASKS",
+    "Outcome",
+    "Task",
+    "Variant",
+    "compared",
+]
 
 TEMPERATURES = (0.1, 0.5, 1.0)
 MATCHED = {"composition": "alternating_matched"}
@@ -224,3 +236,4 @@ PENDULUM = Task(
     "success %",
     options={"num_candidates": 4, "action_chunk": 8},
 )
+TASKS = (LQR_CLEAN, LQR_NOISY, CAR)  # of most studies

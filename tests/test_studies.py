@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from studies import CHANGES, run_mini, use_made_up_data
 
-from mpd_gym.experiments import car_umaze, lqr_noise, pendulum_ranking
+from mpd_gym.experiments import car_compositions, car_umaze, lqr_noise, pendulum_ranking
 
 
 @pytest.fixture(autouse=True)
@@ -19,18 +19,28 @@ def made_up_data(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_car_umaze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(car_umaze, "TEMPERATURES", (1.0,))
-    monkeypatch.setattr(car_umaze, "STEPS", (2,))
     monkeypatch.setattr(car_umaze, "CLOSED", {"action_chunk": 15, "num_steps": 2})
     report, cells = run_mini("car-umaze", tmp_path, (4, 5), trials=3)
     peers = len(car_umaze.PEERS)
     tuned = (peers - 2) * len(car_umaze.GUIDANCES)  # Diffuser's one choice is not measured
-    opened = (peers - 1) + len(car_umaze.COMPOSITIONS)
-    assert len(cells) == tuned + 2 * (opened + peers)
+    assert len(cells) == tuned + 2 * (peers - 1 + peers)
     for key, cell in cells.items():
         if cell["of"]["measure"] == "open_loop":
             assert len(cell["final_error"]) == len(cell["collision"]) == 3, key
     assert "MPDiffuser above Decision Diffuser" in report and "95.3 : 42.2" in report
     assert (tmp_path / "car-umaze.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_car_compositions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(car_compositions, "TEMPERATURES", (1.0,))
+    monkeypatch.setattr(car_compositions, "STEPS", (2,))
+    closed = {"one plan": {"action_chunk": 16, "num_steps": 2}}
+    monkeypatch.setattr(car_compositions, "CLOSED", closed)
+    report, cells = run_mini("car-compositions", tmp_path, (4, 5), trials=3)
+    assert len(cells) == 2 * (len(car_compositions.COMPOSITIONS) + 2)
+    assert "MPDiffuser above its planner, closed loop, one plan" in report
+    assert (tmp_path / "car-compositions.png").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -43,8 +43,13 @@ class Study:
 
 
 STUDIES = {
+    "car-compositions": Study(
+        "car_compositions",
+        "Fig. 2: where the dynamics model helps the car, open and closed loop, in which form",
+        "2 h",
+    ),
     "car-umaze": Study(
-        "car_umaze", "T. 8, Fig. 2: whole plans of the car executed open loop, all peers", "6 h"
+        "car_umaze", "T. 8, Fig. 2: whole plans of the car executed open loop, all peers", "4 h"
     ),
     "pendulum-ranking": Study(
         "pendulum_ranking",

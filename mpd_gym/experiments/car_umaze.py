@@ -16,27 +16,24 @@ import numpy as np
 
 from mpd_gym.experiments.estimates import Estimate, average, share
 from mpd_gym.experiments.frame import Book, Cell, of_seeds
-from mpd_gym.experiments.measures import episodes, open_loop
+from mpd_gym.experiments.measures import (
+    arrived,
+    episodes,
+    error_series,
+    free,
+    mean_error,
+    open_loop,
+)
 from mpd_gym.experiments.peers import BC, PEERS, contender, grid
 from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
 
-__all__ = ["arrived", "free", "study"]
+__all__ = ["study"]
 
 ENV_ID = "CarUMaze-v0"
-COMPOSITIONS: dict[str, dict[str, Any]] = {
-    "planner only": {"composition": "planner_only"},
-    "Algorithm 1": {"composition": "alternating"},
-    "level-matched": {"composition": "alternating_matched"},
-    "resampled": {"composition": "alternating_resampled"},
-    "combined 1/2": {"composition": "combined_score", "dynamics_weight": 0.5},
-    "combined 1": {"composition": "combined_score", "dynamics_weight": 1.0},
-}
 TEMPERATURES = (0.01, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
-STEPS = (10, None)  # reverse steps; None for all K
 CLOSED = {"action_chunk": 4}
 PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, "MPDiffuser": 95.3}
-REACH = 1.0  # metres from the goal that count as there
 
 Cells = Mapping[Any, dict[str, Any]]
 
@@ -45,14 +42,12 @@ def study(book: Book) -> Report:
     """Measure every cell and report."""
     chosen, peers = _compared(book)
     closed = _closed(book, chosen)
-    forms = _compositions(book)
     seeds = book.scope.seeds
     free_share = {name: share(of_seeds(peers, name, seeds=seeds), free) for name in chosen}
     near = {name: share(of_seeds(peers, name, seeds=seeds), arrived) for name in chosen}
     tables = [
         _peer_table(peers, chosen, free_share, near, seeds),
         _closed_table(closed, seeds),
-        *(_composition_table(forms, steps, seeds) for steps in STEPS),
     ]
     others = [name for name in chosen if not name.startswith("MPDiffuser")]
     orderings = [
@@ -82,16 +77,6 @@ def study(book: Book) -> Report:
         orderings,
         _figure(peers, list(chosen), seeds),
     )
-
-
-def arrived(cell: Mapping[str, Any]) -> Any:
-    """Whether each trial ended at the goal."""
-    return np.array(cell["final_error"]) < REACH
-
-
-def free(cell: Mapping[str, Any]) -> Any:
-    """Whether each trial ended at the goal and touched no wall."""
-    return arrived(cell) & ~np.array(cell["collision"])
 
 
 def _compared(book: Book) -> tuple[dict[str, dict[str, Any]], Cells]:
@@ -129,35 +114,6 @@ def _closed(book: Book, chosen: Mapping[str, Mapping[str, Any]]) -> Cells:
     return {key[1:]: cell for key, cell in book.measure(cells).items()}
 
 
-def _compositions(book: Book) -> Cells:
-    """Every composition of MPDiffuser's networks."""
-    scope = book.scope
-    return book.measure(
-        {
-            (name, temperature, steps, seed): Cell(
-                scope.network(ENV_ID, seed),
-                open_loop,
-                scope.starts,
-                {
-                    **options,
-                    "temperature": temperature,
-                    "guidance_scale": 1.0,
-                    "num_steps": steps,
-                },
-            )
-            for name, options in COMPOSITIONS.items()
-            for temperature in TEMPERATURES
-            for steps in STEPS
-            for seed in scope.seeds
-        }
-    )
-
-
-def _mean_error(cell: Mapping[str, Any]) -> float:
-    """Mean over the steps of the distance between planned and executed position."""
-    return float(np.nanmean(np.array(cell["state_error"], float)))
-
-
 def _peer_table(
     cells: Cells,
     chosen: Mapping[str, Mapping[str, Any]],
@@ -180,7 +136,7 @@ def _peer_table(
                 PUBLISHED.get(name, "–"),
                 free_share[name],
                 ", ".join(f"{end:.2f}" for end in ends),
-                ", ".join(f"{_mean_error(cell):.3f}" for cell in found),
+                ", ".join(f"{mean_error(cell):.3f}" for cell in found),
             ]
         )
     return Table("Methods", heads, rows)
@@ -204,24 +160,10 @@ def _closed_table(cells: Cells, seeds: tuple[int, ...]) -> Table:
     return Table("Closed loop", heads, rows, text)
 
 
-def _composition_table(cells: Cells, steps: int | None, seeds: tuple[int, ...]) -> Table:
-    rows = []
-    for temperature in TEMPERATURES:
-        for name in COMPOSITIONS:
-            found = of_seeds(cells, name, temperature, steps, seeds=seeds)
-            errors = ", ".join(f"{_mean_error(cell):.3f}" for cell in found)
-            rows.append([name, f"{temperature:g}", share(found, arrived), share(found, free)])
-            rows[-1].append(errors)
-    title = f"Compositions, {'all' if steps is None else steps} reverse steps"
-    heads = ("composition", "temperature", "success %", "free success %", "state error m")
-    return Table(title, heads, rows)
-
-
 def _figure(cells: Cells, names: list[str], seeds: tuple[int, ...]) -> Any:
     lines = {}
     for name in names:
-        series = [cell["state_error"] for cell in of_seeds(cells, name, seeds=seeds)]
-        mean = np.nanmean(np.array(series, float), axis=0)
-        lines[name] = Curve(range(1, len(mean) + 1), list(mean))
+        mean = error_series(of_seeds(cells, name, seeds=seeds))
+        lines[name] = Curve(range(1, len(mean) + 1), mean)
     title = "planned and executed position"
     return curves([Panel(title, lines, "step of the plan", "distance m")])

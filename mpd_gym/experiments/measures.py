@@ -5,7 +5,7 @@ Each returns JSON values, one entry for every trial unless it says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,13 +16,24 @@ from mpd_gym.envs.lqr import transition
 from mpd_gym.evaluation import Evaluation, evaluate, execute_plans, state_error
 from mpd_gym.types import Array
 
-__all__ = ["Measure", "clocked", "episodes", "open_loop", "regulation"]
+__all__ = [
+    "Measure",
+    "arrived",
+    "clocked",
+    "episodes",
+    "error_series",
+    "free",
+    "mean_error",
+    "open_loop",
+    "regulation",
+]
 
 Measure = Callable[..., dict[str, Any]]
 """``measure(agent, env_id, starts, **arguments)``, a function at the top of a module."""
 
 AT_ONCE = 50  # episodes that share a network call, where there are many candidates
 POSITION = (0, 1)  # columns of a car's position
+REACH = 1.0  # metres from the goal that count as there
 
 
 def episodes(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
@@ -110,6 +121,29 @@ def open_loop(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any
         "planned_error": _rounded(np.linalg.norm(planned[:, -1, list(POSITION)] - goals, axis=-1)),
         "state_error": _known_means(np.stack(errors)),
     }
+
+
+def arrived(cell: Mapping[str, Any]) -> Array:
+    """Whether the car of each trial of `open_loop` ended at the goal (paper, appendix C)."""
+    near: Array = np.array(cell["final_error"]) < REACH
+    return near
+
+
+def free(cell: Mapping[str, Any]) -> Array:
+    """Whether each trial ended at the goal and touched no wall."""
+    untouched: Array = ~np.array(cell["collision"])
+    return arrived(cell) & untouched
+
+
+def mean_error(cell: Mapping[str, Any]) -> float:
+    """Distance between planned and executed position in m, mean over the steps."""
+    return float(np.nanmean(np.array(cell["state_error"], float)))
+
+
+def error_series(cells: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The same for each step, mean over cells of `open_loop`; NaN where no car got so far."""
+    values = np.array([cell["state_error"] for cell in cells], float)
+    return [np.nan if row is None else row for row in _known_means(values)]
 
 
 def _outcomes(played: Evaluation) -> dict[str, Any]:

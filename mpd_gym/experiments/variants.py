@@ -13,11 +13,10 @@ from typing import Any, final
 
 import numpy as np
 
-from mpd_gym.experiments.car_umaze import arrived, free
 from mpd_gym.experiments.estimates import Estimate, cost_ratio, ratio_of, share
 from mpd_gym.experiments.frame import Book, Cell, Choice, Contender, Scope, of_seeds
 from mpd_gym.experiments.lqr_noise import noisy_data
-from mpd_gym.experiments.measures import Measure, episodes, open_loop, regulation
+from mpd_gym.experiments.measures import Measure, arrived, episodes, free, open_loop, regulation
 from mpd_gym.experiments.networks import Data, Network
 from mpd_gym.experiments.report import Ordering, Table
 

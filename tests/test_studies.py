@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from studies import CHANGES, run_mini, use_made_up_data
 
-from mpd_gym.experiments import car_compositions, car_umaze, lqr_noise, pendulum_ranking
+from mpd_gym.envs.pendulum_model import observation, transition
+from mpd_gym.experiments import (
+    car_compositions,
+    car_umaze,
+    lqr_noise,
+    pendulum_promises,
+    pendulum_ranking,
+)
+from mpd_gym.experiments.measures import promises
+
+PENDULUM = "ConstrainedPendulum-v0"
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +71,19 @@ def test_pendulum_ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
+def test_pendulum_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pendulum_promises, "CANDIDATES", (1, 2))
+    monkeypatch.setattr(pendulum_promises, "CLOSED_CANDIDATES", (2,))
+    monkeypatch.setattr(pendulum_promises, "OPTIONS", {"num_steps": 1})
+    report, cells = run_mini("pendulum-promises", tmp_path, (4, 5), trials=3)
+    assert len(cells) == 2 * 2 * 2 * 2 + 2
+    assert report.count("| 1 | planner | ") == 2
+    for key, cell in cells.items():
+        if cell["of"]["measure"] == "promises":
+            assert all(0 <= peak <= 8 for peak in cell["executed_peak"]), key
+
+
+@pytest.mark.slow
 def test_lqr_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lqr_noise, "PERCENTS", (40, 80))
     monkeypatch.setattr(lqr_noise, "TEMPERATURES", (1.0,))
@@ -99,3 +125,36 @@ def test_networks_are_trained_once_and_cells_go_on(
     assert set(again) == set(cells)
     assert again[stale]["of"] == cells[stale]["of"]
     assert CHANGES["diffusion_steps"] == 10
+
+
+class Clairvoyant:
+    """Plans random torques whose states it knows, but promises less speed than there is."""
+
+    def __init__(self, starts: list[int], optimism: float) -> None:
+        env = gym.make(PENDULUM)
+        rng = np.random.default_rng(0)
+        self._actions = rng.uniform(-2, 2, (len(starts), 8, 1))
+        rows = [env.reset(seed=start)[0] for start in starts]
+        states = np.array([[np.arctan2(row[1], row[0]), row[2]] for row in rows], float)
+        planned = []
+        for step in range(8):
+            states = transition(states, self._actions[:, step])
+            planned.append(observation(states))
+        self._planned = np.stack(planned, axis=1) * [1, 1, optimism]
+
+    def predict(self, observations: Any) -> tuple[Any, None]:
+        return self._actions[:, 0], None
+
+    def planned(self, state: None) -> tuple[Any, Any]:
+        return self._planned, self._actions
+
+
+@pytest.mark.parametrize("optimism", [1.0, 0.5])
+def test_promises_are_kept_by_plans_whose_states_are_right(optimism: float) -> None:
+    starts = [0, 1, 2]
+    agent: Any = Clairvoyant(starts, optimism)
+    found = promises(agent, PENDULUM, starts)
+    promised, executed = (np.array(found[f"{name}_peak"]) for name in ("promised", "executed"))
+    np.testing.assert_allclose(promised, optimism * executed, atol=2e-4)
+    gap = np.array(found["promised_return"]) - np.array(found["executed_return"])
+    assert (np.abs(gap) < 1e-3).all() if optimism == 1 else (gap > 0).all()

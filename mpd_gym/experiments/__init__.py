@@ -56,6 +56,11 @@ STUDIES = {
         "T. 5: ConstrainedPendulum-v0, N = 1 … 64 ranked candidates; planner and SafeDiffuser",
         "5 h",
     ),
+    "pendulum-promises": Study(
+        "pendulum_promises",
+        "why T. 5 comes out so: what chosen plans promise, and what their actions lead to",
+        "30 min",
+    ),
     "lqr-noise": Study(
         "lqr_noise",
         "T. 10, Fig. 12: LQR-v0, noise in the data, temperatures 0.001 … 1, all peers",

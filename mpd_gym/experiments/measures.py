@@ -13,6 +13,7 @@ import numpy as np
 
 from mpd_gym.agents.base import Agent
 from mpd_gym.envs.lqr import transition
+from mpd_gym.envs.pendulum_model import reward
 from mpd_gym.evaluation import Evaluation, evaluate, execute_plans, state_error
 from mpd_gym.types import Array
 
@@ -25,6 +26,7 @@ __all__ = [
     "free",
     "mean_error",
     "open_loop",
+    "promises",
     "regulation",
 ]
 
@@ -120,6 +122,31 @@ def open_loop(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any
         ],
         "planned_error": _rounded(np.linalg.norm(planned[:, -1, list(POSITION)] - goals, axis=-1)),
         "state_error": _known_means(np.stack(errors)),
+    }
+
+
+def promises(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
+    """What one plan from each start of the pendulum promises, and what its actions lead to.
+
+    Returns:
+        ``promised_peak`` and ``executed_peak``: the highest speed in rad/s; ``promised_return`` and
+        ``executed_return``: of the plan's steps, by the environment's own reward.
+    """
+    env = gym.make(env_id)
+    initial = np.stack([env.reset(seed=start)[0] for start in starts])
+    _, state = agent.predict(initial)
+    planned, actions = agent.planned(state)
+    rollouts = execute_plans(list(actions), env_id, seeds=starts)
+    before = np.concatenate([initial[:, None], planned[:, :-1]], axis=1)
+    angles = np.arctan2(before[..., 1], before[..., 0])
+    rewards = reward(np.stack([angles, before[..., 2]], axis=-1), actions)
+    return {
+        "promised_peak": _rounded(np.abs(planned[..., 2]).max(axis=1)),
+        "executed_peak": _rounded(
+            np.array([np.abs(one.observations[1:, 2]).max() for one in rollouts])
+        ),
+        "promised_return": _rounded(rewards.sum(axis=1)),
+        "executed_return": _rounded(np.array([one.rewards.sum() for one in rollouts])),
     }
 
 

@@ -48,11 +48,12 @@ def test_car_umaze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_car_compositions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(car_compositions, "TEMPERATURES", (1.0,))
     monkeypatch.setattr(car_compositions, "STEPS", (2,))
-    closed = {"one plan": {"action_chunk": 16, "num_steps": 2}}
-    monkeypatch.setattr(car_compositions, "CLOSED", closed)
+    monkeypatch.setattr(car_compositions, "CHUNKS", (15,))
+    options = {**car_compositions.OPTIONS, "num_steps": 2}
+    monkeypatch.setattr(car_compositions, "OPTIONS", options)
     report, cells = run_mini("car-compositions", tmp_path, (4, 5), trials=3)
     assert len(cells) == 2 * (len(car_compositions.COMPOSITIONS) + 2)
-    assert "MPDiffuser above its planner, closed loop, one plan" in report
+    assert "MPDiffuser above its planner, closed loop, 15 actions of each plan" in report
     assert (tmp_path / "car-compositions.png").stat().st_size > 1000
 
 

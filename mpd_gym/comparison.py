@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
@@ -102,7 +103,7 @@ def parse_entry(text: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["temperature=0.5"]`` to ``{"temperature": 0.5}``: values are JSON, or else words.
+    """``["temperature=0.5"]`` to ``{"temperature": 0.5}``: JSON, Python's literals, or else words.
 
     Raises:
         ConfigError: If there is no ``=``.
@@ -112,11 +113,17 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         name, separator, text = pair.partition("=")
         if not separator:
             raise ConfigError(f"option: expected name=value, got {pair!r}")
-        try:
-            found[name] = json.loads(text)
-        except json.JSONDecodeError:
-            found[name] = text
+        found[name] = _value(text)
     return found
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 def compare(

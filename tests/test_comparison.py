@@ -75,6 +75,19 @@ def test_options_need_a_name() -> None:
         parse_options(["temperature"])
 
 
+def test_options_are_json_or_python_literals_or_words() -> None:
+    found = parse_options(["a=null", "b=None", "c=0.5", "d=true", "e=False", "f=ddim", "g=[1, 2]"])
+    assert found == {
+        "a": None,
+        "b": None,
+        "c": 0.5,
+        "d": True,
+        "e": False,
+        "f": "ddim",
+        "g": [1, 2],
+    }
+
+
 def test_one_file_with_other_options_is_another_policy(files: Path) -> None:
     path = files / "lqr.safetensors"
     entries = load_entries(

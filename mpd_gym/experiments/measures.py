@@ -168,7 +168,10 @@ def mean_error(cell: Mapping[str, Any]) -> float:
 
 
 def error_series(cells: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The same for each step, mean over cells of `open_loop`; NaN where no car got so far."""
+    """Distance between plan and execution for each step in m, mean over cells of `open_loop`.
+
+    NaN where no car got so far.
+    """
     values = np.array([cell["state_error"] for cell in cells], float)
     return [np.nan if row is None else row for row in _known_means(values)]
 

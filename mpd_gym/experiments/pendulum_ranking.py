@@ -78,6 +78,9 @@ def study(book: Book) -> Report:
         f"validation starts with the first seed at N = {TUNED_AT}: "
         + "; ".join(_choice(name, options) for name, options in chosen.items())
         + "."
+        + "".join(
+            f" {name} has no rows above N = {most}, to save time." for name, most in MOST.items()
+        )
     )
     return Report(
         "ConstrainedPendulum-v0: ranking N candidates within a budget of zero (Table 5)",

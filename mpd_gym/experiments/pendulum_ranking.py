@@ -70,7 +70,17 @@ def study(book: Book) -> Report:
         for name, count in places
     }
     success = {key: share(one, lambda cell: cell["success"]) for key, one in found.items()}
-    text = (
+    return Report(
+        "ConstrainedPendulum-v0: ranking N candidates within a budget of zero (Table 5)",
+        _text(scope, chosen),
+        [_table(found, success), _cloning_table(_cloned(book))],
+        _orderings(success),
+        _figure(success),
+    )
+
+
+def _text(scope: Scope, chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    return (
         "Success: upright at the end and never beyond the limit, per cent of all episodes with the "
         f"95 % Wilson interval, and each training seed ({', '.join(map(str, scope.seeds))}); "
         f"{scope.trials} episodes in each row, spread over the seeds, the same for all methods. "
@@ -81,13 +91,6 @@ def study(book: Book) -> Report:
         + "".join(
             f" {name} has no rows above N = {most}, to save time." for name, most in MOST.items()
         )
-    )
-    return Report(
-        "ConstrainedPendulum-v0: ranking N candidates within a budget of zero (Table 5)",
-        text,
-        [_table(found, success), _cloning_table(_cloned(book))],
-        _orderings(success),
-        _figure(success),
     )
 
 

@@ -295,6 +295,9 @@ def reproduce(
     seeds: Annotated[str, typer.Option(help="Training seeds, such as 0,1,2.")] = "0,1,2",
     trials: Annotated[int, typer.Option(help="Trials of each cell.", min=1)] = 250,
     processes: Annotated[int, typer.Option(help="Processes that measure.", min=0)] = 2,
+    precision: Annotated[
+        str, typer.Option(help="Arithmetic of what is measured: fp32, bf16 or plain.")
+    ] = "fp32",
     listed: Annotated[
         bool, typer.Option("--list", help="List all studies with their expected time.")
     ] = False,
@@ -324,7 +327,7 @@ def reproduce(
     from mpd_gym.experiments.frame import Scope
 
     place = folder or OUTPUTS / "studies"
-    scope = Scope(place, _numbers(seeds), trials, preset.value, processes)
+    scope = Scope(place, _numbers(seeds), trials, preset.value, processes, precision)
     console.print(Markdown(run_study(name, scope)))
 
 

@@ -83,6 +83,8 @@ def test_a_peer_leaves_out_changes_of_fields_that_it_lacks() -> None:
     assert not hasattr(cloned.config, "horizon")
 
 
+FP32 = {"precision": "fp32"}
+
 # --- book ------------------------------------------------------------------------------------
 
 
@@ -124,6 +126,17 @@ def test_a_book_of_another_setting_is_refused_and_more_seeds_are_not(tmp_path: P
     Results(tmp_path / "x.json", more.setting, free=("seeds",))
     with pytest.raises(DataError, match="another folder"):
         book(tmp_path, trials=3)
+
+
+def test_a_precision_reaches_every_cell_that_asks_for_none(tmp_path: Path) -> None:
+    scope = Scope(tmp_path, (0,), 2, processes=0, precision="bf16")
+    cells = {"a": Cell(shipped(), counted, range(2)), "b": Cell(shipped(), counted, range(2), FP32)}
+    found = Book(scope, Results(tmp_path / "x.json", scope.setting)).measure(cells)
+    assert [cell["of"]["options"]["precision"] for cell in found.values()] == ["bf16", "fp32"]
+    with pytest.raises(DataError, match="another folder"):
+        book(tmp_path)
+    with pytest.raises(ConfigError, match="precision"):
+        Scope(tmp_path, (0,), 2, precision="fp16")
 
 
 # --- reports ---------------------------------------------------------------------------------

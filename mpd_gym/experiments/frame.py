@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, final
 
 from mpd_gym.agents import agent_class
 from mpd_gym.agents.base import Agent
 from mpd_gym.agents.peer_presets import LIMITS
-from mpd_gym.errors import DataError
+from mpd_gym.errors import DataError, check_choice
 from mpd_gym.experiments.measures import Measure
 from mpd_gym.experiments.networks import Network, Shipped
 from mpd_gym.experiments.results import Results
+from mpd_gym.models.packed import PRECISIONS
 
 __all__ = ["VALIDATION_START", "Book", "Cell", "Choice", "Contender", "Scope", "of_seeds"]
 
@@ -43,7 +44,11 @@ class Scope:
         trials: Starts of each cell; the same for all methods.
         preset: ``"laptop"`` or ``"paper"``.
         processes: That measure cells; 0 measures in this one.
+        precision: Arithmetic of the denoisers where a study asks for none, see `SamplingConfig`.
         changes: Fields of every agent's configuration that differ, for a try with small networks.
+
+    Raises:
+        ConfigError: If there is no such precision.
     """
 
     folder: Path
@@ -51,7 +56,11 @@ class Scope:
     trials: int
     preset: str = "laptop"
     processes: int = 2
+    precision: str = "fp32"
     changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, PRECISIONS)
 
     @classmethod
     def of_setting(cls, folder: Path, setting: Mapping[str, Any]) -> Scope:
@@ -87,12 +96,13 @@ class Scope:
     def setting(self) -> dict[str, Any]:
         """What a file of results says of the run; only `seeds` may change for it to grow."""
         tried = {name: str(value) for name, value in self.changes.items()}
-        own: dict[str, Any] = {
+        return {
             "preset": self.preset,
             "trials": self.trials,
             "seeds": list(self.seeds),
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
+            **({"changes": tried} if tried else {}),
         }
-        return {**own, "changes": tried} if tried else own
 
 
 @final
@@ -208,6 +218,7 @@ class Book:
         Raises:
             DataError: If a cell is missing and this book only reads.
         """
+        cells = {key: self._in_precision(cell) for key, cell in cells.items()}
         names = {key: _name(key, cell) for key, cell in cells.items()}
         stored = self._results.cells
         if self.read_only:
@@ -265,6 +276,11 @@ class Book:
     @property
     def _agents(self) -> Path:
         return self.scope.folder / "agents"
+
+    def _in_precision(self, cell: Cell) -> Cell:
+        if self.scope.precision == "fp32":
+            return cell
+        return replace(cell, options={"precision": self.scope.precision, **cell.options})
 
     def _is_due(self, name: str, cell: Cell) -> bool:
         return self._results.cells.get(name, {}).get("of") != cell.identity

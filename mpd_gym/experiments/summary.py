@@ -87,6 +87,8 @@ def _effort(path: Path) -> str:
     results = Results.read(path)
     machine = results.made_with.get("machine", "machine not noted")
     count = f"{len(results.cells)} cells"
+    if "precision" in results.setting:
+        count += f" in {results.setting['precision']}"
     if not results.networks:
         return f"{count}; times not noted; {machine}"
     measured = sum(cell.get("seconds", 0.0) for cell in results.cells.values()) / 3600

@@ -157,40 +157,46 @@ def compare(
     Raises:
         ConfigError: If there is no such environment, or it cannot be filmed.
     """
-    first = _first_observation(env_id, env_kwargs, seeds, film=film and folder is not None)
+    filmed = film and folder is not None
+    first = _first_observation(env_id, env_kwargs, seeds, film=filmed)
     results: dict[str, Evaluation] = {}
     columns: list[list[Array]] = []
     for entry in entries:
-        settings: dict[str, Any] = {
-            "env_kwargs": env_kwargs,
-            "deterministic": entry.deterministic,
-        }
+        shown = entry.label if progress else False
         measured = evaluate(
             entry.policy,
             env_id,
             seeds=seeds,
             num_envs=num_envs,
-            progress=entry.label if progress else False,
-            **settings,
+            progress=shown,
+            env_kwargs=env_kwargs,
+            deterministic=entry.deterministic,
         )
         entry.policy.predict(first, deterministic=entry.deterministic)
-        watch = Stopwatch(entry.policy)
-        if film and folder is not None:
-            frames = rollout_frames(
-                watch,
-                env_id,
-                seed=int(seeds[0]),
-                draw=draws_plan(entry.policy),
-                max_frames=MAX_FRAMES,
-                **settings,
-            )
-            columns.append(captioned([halved(frame) for frame in frames], entry.label))
-        else:
-            evaluate(watch, env_id, seeds=seeds[:1], **settings)
-        results[entry.label] = replace(measured, seconds=np.array(watch.seconds))
+        frames, seconds = _timed(entry, env_id, int(seeds[0]), env_kwargs, film=filmed)
+        results[entry.label] = replace(measured, seconds=seconds)
+        columns += [frames] if filmed else []
     if folder is not None:
         _write(folder, results, columns)
     return results
+
+
+def _timed(
+    entry: Entry, env_id: str, seed: int, env_kwargs: Mapping[str, Any] | None, *, film: bool
+) -> tuple[list[Array], Array]:
+    """Pictures of one episode in one environment, none without `film`, and seconds per action."""
+    watch = Stopwatch(entry.policy)
+    settings: dict[str, Any] = {"env_kwargs": env_kwargs, "deterministic": entry.deterministic}
+    pictures: list[Array] = []
+    if film:
+        draw = draws_plan(entry.policy)
+        frames = rollout_frames(
+            watch, env_id, seed=seed, draw=draw, max_frames=MAX_FRAMES, **settings
+        )
+        pictures = captioned([halved(frame) for frame in frames], entry.label)
+    else:
+        evaluate(watch, env_id, seeds=[seed], **settings)
+    return pictures, np.array(watch.seconds)
 
 
 def check_fits(label: str, policy: Any, env: gym.Env[Any, Any]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mpd_gym.diffusion import guidance
 from mpd_gym.diffusion.composition import Parts, planner_only
 from mpd_gym.diffusion.guidance import clean_prediction, guided
 from mpd_gym.diffusion.loss import Examples, LossConfig, assemble, denoising_loss
@@ -664,10 +665,13 @@ def test_candidates_share_the_conditioning_of_their_environment() -> None:
     torch.testing.assert_close(shared(trajectory, 7), apart(trajectory, 7), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("limit", "chunk"), [(0, 1), (50_000, 4), (2**28, 10)])
+@pytest.mark.parametrize(
+    ("limit", "few", "chunk"), [(0, 1, 1), (0, 8, 2), (50_000, 1, 4), (2**28, 1, 10)]
+)
 def test_conditioning_is_prepared_once_and_little_memory_changes_nothing(
-    limit: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    limit: int, few: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(guidance, "FEW_ROWS", few)
     model, given = network(), conditioning(2)
     trajectory = torch.randn(2, 4, 3, dtype=torch.float64)
     alone = [guided(model, SCHEDULE, *given, 2.0, levels=[k])(trajectory, k) for k in LEVELS]

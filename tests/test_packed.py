@@ -212,7 +212,7 @@ def test_norm_has_the_moments_that_it_is_given(norm: type) -> None:
     generator = torch.Generator().manual_seed(0)
     series = 3 + 2 * torch.randn(10, 3, 8, generator=generator)
     scale, shift = torch.full((3, 8), 0.5), torch.arange(3.0)[:, None].expand(3, 8)
-    grouped = norm(series, scale, shift, 2, 1e-6).view(10, 3, 2, 4)
+    grouped = norm(series, scale.flatten(), shift.flatten(), 2, 1e-6).view(10, 3, 2, 4)
     mean, std = grouped.mean((0, 3)), grouped.std((0, 3), correction=0)
     torch.testing.assert_close(mean, torch.arange(3.0)[:, None].expand(3, 2), atol=1e-5, rtol=0)
     torch.testing.assert_close(std, torch.full((3, 2), 0.5), atol=1e-5, rtol=0)
@@ -223,7 +223,7 @@ def test_norm_has_the_moments_that_it_is_given(norm: type) -> None:
 def test_norms_agree_in_bfloat16(channels: int) -> None:
     generator = torch.Generator().manual_seed(0)
     series = torch.randn(6, 2, channels, generator=generator)
-    scale, shift = torch.randn(2, 2, channels, generator=generator)
+    scale, shift = torch.randn(2, 2 * channels, generator=generator)
     rounded = modulated_norm(series.bfloat16(), scale, shift, 2, 1e-6)
     assert rounded.dtype == torch.bfloat16
     exact = modulated_norm(series, scale, shift, 2, 1e-6)

@@ -15,6 +15,7 @@ from mpd_gym.types import Denoiser
 __all__ = ["PREDICTIONS", "ConditionalNetwork", "clean_prediction", "guided"]
 
 PREDICTIONS = ("noise", "x0")
+FEW_ROWS = 32  # whose conditioning is prepared before its size is known
 
 Modulations = list[tuple[Tensor, Tensor]]
 
@@ -95,7 +96,7 @@ def guided(
     )
 
     def denoise(trajectory: Tensor, k: int) -> Tensor:
-        inputs = trajectory.repeat(len(halves), 1, 1)
+        inputs = trajectory.repeat(len(halves), 1, 1) if len(halves) > 1 else trajectory
         output = network.denoise(inputs, modulations(k))
         if len(halves) == 2:
             conditional, unconditional = output.chunk(2)
@@ -165,11 +166,12 @@ def _prepared(
 ) -> Callable[[int], Modulations]:
     """Modulations by level, prepared for as many levels ahead as fit into `limit` bytes."""
     order = {level: index for index, level in enumerate(levels)}
-    ready = _prepare(network, initial, conditions, present, levels[:1])
-    size = sum(a.nbytes + b.nbytes for modulations in ready.values() for a, b in modulations)
+    first = max(FEW_ROWS // len(initial), 1)
+    ready = _prepare(network, initial, conditions, present, levels[:first])
+    size = sum(part.nbytes for pair in ready[levels[0]] for part in pair)
     chunk = max(limit // size, 1)
-    if chunk > 1:
-        ready |= _prepare(network, initial, conditions, present, levels[1:chunk])
+    if first < min(chunk, len(levels)):
+        ready |= _prepare(network, initial, conditions, present, levels[first:chunk])
 
     def at(k: int) -> Modulations:
         nonlocal ready

@@ -7,6 +7,7 @@ clean trajectory, is the business of the loss and the sampler; the network is th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -144,6 +145,11 @@ class TrajectoryDenoiser(nn.Module):
         self.register_buffer(
             "condition_of_column", torch.tensor(columns, dtype=torch.long), persistent=False
         )
+
+    @functools.cached_property
+    def unet_weights(self) -> int:
+        """Number of weights of `unet`."""
+        return sum(weight.numel() for weight in self.unet.parameters())
 
     def embed(self, k: Tensor, initial: Tensor, conditions: Tensor, present: Tensor) -> Tensor:
         """Embed everything but the trajectory.

@@ -210,18 +210,10 @@ class PackedDenoiser:
         if rows % len(scale):
             raise InputError(f"trajectory: expected a multiple of {len(scale)} rows; got {rows}")
         with torch.inference_mode():
-            parts = (self._films.split(_repeated(part, rows)) for part in (scale, shift))
+            parts = (self._films.split(part, rows) for part in (scale, shift))
             output = self._unet(trajectory, zip(*parts, strict=True))
         # A new tensor, which outside of inference mode is like any other.
         return output.transpose(0, 1).to(trajectory.dtype, copy=True)
-
-
-def _repeated(values: Tensor, rows: int) -> Tensor:
-    """Give each of G rows ``[G, C]`` to `rows` / G consecutive ones."""
-    groups, size = values.shape
-    if groups == rows:
-        return values
-    return values[:, None].expand(groups, rows // groups, size).reshape(rows, size)
 
 
 def _version(weight: Tensor) -> tuple[int, int]:

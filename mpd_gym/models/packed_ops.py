@@ -21,11 +21,13 @@ from torch.nn import functional
 __all__ = ["PRODUCT_ROWS", "Convolution", "computes_bf16", "modulated_norm", "packs"]
 
 # Up to so many series a convolution is one product with the windows of all steps, and above it an
-# image convolution; measured for 32 … 1024 channels in float32 and bfloat16.
+# image convolution unless it is small; measured for 32 … 1024 channels in float32 and bfloat16.
 PRODUCT_ROWS = 4
 TYPICAL_ROWS = 16  # size that image kernels are packed for; they serve any other as well
-# Up to so many multiplications the overhead of oneDNN exceeds its gain over other products.
-SMALL_PRODUCT = 2**19
+# Up to so many multiplications a product with windows is faster than an image convolution, too: a
+# call of the latter takes 30 to 40 µs whatever its size. In float32 so is a plain product to one of
+# packed weights; measured for 8 and 16 series of the laptop preset.
+SMALL_PRODUCT = 2**23
 # Below so many channels per group the bfloat16 normalisation of a CPU is slower than in float32.
 MIN_GROUP_BF16 = 16
 
@@ -95,7 +97,8 @@ class Convolution:
         """Map ``[L, M, C_in]`` to ``[L', M, C]``."""
         outputs, channels, size = self._shape
         rows = series.shape[1]
-        if size == 1 or rows <= PRODUCT_ROWS:
+        work = series.numel() // self._stride * size * outputs
+        if size == 1 or rows <= PRODUCT_ROWS or work <= SMALL_PRODUCT:
             windows = series if size == 1 else self._windows(series)
             flat = windows.reshape(-1, size * channels)
             return self._product(flat).view(windows.shape[0], rows, outputs)
@@ -112,7 +115,7 @@ class Convolution:
     def _product(self, rows: Tensor) -> Tensor:
         small = rows.dtype == torch.float32 and rows.numel() * self._shape[0] <= SMALL_PRODUCT
         if small or not self._packed:
-            return functional.linear(rows, self._matrix, self._bias)
+            return torch.addmm(self._bias, rows, self._matrix)
         return _product(rows, self._packed_matrix, self._bias)
 
     def _image(self, series: Tensor) -> Tensor:
@@ -126,13 +129,13 @@ class Convolution:
         else:
             stride = (self._stride, 1)
             image = functional.conv2d(_image(series), self._kernel, self._bias, stride, padding)
-        return image[0].permute(1, 2, 0).contiguous()
+        return _series(image)
 
     # Each is made at its first use: most networks see either small or large batches.
 
     @functools.cached_property
     def _matrix(self) -> Tensor:
-        return self._weight.transpose(1, 2).reshape(self._shape[0], -1).contiguous()
+        return self._weight.permute(2, 1, 0).reshape(-1, self._shape[0]).contiguous()
 
     @functools.cached_property
     def _packed_matrix(self) -> Tensor:
@@ -158,21 +161,21 @@ def modulated_norm(series: Tensor, scale: Tensor, shift: Tensor, groups: int, ep
 
     Args:
         series: ``[L, M, C]``, contiguous.
-        scale: float32, ``[M, C]``.
-        shift: float32, ``[M, C]``.
+        scale: float32, ``[M · C]``.
+        shift: float32, ``[M · C]``.
         groups: Of the C channels.
         eps: Added to each variance.
     """
     if series.is_cuda:
         return _norm_by_moments(series, scale, shift, groups, eps)
     length, rows, channels = series.shape
+    wide = rows * channels
     narrow = series.dtype == torch.bfloat16 and channels // groups < MIN_GROUP_BF16
-    image = (series.float() if narrow else series).view(1, length, 1, rows * channels)
-    image = image.permute(0, 3, 1, 2)  # [1, M · C, L, 1], channels last in memory
-    normal = torch.group_norm(
-        image, rows * groups, scale.reshape(-1), shift.reshape(-1), eps, False
-    )
-    output = normal.permute(0, 2, 3, 1).reshape(series.shape)
+    values = series.float() if narrow else series
+    # One image of M · C channels and height L, channels last in memory.
+    image = values.as_strided((1, wide, length, 1), (values.numel(), 1, wide, wide))
+    normal = torch.native_group_norm(image, scale, shift, 1, wide, length, rows * groups, eps)[0]
+    output = normal.as_strided(series.shape, (wide, channels, 1))
     return output.to(series.dtype) if narrow else output
 
 
@@ -194,6 +197,14 @@ def _image(series: Tensor) -> Tensor:
     length, rows, channels = series.shape
     strides = (series.numel(), 1, rows * channels, channels)
     return series.as_strided((1, channels, length, rows), strides)
+
+
+def _series(image: Tensor) -> Tensor:
+    """Inverse of `_image`."""
+    if not image.is_contiguous(memory_format=torch.channels_last):
+        return image[0].permute(1, 2, 0).contiguous()
+    _, channels, length, rows = image.shape
+    return image.as_strided((length, rows, channels), (rows * channels, channels, 1))
 
 
 # --- the private operators, one place for each ---------------------------------------------------

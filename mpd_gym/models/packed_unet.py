@@ -20,47 +20,67 @@ from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
 __all__ = ["Films", "Unet"]
 
 Layer = Callable[[Tensor], Tensor]
-Scales = Iterator[tuple[Tensor, Tensor]]  # scale and shift, each [M, C], in the order of the layers
+Scales = Iterator[tuple[Tensor, Tensor]]  # scale and shift, each [M · C], of layer after layer
 
 
 @final
 class Films:
-    """Scales and shifts of all normalisations of a U-Net, the last without modulation."""
+    """Scales and shifts of all normalisations of a U-Net, the last without modulation.
+
+    Layers of as many channels are one group: one product gives all of its scales and shifts.
+    """
 
     def __init__(self, unet: TemporalUnet, packed: bool) -> None:
-        def pointwise(weight: Tensor, bias: Tensor) -> Convolution:
-            # In float32: conditioning is outside of the loop and may stay exact.
-            return Convolution(weight[..., None], bias, (0, 0), 1, torch.float32, packed)
-
-        blocks = list(_blocks(unet))
+        blocks, last = list(_blocks(unet)), cast(nn.GroupNorm, unet.head[1])
         films: list[Any] = [film for block in blocks for film in block.films]
         norms: list[Any] = [norm for block in blocks for norm in block.norms]
-        self._sizes = [norm.num_channels for norm in (*norms, unet.head[1])]
-        first = [film[0] for film in films]
-        self._hidden = pointwise(*(torch.cat([getattr(m, n) for m in first]) for n in _NAMES))
-        self._outputs = [
-            pointwise(*_folded(film[2], norm)) for film, norm in zip(films, norms, strict=True)
-        ]
-        self._last = tuple(getattr(unet.head[1], name).detach().clone() for name in _NAMES)
+        layers: dict[int, list[int]] = {}  # by their number of channels
+        for index, norm in enumerate(norms):
+            layers.setdefault(norm.num_channels, []).append(index)
+        first = [films[index][0] for group in layers.values() for index in group]
+        weight, bias = (torch.cat([getattr(film, name) for film in first]) for name in _NAMES)
+        # In float32: conditioning is outside of the loop and may stay exact.
+        self._hidden = Convolution(weight[..., None], bias, (0, 0), 1, torch.float32, packed)
+        self._outputs: list[tuple[Tensor, Tensor]] = []  # weights [n, d, 2 C], biases [n, 1, 2 C]
+        for group in layers.values():
+            folded = [_folded(films[index][2], norms[index]) for index in group]
+            weights, biases = (torch.stack(part) for part in zip(*folded, strict=True))
+            weights = weights.detach().transpose(1, 2).contiguous()
+            self._outputs.append((weights, biases.detach()[:, None]))
+        self._last = [getattr(last, name).detach().clone() for name in _NAMES]
+        self._groups = [*layers.items(), (last.num_channels, [len(norms)])]
 
     def __call__(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``[G, d]`` to scales and shifts, each ``[G, ΣC]``."""
+        """Map ``[G, d]`` to scales and shifts, each ``[G, ΣC]``, group by group."""
+        rows = len(embedding)
         hidden = functional.silu(self._hidden(embedding[None]))[0]
-        inputs = hidden.chunk(len(self._outputs), dim=-1)
-        pairs = [
-            output(part[None])[0].chunk(2, dim=-1)
-            for output, part in zip(self._outputs, inputs, strict=True)
-        ]
-        last = [part.expand(len(embedding), -1) for part in self._last]
-        scales, shifts = (
-            torch.cat((*parts, end), dim=-1)
-            for parts, end in zip(zip(*pairs, strict=True), last, strict=True)
-        )
+        sizes = [int(weight[..., 0].numel()) for weight, _ in self._outputs]
+        pairs = []
+        inputs = torch.split(hidden, sizes, dim=-1)
+        for part, (weight, bias) in zip(inputs, self._outputs, strict=True):
+            part = part.view(rows, len(weight), -1).transpose(0, 1)
+            output = torch.baddbmm(bias, part, weight).transpose(0, 1)  # [G, n, 2 C]
+            pairs.append([half.flatten(1) for half in output.chunk(2, dim=-1)])
+        pairs.append([part.expand(rows, -1) for part in self._last])
+        scales, shifts = (torch.cat(parts, dim=-1) for parts in zip(*pairs, strict=True))
         return scales, shifts
 
-    def split(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Split ``[M, ΣC]`` into views for each normalisation."""
-        return torch.split(values, self._sizes, dim=-1)
+    def split(self, values: Tensor, rows: int) -> list[Tensor]:
+        """Split ``[G, ΣC]`` into ``[M · C]`` for each normalisation, in the order of the layers.
+
+        Args:
+            values: Scales or shifts.
+            rows: M; each of the G rows goes to M / G consecutive ones.
+        """
+        given = len(values)
+        sizes = [channels * len(group) for channels, group in self._groups]
+        found: dict[int, Tensor] = {}
+        parts = torch.split(values, sizes, dim=-1)
+        for part, (channels, group) in zip(parts, self._groups, strict=True):
+            shared = part.view(given, 1, len(group), channels)
+            shared = shared.expand(-1, rows // given, -1, -1).permute(2, 0, 1, 3)
+            found |= zip(group, shared.reshape(len(group), -1).unbind(), strict=True)
+        return [found[index] for index in range(len(found))]
 
 
 @final

@@ -36,7 +36,7 @@ def multiplications(network: TrajectoryDenoiser, rows: int) -> int:
         rows: Trajectories in a call, those of an unconditional half included.
     """
     length = network.config.horizon // network.config.unet.downsampling
-    return sum(weight.numel() for weight in network.unet.parameters()) * length * rows
+    return network.unet_weights * length * rows
 
 
 @contextmanager

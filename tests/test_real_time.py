@@ -47,14 +47,15 @@ def test_the_reference_is_recommended_where_nothing_else_is_as_good() -> None:
 
 
 def test_successes_and_violations_count_too() -> None:
-    fine, none = [True] * 20, [False] * 20
+    fine, none = [True] * 100, [False] * 100
     cells = named(
         cell(FULL, 9.0, fine, none),
         cell(FULL, 1.0, none, none),
         cell(FULL, 2.0, fine, fine),
-        cell(FULL, 3.0, [True] * 18 + [False] * 2, [True] * 2 + [False] * 18),
+        cell(FULL, 3.0, [True] * 97 + [False] * 3, [False] * 100),
+        cell(FULL, 4.0, [True] * 98 + [False] * 2, [True] * 2 + [False] * 98),
     )
-    assert recommended(cells).steps == 4
+    assert recommended(cells).steps == 5
 
 
 @pytest.mark.parametrize("env_id", real_time.ENVIRONMENTS)
@@ -81,6 +82,7 @@ def test_the_study_plays_times_reports_and_goes_on(
         "STEPS": (3,),
         "WARM_STEPS": (2,),
         "CHUNKS": (8,),
+        "EVERY_ACTION": (1, 8),
         "FEW": 2,
         "GRID": 4,
         "TIMED_EPISODES": 2,
@@ -89,7 +91,7 @@ def test_the_study_plays_times_reports_and_goes_on(
     scope = Scope(tmp_path, (0,), 3)
     report = run_study("real-time", scope)
     content = json.loads((tmp_path / "real-time-LQR-v0.json").read_text())
-    assert len(content["cells"]) == 2 * 5
+    assert len(content["cells"]) == 2 * 6
     assert len(content["cells"]["dpm++, 2 steps, chunk 8, N = 1"]["returns"]) == 3
     assert all(row["milliseconds"] > 0 for key, row in content["cells"].items() if "time" in key)
     assert "Recommended: **" in report and "ddpm, all steps, chunk 8, N = 1" in report

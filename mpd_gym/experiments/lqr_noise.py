@@ -30,7 +30,7 @@ ALL_SEEDS_AT = 40  # per cent at which every training seed is measured; elsewher
 FIGURE_AT = 80
 TEMPERATURES = (0.001, 0.1, 1.0)
 GUIDANCES = (1.0, 1.5)
-OPTIONS: dict[str, Any] = {"num_steps": 10, "action_chunk": 8}
+OPTIONS: dict[str, Any] = {"num_steps": 5, "action_chunk": 8}
 ERRORS = ("planned_error", "simulated_error", "state_error")
 PUBLISHED = {
     "Diffuser": (2.38, 3.50, 4.40, 5.27),
@@ -81,6 +81,7 @@ def study(book: Book) -> Report:
             _tuned_table(ratios, best),
             *(_temperature_table(ratios, chosen, percent) for percent in PERCENTS),
             _error_table(found, best),
+            _consistency_table(found),
         ],
         _orderings(ratios, best),
         _figure(ratios, found, best),
@@ -173,6 +174,21 @@ def _error_table(found: Found, best: Mapping[Place, float]) -> Table:
     )
     heads = ("method", "temperature", "planned", "simulated", "planned to simulated")
     return Table(f"State error at p = {FIGURE_AT / 100}", heads, rows, text)
+
+
+def _consistency_table(found: Found) -> Table:
+    """Where a dynamics model has something to correct."""
+    rows = [
+        [name, *(_mean(found[name, ALL_SEEDS_AT, one], "state_error") for one in TEMPERATURES)]
+        for name in PEERS
+        if name != BC
+    ]
+    text = (
+        "Mean distance over the steps of the first plan between planned states and those under the "
+        "planned actions."
+    )
+    heads = ("method", *(f"temperature {temperature:g}" for temperature in TEMPERATURES))
+    return Table(f"Planned to simulated at p = {ALL_SEEDS_AT / 100}", heads, rows, text)
 
 
 def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.networks import Network
 from mpd_gym.experiments.report import Report
-from mpd_gym.experiments.variants import MATCHED, PLANNER, TASKS, Task, Variant, compared
+from mpd_gym.experiments.variants import TASKS, Task, compared, two_kinds, usual_above
 
 __all__ = ["study"]
 
@@ -22,23 +22,15 @@ PUBLISHED = "74.4 : 69.0"  # normalised return, mean of three medium-replay data
 
 def study(book: Book) -> Report:
     """Measure every cell and report."""
-    variants = {
-        "planner, causal": Variant(PLANNER, _causal),
-        "planner, acausal": Variant(PLANNER),
-        "MPDiffuser, causal": Variant(MATCHED, _causal),
-        "MPDiffuser, acausal": Variant(MATCHED),
-    }
+    kinds = "acausal", "causal"
+    variants = two_kinds(*kinds, _causal)
     found = compared(book, [(task, variants) for task in TASKS])
     text = (
         f"{book.scope.trials} trials a cell, the same starts for all; temperature chosen on "
         "validation starts with the first seed. Causal networks have no packed form and take "
         "longer."
     )
-    orderings = [
-        outcome.ordering(f"{method}, acausal", f"{method}, causal", published)
-        for outcome in found
-        for method, published in (("planner", "–"), ("MPDiffuser", PUBLISHED))
-    ]
+    orderings = usual_above(found, *kinds, {"MPDiffuser": PUBLISHED})
     tables = [outcome.table() for outcome in found]
     return Report("Causal against acausal denoisers (Table 15)", text, tables, orderings)
 

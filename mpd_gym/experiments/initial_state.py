@@ -9,7 +9,7 @@ from __future__ import annotations
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.networks import Network
 from mpd_gym.experiments.report import Report
-from mpd_gym.experiments.variants import MATCHED, PLANNER, TASKS, Task, Variant, compared
+from mpd_gym.experiments.variants import TASKS, Task, compared, two_kinds, usual_above
 
 __all__ = ["study"]
 
@@ -18,22 +18,14 @@ PUBLISHED = "99.7 : 95.6"  # normalised return, mean of three Hopper data sets
 
 def study(book: Book) -> Report:
     """Measure every cell and report."""
-    variants = {
-        "planner, inpainting": Variant(PLANNER, _inpainting),
-        "planner, FiLM": Variant(PLANNER),
-        "MPDiffuser, inpainting": Variant(MATCHED, _inpainting),
-        "MPDiffuser, FiLM": Variant(MATCHED),
-    }
+    kinds = "FiLM", "inpainting"
+    variants = two_kinds(*kinds, _inpainting)
     found = compared(book, [(task, variants) for task in TASKS])
     text = (
         f"{book.scope.trials} trials a cell, the same starts for all; temperature chosen on "
         "validation starts with the first seed."
     )
-    orderings = [
-        outcome.ordering(f"{method}, FiLM", f"{method}, inpainting", published)
-        for outcome in found
-        for method, published in (("planner", PUBLISHED), ("MPDiffuser", "–"))
-    ]
+    orderings = usual_above(found, *kinds, {"planner": PUBLISHED})
     tables = [outcome.table() for outcome in found]
     return Report("The initial state: inpainting against FiLM (Table 9)", text, tables, orderings)
 

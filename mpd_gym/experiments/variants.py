@@ -32,6 +32,8 @@ __all__ = [
     "Task",
     "Variant",
     "compared",
+    "two_kinds",
+    "usual_above",
 ]
 
 TEMPERATURES = (0.1, 0.5, 1.0)
@@ -135,6 +137,39 @@ class Outcome:
             published,
             self.task.higher,
         )
+
+
+def two_kinds(usual: str, other: str, network: NetworkOf) -> dict[str, Variant]:
+    """Planner and MPDiffuser, each with the usual networks and with those of another kind.
+
+    Args:
+        usual: Name of the usual kind.
+        other: Name of the other kind.
+        network: The other kind.
+    """
+    return {
+        f"{method}, {kind}": Variant(options, make)
+        for method, options in (("planner", PLANNER), ("MPDiffuser", MATCHED))
+        for kind, make in ((other, network), (usual, _usual))
+    }
+
+
+def usual_above(
+    found: Sequence[Outcome], usual: str, other: str, published: Mapping[str, str]
+) -> list[Ordering]:
+    """Whether the usual kind of `two_kinds` is better, on each task with each method.
+
+    Args:
+        found: Of `compared`.
+        usual: Name of the usual kind.
+        other: Name of the other kind.
+        published: Values by method, where there are any.
+    """
+    return [
+        outcome.ordering(f"{method}, {usual}", f"{method}, {other}", published.get(method, "–"))
+        for outcome in found
+        for method in ("planner", "MPDiffuser")
+    ]
 
 
 def compared(

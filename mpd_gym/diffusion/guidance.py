@@ -69,7 +69,7 @@ def guided(
         prediction: What the network predicts, ``"noise"`` or ``"x0"``.
         clip: Range that x̂_0 is cut to, numbers or tensors that broadcast to ``[…, D]``; None
             leaves it as it is.
-        modulation_bytes: Memory for prepared conditioning.
+        modulation_bytes: Memory for prepared conditioning; that of `FEW_ROWS` rows is always taken.
 
     Returns:
         Denoiser of ``[M, H, D]``, M = E · N: each row of `initial` owns N consecutive candidates,

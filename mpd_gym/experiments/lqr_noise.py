@@ -39,6 +39,8 @@ PUBLISHED = {
     "MPDiffuser": (1.27, 1.54, 3.38, 3.99),
 }
 
+OURS = ("MPDiffuser", "MPDiffuser, Algorithm 1")
+
 Place = tuple[str, int]  # method, per cent of noisy steps
 Found = Mapping[tuple[str, int, float], list[dict[str, Any]]]  # with the temperature
 Estimates = Mapping[tuple[str, int, float], Estimate]
@@ -196,20 +198,19 @@ def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def _orderings(ratios: Estimates, best: Mapping[Place, float]) -> list[Ordering]:
-    """MPDiffuser against each other method, tuned and at temperature 1."""
+    """MPDiffuser against each other method, tuned and at temperature 1; there in both forms."""
     orderings = []
-    for name in PEERS:
-        if name.startswith("MPDiffuser"):
-            continue
-        for index, percent in enumerate(PERCENTS[:-1]):
-            known = PUBLISHED.get(name, ())
-            published = f"{PUBLISHED['MPDiffuser'][index]} : {known[index]}" if known else "–"
-            for at in ("tuned", "temperature 1"):
+    settings = [(OURS[0], "tuned"), *((name, "temperature 1") for name in OURS)]
+    for winner, at in settings:
+        for loser in (name for name in PEERS if name not in OURS):
+            for index, percent in enumerate(PERCENTS[:-1]):
+                known = PUBLISHED.get(loser, ())
+                published = f"{PUBLISHED['MPDiffuser'][index]} : {known[index]}" if known else "–"
                 ours, theirs = (
                     ratios[one, percent, _temperature(one, percent, at, best)]
-                    for one in ("MPDiffuser", name)
+                    for one in (winner, loser)
                 )
-                statement = f"MPDiffuser below {name}, p = {percent / 100}, {at}"
+                statement = f"{winner} below {loser}, p = {percent / 100}, {at}"
                 orderings.append(Ordering(statement, ours, theirs, published, higher=False))
     return orderings
 

@@ -187,7 +187,7 @@ class Panel:
 
 
 def curves(panels: Sequence[Panel]) -> Figure:
-    """Lines with 95 % intervals; the first panel has the legend."""
+    """Lines with 95 % intervals; the legend has a free place of the grid, or the first panel."""
     from matplotlib.figure import Figure
 
     columns = min(2 if len(panels) == 4 else 3, len(panels))
@@ -204,9 +204,12 @@ def curves(panels: Sequence[Panel]) -> Figure:
             place.set_xticks(marks, [f"{mark:g}" for mark in marks])
             place.minorticks_off()
         place.grid(alpha=0.3)
-    for place in axes[len(panels) :]:
+    spare = axes[len(panels) :]
+    for place in spare:
         place.set_axis_off()
-    axes[0].legend(frameon=False, fontsize=8)
+    (spare[0] if len(spare) else axes[0]).legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8
+    )
     return figure
 
 

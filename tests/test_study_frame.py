@@ -53,6 +53,17 @@ def test_orderings(
     assert ordering.row() == ["a above b", "2 : 1", ordering.row()[2], verdict, seeds]
 
 
+def test_what_is_not_published_is_told_apart() -> None:
+    pair = estimate(2, 0.1), estimate(1, 0.1)
+    both = [Ordering("a above b", *pair, "2 : 1"), Ordering("a above c", *pair, "–")]
+    text = "\n".join(Report("Title", "Text.", (), both).lines(""))
+    published, others = text.split("## Other comparisons")
+    assert "## Published orderings" in published
+    assert "| a above b | 2 : 1 | 2.000 : 1.000 | holds | 1 of 1 |" in published
+    assert "| a above c | 2.000 : 1.000 | holds | 1 of 1 |" in others
+    assert "Other" not in "\n".join(Report("Title", "Text.", (), both[:1]).lines(""))
+
+
 # --- networks --------------------------------------------------------------------------------
 
 

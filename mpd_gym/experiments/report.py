@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 ORDERING_HEADS = ("published ordering", "published", "here", "verdict", "seeds")
+UNPUBLISHED = "–"
 
 
 @final
@@ -57,13 +58,13 @@ class Table:
 @final
 @dataclass(frozen=True)
 class Ordering:
-    """A published ordering of two methods, and what was measured here.
+    """An ordering of two methods, published or not, and what was measured here.
 
     Attributes:
-        statement: What was published, such as "MPDiffuser above its planner".
-        winner: Estimate of what is published to be better.
+        statement: Such as "MPDiffuser above its planner".
+        winner: Estimate of what is published, or expected, to be better.
         loser: Estimate of the other.
-        published: Both published values, or words.
+        published: Both published values, or words; a dash where nothing is published.
         higher: Whether higher is better.
     """
 
@@ -72,6 +73,11 @@ class Ordering:
     loser: Estimate
     published: str
     higher: bool = True
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the paper has it."""
+        return self.published != UNPUBLISHED
 
     @property
     def verdict(self) -> str:
@@ -105,7 +111,7 @@ class Report:
         title: Heading.
         text: What was measured and how.
         tables: In order.
-        orderings: Published ones.
+        orderings: Published ones, and others worth knowing.
         figure: Or None.
     """
 
@@ -125,11 +131,21 @@ class Report:
         lines = [f"{'#' * level} {self.title}", "", self.text]
         if self.figure is not None:
             lines += ["", f"![{self.title}]({figure})"]
-        if self.orderings:
-            rows = [ordering.row() for ordering in self.orderings]
-            lines += Table("Published orderings", ORDERING_HEADS, rows).lines(level + 1)
+        lines += self._ordering_lines(level + 1)
         for table in self.tables:
             lines += table.lines(level + 1)
+        return lines
+
+    def _ordering_lines(self, level: int) -> list[str]:
+        published = [one.row() for one in self.orderings if one.is_published]
+        others = [one.row() for one in self.orderings if not one.is_published]
+        lines: list[str] = []
+        if published:
+            lines += Table("Published orderings", ORDERING_HEADS, published).lines(level)
+        if others:
+            heads = ("comparison", *ORDERING_HEADS[2:])
+            rows = [[statement, *rest] for statement, _, *rest in others]
+            lines += Table("Other comparisons", heads, rows).lines(level)
         return lines
 
     def write(self, folder: Path, name: str) -> str:

@@ -55,7 +55,10 @@ def _lines(reports: dict[str, Report], states: dict[str, str], folder: Path) -> 
         "seeds the ordering is seen.",
     ]
     rows = [
-        [name, *ordering.row()] for name, report in reports.items() for ordering in report.orderings
+        [name, *ordering.row()]
+        for name, report in reports.items()
+        for ordering in report.orderings
+        if ordering.is_published
     ]
     if rows:
         verdicts = [row[-2].strip("*") for row in rows]

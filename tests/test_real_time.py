@@ -97,6 +97,8 @@ def test_the_study_plays_times_reports_and_goes_on(
     assert "Recommended: **" in report and "ddpm, all steps, chunk 8, N = 1" in report
     assert (tmp_path / "real-time.png").stat().st_size > 1000
     assert run_study("real-time", scope) == report  # nothing is done again
+    with pytest.raises(DataError, match="another folder"):  # of another arithmetic
+        run_study("real-time", Scope(tmp_path, (0,), 3, precision="plain"))
     tiny_agent("LQR-v0", seed=1).save(path)
     with pytest.raises(DataError, match="another folder"):
         run_study("real-time", scope)

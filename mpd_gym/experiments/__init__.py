@@ -64,7 +64,7 @@ STUDIES = {
     "lqr-noise": Study(
         "lqr_noise",
         "T. 10, Fig. 12: LQR-v0, noise in the data, temperatures 0.001 … 1, all peers",
-        "4 h",
+        "2 h",
     ),
     "lqr-dynamics-noise": Study(
         "lqr_dynamics_noise",
@@ -82,7 +82,7 @@ STUDIES = {
     "combined-score": Study(
         "combined_score",
         "T. 13: alternation against combined scores, with a grid of weights",
-        "1 h",
+        "15 min",
     ),
     "initial-state": Study(
         "initial_state", "T. 9: the initial state inpainted or through FiLM", "3 h"
@@ -93,7 +93,7 @@ STUDIES = {
     "causality": Study("causality", "T. 15: causal and acausal denoisers", "5 h"),
     "mismatch": Study("mismatch", "T. 16: planner and dynamics model of different data", "4 h"),
     "sensitivity": Study(
-        "sensitivity", "T. 17, 18: guidance scale, and number of candidates", "1 h"
+        "sensitivity", "T. 17, 18: guidance scale, and number of candidates", "30 min"
     ),
     "warm-start": Study(
         "warm_start", "Fig. 13: return against milliseconds per action, warm starts", "2 h"
@@ -111,7 +111,7 @@ STUDIES = {
     "real-time": Study(
         "real_time",
         "return against milliseconds per action of the shipped agents: steps, warm starts, chunks",
-        "20 min",
+        "25 min with --trials 40",
     ),
 }
 

@@ -118,28 +118,31 @@ def study(book: Book) -> Report:
     scope = book.scope
     if book.read_only and not all(_file(scope.folder, env).exists() for env in ENVIRONMENTS):
         raise DataError("the study has not run", source=str(scope.folder))
-    return _report({env: _cells(scope.folder, env, scope.trials) for env in ENVIRONMENTS}, scope)
+    return _report({env: _cells(scope, env) for env in ENVIRONMENTS}, scope)
 
 
 def _file(folder: Path, env_id: str) -> Path:
     return folder / f"real-time-{env_id}.json"
 
 
-def _cells(folder: Path, env_id: str, trials: int) -> dict[Setting, Cell]:
+def _cells(scope: Scope, env_id: str) -> dict[Setting, Cell]:
     """Outcomes and times of every setting in one environment."""
+    folder, trials = scope.folder, scope.trials
+    precision = {} if scope.precision == "fp32" else {"precision": scope.precision}
     own = folder / "agents" / f"{env_id}.safetensors"
     path = own if own.exists() else agent_path(env_id)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     results = Results(
         _file(folder, env_id),
-        {"trials": trials, "timed_episodes": TIMED_EPISODES, "agent": digest},
+        {"trials": trials, "timed_episodes": TIMED_EPISODES, "agent": digest, **precision},
     )
     chosen = settings(MPDiffuserAgent.load(path, device="cpu").options, CANDIDATES[env_id])
+    options = {one: {**one.options, **precision} for one in chosen}
     played = results.fill(
-        {str(one): (path, env_id, one.options, trials) for one in chosen}, play, PROCESSES
+        {str(one): (path, env_id, options[one], trials) for one in chosen}, play, PROCESSES
     )
     timed = results.fill(
-        {f"time of {one}": (path, env_id, one.options, TIMED_EPISODES) for one in chosen},
+        {f"time of {one}": (path, env_id, options[one], TIMED_EPISODES) for one in chosen},
         clock,
         processes=1,
     )
@@ -218,9 +221,9 @@ def _difference(cell: Cell, reference: Cell) -> Interval:
 
 def _report(found: Mapping[str, Mapping[Setting, Cell]], scope: Scope) -> Report:
     text = (
-        f"{scope.trials} episodes of each setting, the same starts for all; mean with its 95 % "
-        "interval. Milliseconds: one environment, one thread, mean over the actions of an episode, "
-        f"median of {TIMED_EPISODES} episodes; p99 over all their actions. The first row of each "
+        f"{scope.trials} episodes of each setting in {scope.precision}, the same starts for all; "
+        "mean with its 95 % interval. Milliseconds: one environment, one thread, mean over the "
+        f"actions of an episode, median of {TIMED_EPISODES} episodes; p99 over all their actions. The first row of each "
         "table visits all levels; differences from it are taken start by start. Recommended, in "
         "bold: the cheapest setting whose difference has an interval that does not end below 0, "
         f"with at most {100 * MARGIN:g} % of the episodes more that fail, or violate."

@@ -223,10 +223,11 @@ def _report(found: Mapping[str, Mapping[Setting, Cell]], scope: Scope) -> Report
     text = (
         f"{scope.trials} episodes of each setting in {scope.precision}, the same starts for all; "
         "mean with its 95 % interval. Milliseconds: one environment, one thread, mean over the "
-        f"actions of an episode, median of {TIMED_EPISODES} episodes; p99 over all their "
-        "actions. The first row of each table visits all levels; differences from it are taken start by start. Recommended, in "
-        "bold: the cheapest setting whose difference has an interval that does not end below 0, "
-        f"with at most {100 * MARGIN:g} % of the episodes more that fail, or violate."
+        f"actions of an episode, median of {TIMED_EPISODES} episodes; p99 over all their actions. "
+        "The first row of each table visits all levels; differences from it are taken start by "
+        "start. Recommended, in bold: the cheapest setting whose difference has an interval that "
+        f"does not end below 0, with at most {100 * MARGIN:g} % of the episodes more that fail, or "
+        "violate."
     )
     heads = (
         *("setting", "return", "difference", "success %", "violations %"),

@@ -107,6 +107,20 @@ def test_equal_observations_give_equal_deterministic_actions(agent: MPDiffuserAg
     np.testing.assert_allclose(actions, np.broadcast_to(again, actions.shape), atol=1e-5)
 
 
+def test_a_candidate_is_the_mean_of_its_samples(agent: MPDiffuserAgent) -> None:
+    one = pick(observations(agent, 1), 0)
+    samples = agent.with_options(num_candidates=6).plan(one, deterministic=True)
+    means = agent.with_options(num_candidates=2, samples_per_candidate=3)
+    plan = means.plan(one, deterministic=True)
+    expected = samples.observations.reshape(2, 3, *samples.observations.shape[1:]).mean(axis=1)
+    np.testing.assert_allclose(plan.observations, expected, rtol=1e-4, atol=1e-4)
+    assert plan.scores.shape == (2,)
+    action, _ = means.predict(one, deterministic=True)
+    np.testing.assert_allclose(action, plan.actions[plan.chosen, 0], rtol=1e-6)
+    batch, _ = means.predict(observations(agent, 3), deterministic=True)
+    np.testing.assert_allclose(batch[0], action, rtol=1e-3, atol=1e-4)
+
+
 def test_deterministic_candidates_still_differ(agent: MPDiffuserAgent) -> None:
     plan = agent.plan(pick(observations(agent, 1), 0), num_candidates=4, deterministic=True)
     assert len(np.unique(plan.observations.reshape(4, -1), axis=0)) == 4

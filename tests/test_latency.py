@@ -13,7 +13,7 @@ from helpers import tiny_agent
 
 from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents import latency
-from mpd_gym.agents.latency import LatencyProfile, Timing, choose, halvings, measure
+from mpd_gym.agents.latency import LatencyProfile, Timing, choose, fewer_samples, measure
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.errors import ConfigError
 
@@ -143,7 +143,7 @@ def test_warm_starts_are_cut_and_the_first_plan_keeps_its_steps() -> None:
 
 def test_an_impossible_budget_names_the_least_time() -> None:
     machine = Machine(slow=(1.0, 1.0, 1.0, 2.0))
-    with pytest.raises(ConfigError, match=r"1 candidate with 1 step, takes 0\.006 s.*got 0\.002"):
+    with pytest.raises(ConfigError, match=r"1 sample with 1 step, takes 0\.006 s.*got 0\.002"):
         chosen(machine, 0.002 / 1.1, num_candidates=64)
     assert chosen(Machine(slow=(1.0, 1.0, 1.0, 2.0)), 0.0061, num_candidates=64).options == {
         "num_candidates": 1,
@@ -164,9 +164,22 @@ def test_bad_budgets_are_refused(bad: Any) -> None:
         choose(SamplingConfig(), K, bad, Machine().timing)
 
 
-def test_halvings_end_at_one() -> None:
-    assert halvings(1) == [1]
-    assert halvings(12) == [12, 6, 3, 1]
+def test_candidates_are_halved_before_the_samples_of_each() -> None:
+    assert fewer_samples(SamplingConfig()) == [1]
+    assert fewer_samples(SamplingConfig(num_candidates=12)) == [12, 6, 3, 1]
+    options = SamplingConfig(num_candidates=3, samples_per_candidate=4)
+    assert fewer_samples(options) == [12, 4, 2, 1]
+    assert [tuple(latency.sampling(options, count).values()) for count in (12, 4, 2, 1)] == [
+        (3, 4),
+        (1, 4),
+        (1, 2),
+        (1, 1),
+    ]
+
+
+def test_averaged_samples_are_given_up_for_five_steps() -> None:
+    found = chosen(Machine(), 4 * 0.0111, num_steps=10, samples_per_candidate=8)
+    assert found.options == {"num_candidates": 1, "samples_per_candidate": 4, "num_steps": 5}
 
 
 # --- the agent's ---------------------------------------------------------------------------------

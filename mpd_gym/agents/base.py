@@ -25,7 +25,6 @@ from mpd_gym.agents.latency import (
     LatencyChoice,
     LatencyProfile,
     choose,
-    halvings,
     measured,
     profiled,
 )
@@ -41,7 +40,7 @@ from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker
 
 __all__ = ["Agent"]
 
-# Candidates sampled in one pass through the networks; more go in several, to bound memory.
+# Trajectories sampled in one pass through the networks; more go in several, to bound memory.
 MAX_ROWS = 4096
 
 
@@ -215,7 +214,7 @@ class Agent(ABC):
 
         Args:
             latency_budget: Seconds that 99 % of the calls of `predict` may take, but for the first
-                plan of an episode where plans are warm-started. Steps and candidates are cut until
+                plan of an episode where plans are warm-started. Steps and samples are cut until
                 they fit, as `mpd_gym.agents.latency.choose` says, from a profile of this machine
                 that is measured once, in less than a second for laptop-size networks. The new
                 agent's `latency` tells what was chosen and measured.
@@ -238,10 +237,10 @@ class Agent(ABC):
     def profile(self) -> LatencyProfile:
         """Measure how long a call of `predict` takes on this machine.
 
-        For one environment and the present options, by steps, for the number of candidates, half
-        of it, a quarter and so on. Kept, so that a second call is free.
+        For one environment and the present options, by steps and number of samples, that of the
+        options and fewer. Kept, so that a second call is free.
         """
-        return profiled(self, halvings(self.options.num_candidates))
+        return profiled(self)
 
     @property
     def encoder(self) -> ImageEncoder | None:
@@ -350,7 +349,7 @@ class Agent(ABC):
         """New plans where they are due: warm-started ones together, fresh ones together."""
         warm = due & (state.position > 0) & (self.options.warm_start_steps > 0)
         plan, actions, position = state.plan.copy(), state.actions.copy(), state.position.copy()
-        rows_at_once = max(1, MAX_ROWS // self.options.num_candidates)
+        rows_at_once = max(1, MAX_ROWS // self.options.num_samples)
         for group in (warm, due & ~warm):
             indices = np.flatnonzero(group)
             for first in range(0, len(indices), rows_at_once):
@@ -378,7 +377,8 @@ class Agent(ABC):
         count, num = len(reading), self.options.num_candidates
         with torch.no_grad():
             request = self._request(reading, budgets, warm, deterministic)
-            trajectories = self._sample(request)
+            samples = self._sample(request)
+            trajectories = samples.reshape(count * num, -1, *samples.shape[1:]).mean(dim=1)
             future, controls = self._split(trajectories)
         sampled = time.perf_counter()
         x = self.normalizers.observation.unnormalize(_numpy(future))
@@ -421,7 +421,7 @@ class Agent(ABC):
         generator = self._generator
         if deterministic:
             generator = torch.Generator(self.device).manual_seed(self.seed)
-        shape = (self.options.num_candidates, *self._trajectory_shape)
+        shape = (self.options.num_samples, *self._trajectory_shape)
         return SharedNoise(generator, shape, num_envs, shared=deterministic)
 
 

@@ -92,7 +92,7 @@ class BehaviorCloningAgent(TrainedAgent[BehaviorCloningConfig]):
         )
         action = torch.clamp(policy(request.initial, values), low, high)
         row = torch.cat((successor(request.initial, action), action), dim=-1)
-        return row[:, None].repeat_interleave(self.options.num_candidates, 0)
+        return row[:, None].repeat_interleave(self.options.num_samples, 0)
 
     def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
         return trajectories[..., : self._nx], trajectories[..., self._nx :]

@@ -100,7 +100,7 @@ class DiffusionAgent(TrainedAgent[C]):
     # --- sampling ------------------------------------------------------------------------------
 
     def _sample(self, request: Request) -> Tensor:
-        rows = len(request.initial) * self.options.num_candidates
+        rows = len(request.initial) * self.options.num_samples
         most = max(
             multiplications(model, rows if self._guidance(role) in (0.0, 1.0) else 2 * rows)
             for role, model in self.models.items()
@@ -118,7 +118,7 @@ class DiffusionAgent(TrainedAgent[C]):
         if request.warm is None:
             start = start_noise(request.noise, options.temperature)
         else:
-            warm = request.warm.repeat_interleave(options.num_candidates, 0)
+            warm = request.warm.repeat_interleave(options.num_samples, 0)
             start = noise_to_level(
                 warm, levels[0], self._schedule, request.noise, options.temperature
             )
@@ -153,7 +153,7 @@ class DiffusionAgent(TrainedAgent[C]):
         model = self.models[role]
         assert isinstance(model, TrajectoryDenoiser)
         conditioned = bool(model.config.conditions)
-        rows = len(request.initial) * self.options.num_candidates
+        rows = len(request.initial) * self.options.num_samples
         denoiser = guided(
             self._networks.get(model, self.options.precision, rows),
             self._schedule,
@@ -190,7 +190,7 @@ class DiffusionAgent(TrainedAgent[C]):
         mask[:, self._nx : columns] = True
         values = torch.zeros(len(initial), length, width, device=self.device)
         values[:, :, :columns] = initial[:, None]
-        return Known(mask, values.repeat_interleave(self.options.num_candidates, 0))
+        return Known(mask, values.repeat_interleave(self.options.num_samples, 0))
 
     def _future(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """x_1 … x_H and u_0 … u_{H-1} from the rows of a trajectory."""

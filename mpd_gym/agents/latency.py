@@ -1,4 +1,4 @@
-"""Steps and candidates that keep to a time per action, from times measured on this machine.
+"""Steps and samples that keep to a time per action, from times measured on this machine.
 
 What is timed is the agent's own `predict`, so that networks, ranking and a caller's functions all
 count, on whatever device and in whatever precision they run.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, final
@@ -23,26 +23,29 @@ from mpd_gym.errors import ConfigError
 if TYPE_CHECKING:
     from mpd_gym.agents.base import Agent
 
-__all__ = ["LatencyChoice", "LatencyProfile", "Prepare", "Timing", "choose", "halvings", "measure"]
+__all__ = ["LatencyChoice", "LatencyProfile", "Prepare", "Timing", "choose", "measure"]
 
 ENOUGH_STEPS = 5
-"""Steps that candidates are given up for; further steps come after candidates. On LQR-v0 five DDPM
+"""Steps that samples are given up for; further steps come after samples. On LQR-v0 five DDPM
 steps of 50 cost no more than all of them (``mpd-gym reproduce lqr-steps``)."""
 
 MANY_STEPS = 4  # of the longer of the two plans that are timed
-SECONDS = 0.15  # of timing for each number of candidates, unless that is fewer than …
+SECONDS = 0.15  # of timing for each number of samples, unless that is fewer than …
 MIN_REPEATS, MAX_REPEATS = 3, 25
 QUANTILE, LEAST_JITTER = 0.99, 1.1  # a short measurement misses the rarest delays
-_FREE = ("num_candidates", "num_steps", "warm_start_steps", "action_chunk")
+_FREE = (
+    *("num_candidates", "samples_per_candidate", "num_steps"),
+    *("warm_start_steps", "action_chunk"),
+)
 
 Prepare = Callable[[int, int], Callable[[], object]]
-"""``(num_candidates, steps)`` to a function that makes one such plan and has run once."""
+"""``(num_samples, steps)`` to a function that makes one such plan and has run once."""
 
 
 @final
 @dataclass(frozen=True)
 class Timing:
-    """Time of a planning call as a function of its reverse steps, for one number of candidates.
+    """Time of a planning call as a function of its reverse steps, for one number of samples.
 
     Attributes:
         fixed: Seconds of all but the reverse steps, median.
@@ -61,7 +64,7 @@ class LatencyProfile:
     """Times of one call of `predict` that plans, for one environment, on this machine.
 
     Attributes:
-        timings: By number of candidates.
+        timings: By number of trajectories that are sampled, see `SamplingConfig.num_samples`.
     """
 
     timings: Mapping[int, Timing]
@@ -72,19 +75,19 @@ class LatencyProfile:
         ratios = list(chain.from_iterable(timing.ratios for timing in self.timings.values()))
         return max(float(np.quantile(ratios, QUANTILE)), LEAST_JITTER)
 
-    def seconds(self, num_candidates: int, steps: int) -> float:
+    def seconds(self, num_samples: int, steps: int) -> float:
         """Time that 99 % of the calls keep to.
 
         Args:
-            num_candidates: N; one that was timed.
+            num_samples: One that was timed.
             steps: Reverse steps.
         """
-        timing = self.timings[num_candidates]
+        timing = self.timings[num_samples]
         return self.jitter * (timing.fixed + timing.per_step * steps)
 
-    def most_steps(self, num_candidates: int, seconds: float) -> int:
-        """Most reverse steps that keep to a time; 0 where not even one does, or N is too slow."""
-        timing = self.timings.get(num_candidates)
+    def most_steps(self, num_samples: int, seconds: float) -> int:
+        """Most reverse steps that keep to a time; 0 where not even one does."""
+        timing = self.timings.get(num_samples)
         if timing is None:
             return 0
         return max(math.floor((seconds / self.jitter - timing.fixed) / timing.per_step), 0)
@@ -92,7 +95,7 @@ class LatencyProfile:
     def __str__(self) -> str:
         lines = [
             f"one plan on this machine; 99 % within {self.jitter:.2f} times the median",
-            "candidates  ms without steps  ms per step  p99 ms of 1, 5, 10 steps",
+            "   samples  ms without steps  ms per step  p99 ms of 1, 5, 10 steps",
         ]
         for num, timing in sorted(self.timings.items()):
             fixed, step = 1e3 * timing.fixed, 1e3 * timing.per_step
@@ -109,7 +112,7 @@ class LatencyChoice:
     Attributes:
         budget: Seconds that were asked for.
         options: ``num_candidates`` and ``num_steps``, or ``warm_start_steps`` where plans are
-            warm-started.
+            warm-started; ``samples_per_candidate`` where those are several.
         seconds: Expected 99th percentile of a call in a running episode.
         first_seconds: The same of the first call of an episode; above `seconds` with warm starts.
         profile: What was measured.
@@ -135,19 +138,19 @@ def choose(
     budget: float,
     timing: Callable[[int, float], Timing | None],
 ) -> LatencyChoice:
-    """Cut steps and candidates until a call of `predict` keeps to a time.
+    """Cut steps and samples until a call of `predict` keeps to a time.
 
-    Nothing is raised above what the options ask for. The number of candidates is the largest of
-    theirs, half of it, a quarter and so on at which five steps fit, or all steps asked for if
-    those are fewer; then as many of the steps asked for as fit. One candidate with a single step
-    is the least. Where the options warm-start plans, the steps of warm-started plans are cut and
-    the first plan of each episode, which needs a full one, keeps its steps.
+    Nothing is raised above what the options ask for. The number of samples is the largest of
+    `fewer_samples` at which five steps fit, or all steps asked for if those are fewer; then as many
+    of the steps asked for as fit. One sample with a single step is the least. Where the options
+    warm-start plans, the steps of warm-started plans are cut and the first plan of each episode,
+    which needs a full one, keeps its steps.
 
     Args:
         options: What is asked for.
         num_levels: K.
         budget: Seconds that 99 % of the calls may take.
-        timing: Gives the `Timing` of a number of candidates, or None if one step takes longer
+        timing: Gives the `Timing` of a number of samples, or None if one step takes longer
             than a limit in seconds.
 
     Raises:
@@ -164,7 +167,7 @@ def choose(
     name = "warm_start_steps" if options.warm_start_steps else "num_steps"
     asked = options.warm_start_steps or first
     timings: dict[int, Timing] = {}
-    for count in halvings(options.num_candidates):
+    for count in fewer_samples(options):
         found = timing(count, budget if count > 1 else math.inf)
         if found is not None:
             timings[count] = found
@@ -174,28 +177,41 @@ def choose(
             break
     if steps < 1:
         raise ConfigError(
-            f"latency_budget: the fastest setting, 1 candidate with 1 step, takes "
+            f"latency_budget: the fastest setting, 1 sample with 1 step, takes "
             f"{profile.seconds(1, 1):.4g} s on this machine; got {budget:g} s. Ask for more, or "
             "train smaller networks"
         )
     steps = min(steps, asked)
     return LatencyChoice(
         budget,
-        {"num_candidates": count, name: steps},
+        {**sampling(options, count), name: steps},
         profile.seconds(count, steps),
         profile.seconds(count, first if options.warm_start_steps else steps),
         profile,
     )
 
 
-def halvings(count: int) -> list[int]:
-    """`count`, half of it, a quarter, … 1."""
-    return [count, *halvings(count // 2)] if count > 1 else [1]
+def fewer_samples(options: SamplingConfig) -> list[int]:
+    """Numbers of samples, falling to 1.
+
+    All of them; with half of the candidates, a quarter and so on; then with half of the samples of
+    the one that is left.
+    """
+    each = options.samples_per_candidate
+    candidates = [each * count for count in _halvings(options.num_candidates)]
+    return [*candidates, *_halvings(each)[1:]]
+
+
+def sampling(options: SamplingConfig, num_samples: int) -> dict[str, int]:
+    """Options that sample so many trajectories, one of `fewer_samples`."""
+    each = options.samples_per_candidate
+    found = {"num_candidates": max(num_samples // each, 1)}
+    return found if each == 1 else {**found, "samples_per_candidate": min(num_samples, each)}
 
 
 def measure(
     prepare: Prepare,
-    num_candidates: int,
+    num_samples: int,
     num_levels: int,
     limit: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
@@ -204,7 +220,7 @@ def measure(
 
     Args:
         prepare: Makes the function that plans.
-        num_candidates: N.
+        num_samples: Trajectories of a plan.
         num_levels: K.
         limit: Seconds; where a single step takes longer, nothing more is timed.
         clock: Seconds since some moment.
@@ -213,10 +229,10 @@ def measure(
         The timing, or None above the limit.
     """
     few, many = 1, min(MANY_STEPS, num_levels)
-    short = prepare(num_candidates, few)
+    short = prepare(num_samples, few)
     if min(_timed(short, clock) for _ in range(2)) > limit:
         return None
-    plans = (short, prepare(num_candidates, many))
+    plans = (short, prepare(num_samples, many))
     samples: list[list[float]] = []
     began = clock()
     while len(samples) < MIN_REPEATS or (len(samples) < MAX_REPEATS and clock() - began < SECONDS):
@@ -232,12 +248,12 @@ def measure(
     )
 
 
-def measured(agent: Agent, num_candidates: int, limit: float = math.inf) -> Timing | None:
+def measured(agent: Agent, num_samples: int, limit: float = math.inf) -> Timing | None:
     """Timing of an agent, kept for it and all agents that `with_options` made of it.
 
     Args:
         agent: The agent, with the options that decide what a step costs.
-        num_candidates: N.
+        num_samples: One of `fewer_samples`.
         limit: As in `measure`.
 
     Raises:
@@ -252,10 +268,10 @@ def measured(agent: Agent, num_candidates: int, limit: float = math.inf) -> Timi
         repr(agent.options.updated(dict.fromkeys(_FREE, 1))),
         *map(id, parts),
         torch.get_num_threads(),
-        num_candidates,
+        tuple(sampling(agent.options, num_samples).values()),
     )
     if key not in agent._timings:
-        found = measure(replans(agent), num_candidates, agent.num_levels, limit)
+        found = measure(replans(agent), num_samples, agent.num_levels, limit)
         if found is None:
             return None
         agent._timings[key] = found, parts  # kept alive, so that their ids stay theirs
@@ -263,14 +279,9 @@ def measured(agent: Agent, num_candidates: int, limit: float = math.inf) -> Timi
     return timing
 
 
-def profiled(agent: Agent, counts: Sequence[int]) -> LatencyProfile:
-    """Profile of an agent for several numbers of candidates.
-
-    Args:
-        agent: The agent.
-        counts: Numbers of candidates.
-    """
-    found = {count: measured(agent, count) for count in counts}
+def profiled(agent: Agent) -> LatencyProfile:
+    """Profile of an agent for all of `fewer_samples`."""
+    found = {count: measured(agent, count) for count in fewer_samples(agent.options)}
     return LatencyProfile({count: timing for count, timing in found.items() if timing is not None})
 
 
@@ -278,9 +289,9 @@ def replans(agent: Agent) -> Prepare:
     """What `measure` times: `predict` in a running episode, each call a warm-started plan."""
     observation = _zeros(agent.observation_space)
 
-    def prepare(num_candidates: int, steps: int) -> Callable[[], object]:
+    def prepare(num_samples: int, steps: int) -> Callable[[], object]:
         timed = agent.with_options(
-            num_candidates=num_candidates,
+            **sampling(agent.options, num_samples),
             num_steps=steps,
             warm_start_steps=steps,
             action_chunk=1,
@@ -289,6 +300,11 @@ def replans(agent: Agent) -> Prepare:
         return lambda: timed.predict(observation, state)
 
     return prepare
+
+
+def _halvings(count: int) -> list[int]:
+    """`count`, half of it, a quarter, … 1."""
+    return [count, *_halvings(count // 2)] if count > 1 else [1]
 
 
 def _timed(plan: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -27,7 +27,11 @@ class SamplingConfig:
     """Sampling options: defaults in an agent's configuration, changed by `with_options`.
 
     Attributes:
-        num_candidates: N trajectories sampled for each observation; the ranker picks one.
+        num_candidates: N plans for each observation; the ranker picks one.
+        samples_per_candidate: Trajectories that are sampled for each candidate, which is their
+            mean. More than 1 removes what differs from sample to sample, so that a high
+            temperature does no harm; only for tasks where the plans of one observation are alike,
+            for the mean of two ways round an obstacle leads into it.
         composition: How planner and dynamics model are combined, a name in `COMPOSITIONS`.
         dynamics_weight: Weight of the dynamics model in ``"combined_score"``, in [0, 1].
         dynamics_levels: Range of k / K in which the dynamics model takes part.
@@ -66,6 +70,7 @@ class SamplingConfig:
     """
 
     num_candidates: int = 1
+    samples_per_candidate: int = 1
     composition: str = "alternating_matched"
     dynamics_weight: float = 1.0
     dynamics_levels: tuple[float, float] = (0.0, 1.0)
@@ -95,7 +100,7 @@ class SamplingConfig:
             check_choice("spacing", self.spacing, SPACINGS)
         if self.ranker is not None:
             check_choice("ranker", self.ranker, RANKERS)
-        for name in ("num_candidates", "action_chunk"):
+        for name in ("num_candidates", "samples_per_candidate", "action_chunk"):
             _at_least(name, getattr(self, name), 1, integer=True)
         _at_least("warm_start_steps", self.warm_start_steps, 0, integer=True)
         if self.num_steps is not None:
@@ -114,6 +119,11 @@ class SamplingConfig:
             for key, value in self.condition_values.items()
         }
         object.__setattr__(self, "condition_values", values)
+
+    @property
+    def num_samples(self) -> int:
+        """Trajectories sampled for each observation."""
+        return self.num_candidates * self.samples_per_candidate
 
     @property
     def level_spacing(self) -> str:

@@ -20,7 +20,7 @@ __all__ = ["Request", "SharedNoise", "condition_rows", "given_columns", "shifted
 
 @dataclass(frozen=True)
 class Request:
-    """Start of one sampling pass: E environments with N candidates each, M = E·N trajectories.
+    """Start of one sampling pass: E environments with N samples each, M = E·N trajectories.
 
     Attributes:
         initial: Normalised x_0, ``[E, nx]``.

@@ -36,7 +36,7 @@ def test_car_umaze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report, cells = run_mini("car-umaze", tmp_path, (4, 5), trials=3)
     peers = len(car_umaze.PEERS)
     tuned = (peers - 2) * len(car_umaze.GUIDANCES)  # Diffuser's one choice is not measured
-    assert len(cells) == tuned + 2 * (peers - 1 + peers)
+    assert len(cells) == 2 * (tuned + 2 * (peers - 1)) + 2 * (peers + 2)
     for key, cell in cells.items():
         if cell["of"]["measure"] == "open_loop":
             assert len(cell["final_error"]) == len(cell["collision"]) == 3, key

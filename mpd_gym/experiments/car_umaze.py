@@ -2,8 +2,9 @@
 
 The planner learns from expert drives, the dynamics model from expert and random ones. An open-loop
 trial executes all H actions of one plan without looking; it succeeds if the car ends within a metre
-of the goal, and is free if it never touched a wall. All methods have the same data, training steps
-and starts; temperature and guidance of each are chosen on validation starts.
+of the goal, and is free if it never touched a wall. The plan is one sample, or the mean of eight.
+All methods have the same data, training steps and starts; temperature and guidance of each are
+chosen on validation starts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mpd_gym.experiments.estimates import Estimate, average, share
+from mpd_gym.experiments.estimates import average, share
 from mpd_gym.experiments.frame import Book, Cell, of_seeds
 from mpd_gym.experiments.measures import (
     arrived,
@@ -30,97 +31,115 @@ from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, cu
 __all__ = ["study"]
 
 ENV_ID = "CarUMaze-v0"
+PLANNER, MPDIFFUSER = "planner", "MPDiffuser"
+FORMS: dict[str, dict[str, Any]] = {
+    "one sample": {"num_candidates": 1},
+    "mean of 8": {"num_candidates": 1, "samples_per_candidate": 8},
+}
 TEMPERATURES = (0.01, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
-CLOSED = {"action_chunk": 4}
-PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, "MPDiffuser": 95.3}
+CLOSED = {"action_chunk": 4}  # in closed loop, beside the last of the forms
+PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, MPDIFFUSER: 95.3}
 
 Cells = Mapping[Any, dict[str, Any]]
+Seeds = tuple[int, ...]
+Options = Mapping[str, Mapping[str, Any]]
 
 
 def study(book: Book) -> Report:
     """Measure every cell and report."""
-    chosen, peers = _compared(book)
-    closed = _closed(book, chosen)
     seeds = book.scope.seeds
-    free_share = {name: share(of_seeds(peers, name, seeds=seeds), free) for name in chosen}
-    near = {name: share(of_seeds(peers, name, seeds=seeds), arrived) for name in chosen}
-    tables = [
-        _peer_table(peers, chosen, free_share, near, seeds),
-        _closed_table(closed, seeds),
-    ]
-    others = [name for name in chosen if not name.startswith("MPDiffuser")]
-    orderings = [
-        Ordering(
-            f"MPDiffuser above {name}{suffix}",
-            shares["MPDiffuser"],
-            shares[name],
-            f"{PUBLISHED['MPDiffuser']} : {PUBLISHED[name]}"
-            if name in PUBLISHED and not suffix
-            else "–",
-        )
-        for suffix, shares in (("", near), (", without collisions", free_share))
-        for name in others
-    ]
+    tables, orderings, panels = [], [], []
+    for form in FORMS:
+        chosen, cells = _opened(book, form)
+        tables.append(_open_table(form, chosen, cells, seeds))
+        orderings += _orderings(form, cells, seeds)
+        panels.append(_panel(form, cells, seeds))
+    closed = _closed(book, chosen)
     text = (
         f"Success of {book.scope.trials} unseen start-goal pairs, the same for all, in per cent "
         "with the 95 % Wilson interval over the trials of all training seeds "
         f"({', '.join(map(str, seeds))}), and each seed. Without heed of walls, as published: the "
         "car ends within 1 m of the goal; free: it touched no wall either. Temperature "
         f"{TEMPERATURES} and guidance {GUIDANCES} of each method were chosen by free success on "
-        "validation starts with the first seed."
+        "validation starts with the first seed, apart for plans that are one sample and plans that "
+        "are the mean of eight."
     )
     return Report(
         "CarUMaze-v0: whole plans executed open loop (Table 8, Fig. 2)",
         text,
-        tables,
+        [*tables, *_closed_tables(closed, seeds)],
         orderings,
-        _figure(peers, list(chosen), seeds),
+        curves(panels),
     )
 
 
-def _compared(book: Book) -> tuple[dict[str, dict[str, Any]], Cells]:
-    """Options of each method, and its cells by name and seed."""
+def _opened(book: Book, form: str) -> tuple[Options, Cells]:
+    """Options of each method whose plans have a form, and its cells by name and seed."""
     scope = book.scope
     names = [name for name in PEERS if name != BC]
     tried = grid(TEMPERATURES, GUIDANCES)
-    rivals = {name: contender(scope, name, ENV_ID, open_loop, {}, tried) for name in names}
-    tuned = book.tune(rivals, lambda cell: float(np.mean(free(cell))))
-    chosen = {name: choice.options for name, choice in tuned.items()}
+    rivals = {
+        (form, name): contender(scope, name, ENV_ID, open_loop, FORMS[form], tried)
+        for name in names
+    }
+    tuned = book.tune(rivals, _quality)
+    chosen = {name: choice.options for (_, name), choice in tuned.items()}
     cells = book.measure(
         {
-            (name, seed): Cell(
-                replace(rivals[name].network, seed=seed), open_loop, scope.starts, chosen[name]
+            (form, name, seed): Cell(
+                replace(rivals[form, name].network, seed=seed),
+                open_loop,
+                scope.starts,
+                chosen[name],
             )
             for name in names
             for seed in scope.seeds
         }
     )
-    return chosen, cells
+    return chosen, {key[1:]: cell for key, cell in cells.items()}
 
 
-def _closed(book: Book, chosen: Mapping[str, Mapping[str, Any]]) -> Cells:
-    """Closed-loop cells of all methods, behaviour cloning among them."""
-    scope = book.scope
-    options: dict[str, dict[str, Any]] = {BC: {}}
-    options |= {name: {**one, **CLOSED} for name, one in chosen.items()}
-    cells = {
-        ("closed loop", name, seed): Cell(
-            scope.network(ENV_ID, seed, PEERS[name].method), episodes, scope.starts, one
-        )
-        for name, one in options.items()
-        for seed in scope.seeds
-    }
-    return {key[1:]: cell for key, cell in book.measure(cells).items()}
+def _quality(cell: Mapping[str, Any]) -> float:
+    """Free success; where that is equal, how near the goal is."""
+    return float(np.mean(free(cell)) - 1e-3 * np.mean(cell["final_error"]))
 
 
-def _peer_table(
-    cells: Cells,
-    chosen: Mapping[str, Mapping[str, Any]],
-    free_share: Mapping[str, Estimate],
-    near: Mapping[str, Estimate],
-    seeds: tuple[int, ...],
-) -> Table:
+def _closed(book: Book, chosen: Options) -> Cells:
+    """Closed-loop cells by loop, method and seed: chunks for all, and the agent's own options."""
+    options: dict[tuple[str, str], Mapping[str, Any]] = {("chunks", BC): {}}
+    options |= {("chunks", name): {**one, **CLOSED} for name, one in chosen.items()}
+    options |= {("own", name): PEERS[name].options for name in (PLANNER, MPDIFFUSER)}
+    return book.measure(
+        {
+            ("closed loop", *key, seed): Cell(
+                book.scope.network(ENV_ID, seed, PEERS[key[1]].method),
+                episodes,
+                book.scope.starts,
+                one,
+            )
+            for key, one in options.items()
+            for seed in book.scope.seeds
+        }
+    )
+
+
+def _orderings(form: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
+    """MPDiffuser above every other method, as published and without collisions."""
+    names = list(dict.fromkeys(name for name, _ in cells))
+    found = []
+    for suffix, flags in (("", arrived), (", without collisions", free)):
+        shares = {name: share(of_seeds(cells, name, seeds=seeds), flags) for name in names}
+        for name in names:
+            if not name.startswith(MPDIFFUSER):
+                known = name in PUBLISHED and not suffix
+                published = f"{PUBLISHED[MPDIFFUSER]} : {PUBLISHED[name]}" if known else "–"
+                statement = f"{MPDIFFUSER} above {name}, {form}{suffix}"
+                found.append(Ordering(statement, shares[MPDIFFUSER], shares[name], published))
+    return found
+
+
+def _open_table(form: str, chosen: Options, cells: Cells, seeds: Seeds) -> Table:
     heads = ("method", "temperature", "guidance", "success %", "published", "free success %",
              "median final error m", "state error m")  # fmt: skip
     rows = []
@@ -132,22 +151,26 @@ def _peer_table(
                 name,
                 f"{options['temperature']:g}",
                 f"{options['guidance_scale']:g}",
-                near[name],
+                share(found, arrived),
                 PUBLISHED.get(name, "–"),
-                free_share[name],
+                share(found, free),
                 ", ".join(f"{end:.2f}" for end in ends),
                 ", ".join(f"{mean_error(cell):.3f}" for cell in found),
             ]
         )
-    return Table("Methods", heads, rows)
+    return Table(f"Open loop, a plan is {form}", heads, rows)
 
 
-def _closed_table(cells: Cells, seeds: tuple[int, ...]) -> Table:
-    names = list(dict.fromkeys(name for name, _ in cells))
-    rows = []
-    for name in names:
-        found = of_seeds(cells, name, seeds=seeds)
-        rows.append(
+def _closed_tables(cells: Cells, seeds: Seeds) -> list[Table]:
+    heads = ("method", "success %", "free success %", "return")
+    texts = {
+        "chunks": "The mean of 8 samples, made anew after every 4 actions.",
+        "own": "The agent's own options: a new plan for every action.",
+    }
+    rows: dict[str, list[Any]] = {loop: [] for loop in texts}
+    for loop, name in dict.fromkeys(key[1:3] for key in cells):
+        found = of_seeds(cells, "closed loop", loop, name, seeds=seeds)
+        rows[loop].append(
             [
                 name,
                 share(found, lambda cell: cell["success"]),
@@ -155,15 +178,16 @@ def _closed_table(cells: Cells, seeds: tuple[int, ...]) -> Table:
                 average(found, "return", 2),
             ]
         )
-    heads = ("method", "success %", "free success %", "return")
-    text = "At the goal at the end of 64 steps; plans are made anew after every 4 actions."
-    return Table("Closed loop", heads, rows, text)
+    ending = " At the goal at the end of 64 steps."
+    return [
+        Table(f"Closed loop, {title}", heads, rows[loop], texts[loop] + ending)
+        for loop, title in (("chunks", "chunks of 4"), ("own", "as users run it"))
+    ]
 
 
-def _figure(cells: Cells, names: list[str], seeds: tuple[int, ...]) -> Any:
+def _panel(form: str, cells: Cells, seeds: Seeds) -> Panel:
     lines = {}
-    for name in names:
+    for name in dict.fromkeys(name for name, _ in cells):
         mean = error_series(of_seeds(cells, name, seeds=seeds))
         lines[name] = Curve(range(1, len(mean) + 1), mean)
-    title = "planned and executed position"
-    return curves([Panel(title, lines, "step of the plan", "distance m")])
+    return Panel(form, lines, "step of the plan", "planned to executed position, m")

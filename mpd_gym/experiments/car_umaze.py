@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mpd_gym.experiments.estimates import average, share
+from mpd_gym.experiments.estimates import Estimate, average, share
 from mpd_gym.experiments.frame import Book, Cell, of_seeds
 from mpd_gym.experiments.measures import (
     arrived,
@@ -31,14 +31,17 @@ from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, cu
 __all__ = ["study"]
 
 ENV_ID = "CarUMaze-v0"
-PLANNER, MPDIFFUSER = "planner", "MPDiffuser"
+MPDIFFUSER = "MPDiffuser"
 FORMS: dict[str, dict[str, Any]] = {
     "one sample": {"num_candidates": 1},
     "mean of 8": {"num_candidates": 1, "samples_per_candidate": 8},
 }
 TEMPERATURES = (0.01, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
-CLOSED = {"action_chunk": 4}  # in closed loop, beside the last of the forms
+LOOPS: dict[str, dict[str, Any]] = {
+    "a new plan after every 4 actions": {"action_chunk": 4},
+    "for every action a plan in one step from the last": {"action_chunk": 1, "warm_start_steps": 1},
+}
 PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, MPDIFFUSER: 95.3}
 
 Cells = Mapping[Any, dict[str, Any]]
@@ -53,9 +56,11 @@ def study(book: Book) -> Report:
     for form in FORMS:
         chosen, cells = _opened(book, form)
         tables.append(_open_table(form, chosen, cells, seeds))
-        orderings += _orderings(form, cells, seeds)
+        orderings += _opened_orderings(form, cells, seeds)
         panels.append(_panel(form, cells, seeds))
     closed = _closed(book, chosen)
+    for loop in LOOPS:
+        orderings += _closed_orderings(loop, closed, seeds)
     text = (
         f"Success of {book.scope.trials} unseen start-goal pairs, the same for all, in per cent "
         "with the 95 % Wilson interval over the trials of all training seeds "
@@ -68,7 +73,7 @@ def study(book: Book) -> Report:
     return Report(
         "CarUMaze-v0: whole plans executed open loop (Table 8, Fig. 2)",
         text,
-        [*tables, *_closed_tables(closed, seeds)],
+        [*tables, *(_closed_table(loop, closed, seeds) for loop in LOOPS)],
         orderings,
         curves(panels),
     )
@@ -106,11 +111,14 @@ def _quality(cell: Mapping[str, Any]) -> float:
 
 
 def _closed(book: Book, chosen: Options) -> Cells:
-    """Closed-loop cells by loop, method and seed: chunks for all, and the agent's own options."""
-    options: dict[tuple[str, str], Mapping[str, Any]] = {("chunks", BC): {}}
-    options |= {("chunks", name): {**one, **CLOSED} for name, one in chosen.items()}
-    options |= {("own", name): PEERS[name].options for name in (PLANNER, MPDIFFUSER)}
-    return book.measure(
+    """Closed-loop cells by loop, method and seed; behaviour cloning plans nothing and has one."""
+    options: dict[tuple[str, str], dict[str, Any]] = {
+        (loop, name): {**one, **changes}
+        for loop, changes in LOOPS.items()
+        for name, one in chosen.items()
+    }
+    options[next(iter(LOOPS)), BC] = {}
+    cells = book.measure(
         {
             ("closed loop", *key, seed): Cell(
                 book.scope.network(ENV_ID, seed, PEERS[key[1]].method),
@@ -122,21 +130,40 @@ def _closed(book: Book, chosen: Options) -> Cells:
             for seed in book.scope.seeds
         }
     )
+    return {key[1:]: cell for key, cell in cells.items()}
 
 
-def _orderings(form: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
+def _opened_orderings(form: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
     """MPDiffuser above every other method, as published and without collisions."""
-    names = list(dict.fromkeys(name for name, _ in cells))
-    found = []
-    for suffix, flags in (("", arrived), (", without collisions", free)):
-        shares = {name: share(of_seeds(cells, name, seeds=seeds), flags) for name in names}
-        for name in names:
-            if not name.startswith(MPDIFFUSER):
-                known = name in PUBLISHED and not suffix
-                published = f"{PUBLISHED[MPDIFFUSER]} : {PUBLISHED[name]}" if known else "–"
-                statement = f"{MPDIFFUSER} above {name}, {form}{suffix}"
-                found.append(Ordering(statement, shares[MPDIFFUSER], shares[name], published))
-    return found
+    names = [name for name in PEERS if name != BC]
+    near = {name: share(of_seeds(cells, name, seeds=seeds), arrived) for name in names}
+    untouched = {name: share(of_seeds(cells, name, seeds=seeds), free) for name in names}
+    return [
+        *_above(near, f", {form}", PUBLISHED),
+        *_above(untouched, f", {form}, without collisions"),
+    ]
+
+
+def _closed_orderings(loop: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
+    names = [name for found, name, seed in cells if found == loop and seed == seeds[0]]
+    safe = {name: share(of_seeds(cells, loop, name, seeds=seeds), _safe) for name in names}
+    return _above(safe, f", {loop}, without collisions")
+
+
+def _above(
+    shares: Mapping[str, Estimate], suffix: str, published: Mapping[str, float] | None = None
+) -> list[Ordering]:
+    known = published or {}
+    return [
+        Ordering(
+            f"{MPDIFFUSER} above {name}{suffix}",
+            shares[MPDIFFUSER],
+            found,
+            f"{known[MPDIFFUSER]} : {known[name]}" if name in known else "–",
+        )
+        for name, found in shares.items()
+        if not name.startswith(MPDIFFUSER)
+    ]
 
 
 def _open_table(form: str, chosen: Options, cells: Cells, seeds: Seeds) -> Table:
@@ -161,28 +188,24 @@ def _open_table(form: str, chosen: Options, cells: Cells, seeds: Seeds) -> Table
     return Table(f"Open loop, a plan is {form}", heads, rows)
 
 
-def _closed_tables(cells: Cells, seeds: Seeds) -> list[Table]:
+def _closed_table(loop: str, cells: Cells, seeds: Seeds) -> Table:
     heads = ("method", "success %", "free success %", "return")
-    texts = {
-        "chunks": "The mean of 8 samples, made anew after every 4 actions.",
-        "own": "The agent's own options: a new plan for every action.",
-    }
-    rows: dict[str, list[Any]] = {loop: [] for loop in texts}
-    for loop, name in dict.fromkeys(key[1:3] for key in cells):
-        found = of_seeds(cells, "closed loop", loop, name, seeds=seeds)
-        rows[loop].append(
-            [
-                name,
-                share(found, lambda cell: cell["success"]),
-                share(found, lambda cell: np.array(cell["success"]) & ~np.array(cell["collision"])),
-                average(found, "return", 2),
-            ]
+    rows = []
+    for name in dict.fromkeys(name for found, name, _ in cells if found == loop):
+        found = of_seeds(cells, loop, name, seeds=seeds)
+        rows.append(
+            [name, share(found, _at_goal), share(found, _safe), average(found, "return", 2)]
         )
-    ending = " At the goal at the end of 64 steps."
-    return [
-        Table(f"Closed loop, {title}", heads, rows[loop], texts[loop] + ending)
-        for loop, title in (("chunks", "chunks of 4"), ("own", "as users run it"))
-    ]
+    text = "A plan is the mean of 8 samples. Success: at the goal at the end of 64 steps."
+    return Table(f"Closed loop, {loop}", heads, rows, text)
+
+
+def _at_goal(cell: Mapping[str, Any]) -> Any:
+    return cell["success"]
+
+
+def _safe(cell: Mapping[str, Any]) -> Any:
+    return np.array(cell["success"]) & ~np.array(cell["collision"])
 
 
 def _panel(form: str, cells: Cells, seeds: Seeds) -> Panel:

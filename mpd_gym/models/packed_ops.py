@@ -25,9 +25,12 @@ __all__ = ["PRODUCT_ROWS", "Convolution", "computes_bf16", "modulated_norm", "pa
 PRODUCT_ROWS = 4
 TYPICAL_ROWS = 16  # size that image kernels are packed for; they serve any other as well
 # Up to so many multiplications a product with windows is faster than an image convolution, too: a
-# call of the latter takes 30 to 40 µs whatever its size. In float32 so is a plain product to one of
-# packed weights; measured for 8 and 16 series of the laptop preset.
+# call of the latter takes 30 to 40 µs whatever its size. Measured for 8 and 16 series of the laptop
+# preset.
 SMALL_PRODUCT = 2**23
+# Up to so many a plain product is faster than one of packed weights in float32, whose call takes
+# 10 µs more; above it up to three times slower (AMD EPYC).
+TINY_PRODUCT = 2**20
 # Below so many channels per group the bfloat16 normalisation of a CPU is slower than in float32.
 MIN_GROUP_BF16 = 16
 
@@ -113,8 +116,8 @@ class Convolution:
         return padded.as_strided(shape, (self._stride * step, channels, step, 1))
 
     def _product(self, rows: Tensor) -> Tensor:
-        small = rows.dtype == torch.float32 and rows.numel() * self._shape[0] <= SMALL_PRODUCT
-        if small or not self._packed:
+        tiny = rows.dtype == torch.float32 and rows.numel() * self._shape[0] <= TINY_PRODUCT
+        if tiny or not self._packed:
             return torch.addmm(self._bias, rows, self._matrix)
         return _product(rows, self._packed_matrix, self._bias)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
+from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, fused_convolution
 from mpd_gym.models.fused import fused, lay_out
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -68,9 +68,13 @@ def distance(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
 
 
+@pytest.mark.parametrize("images", [False, True])
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_prediction_and_every_gradient_agree_with_the_plain_network(name: str, rows: int) -> None:
+def test_prediction_and_every_gradient_agree_with_the_plain_network(
+    name: str, rows: int, images: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_convolution, "multiplies_slowly", lambda: images)
     network = denoiser(**CONFIGS[name])
     plain = output_and_gradients(network, network, rows)
     lay_out(network)

@@ -20,13 +20,13 @@ from mpd_gym.diffusion import guided, make_schedule
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, packed_ops
 from mpd_gym.models import packed as packed_module
+from mpd_gym.models.cpu import computes_bf16
 from mpd_gym.models.packed import PackedDenoiser, PackedNetworks, departure
 from mpd_gym.models.packed_cuda import GraphedDenoiser
 from mpd_gym.models.packed_ops import (
     PRODUCT_ROWS,
     Convolution,
     _norm_by_moments,
-    computes_bf16,
     modulated_norm,
     packs,
 )
@@ -188,9 +188,16 @@ def test_equal_calls_give_equal_bits_and_leave_their_inputs(rows: int) -> None:
 @pytest.mark.parametrize("padding", [(0, 0), (2, 2), (0, 1), (3, 1)])
 @pytest.mark.parametrize("rows", [1, PRODUCT_ROWS, PRODUCT_ROWS + 1])
 @pytest.mark.parametrize("length", [5, 8])
+@pytest.mark.parametrize("tiny", [0, 2**23])  # for products of packed and of plain weights
 def test_convolution_is_the_textbook_sum(
-    stride: int, padding: tuple[int, int], rows: int, length: int
+    stride: int,
+    padding: tuple[int, int],
+    rows: int,
+    length: int,
+    tiny: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(packed_ops, "TINY_PRODUCT", tiny)
     rng = np.random.default_rng(0)
     weight, bias, series = (rng.normal(size=size) for size in ((4, 3, 3), 4, (length, rows, 3)))
     padded = np.pad(series, (padding, (0, 0), (0, 0)))

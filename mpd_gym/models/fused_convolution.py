@@ -1,8 +1,8 @@
 """Convolutions along time of series ``[L, M, C]``, forward and backward, for training on a CPU.
 
 In float32 a convolution is one product of matrices for each of its taps, from which steps outside
-of the series are left out. In bfloat16, where such products would round each term, it is one of
-images of height L and width M.
+of the series are left out. In bfloat16, where such products would round each term, and where the
+CPU `multiplies_slowly`, it is one of images of height L and width M.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mpd_gym.models.cpu import multiplies_slowly
 
 __all__ = ["Geometry", "kernel"]
 
@@ -42,7 +44,7 @@ class Geometry(NamedTuple):
 
     def forward(self, series: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         """Convolve ``[L, M, C_in]`` to ``[L', M, C]``."""
-        if series.dtype != torch.float32:
+        if _is_image(series):
             return self._forward_image(series, kernel, bias)
         size, length = kernel.shape[1], len(series)
         if self.transposed:
@@ -57,7 +59,7 @@ class Geometry(NamedTuple):
         """Gradients of `forward`: of series, if wanted, of weights ``[C, C_in, k]`` and of bias."""
         d_bias = gradient.sum((0, 1), dtype=torch.float32)
         gradient = gradient.to(series.dtype).contiguous()
-        if series.dtype != torch.float32:
+        if _is_image(series):
             return *self._backward_image(gradient, series, kernel, wanted), d_bias
         taps = _taps(self, kernel.shape[1], len(gradient if self.transposed else series))
         transpose = _gather if self.transposed else _scatter
@@ -185,6 +187,11 @@ def _sum_of_products(
             part = output[target]
             part += (_rows(series, source) @ matrix).view(part.shape)
     return output
+
+
+def _is_image(series: Tensor) -> bool:
+    """Whether a series is convolved as images."""
+    return series.dtype != torch.float32 or multiplies_slowly()
 
 
 def _rows(series: Tensor, steps: slice) -> Tensor:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from mpd_gym.errors import ConfigError, InputError, check_choice
+from mpd_gym.models.cpu import computes_bf16
 from mpd_gym.models.denoisers import TrajectoryDenoiser
 from mpd_gym.models.packed_cuda import GraphedDenoiser
-from mpd_gym.models.packed_ops import PRODUCT_ROWS, computes_bf16, packs
+from mpd_gym.models.packed_ops import PRODUCT_ROWS, packs
 from mpd_gym.models.packed_unet import Films, Unet
 from mpd_gym.models.temporal_unet import Modulation
 

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["PRODUCT_ROWS", "Convolution", "computes_bf16", "modulated_norm", "packs"]
+from mpd_gym.models.cpu import multiplies_slowly
+
+__all__ = ["PRODUCT_ROWS", "Convolution", "modulated_norm", "packs"]
 
 # Up to so many series a convolution is one product with the windows of all steps, and above it an
 # image convolution unless it is small; measured for 32 … 1024 channels in float32 and bfloat16.
@@ -29,8 +31,8 @@ TYPICAL_ROWS = 16  # size that image kernels are packed for; they serve any othe
 # preset.
 SMALL_PRODUCT = 2**23
 # Up to so many a plain product is faster than one of packed weights in float32, whose call takes
-# 10 µs more; above it up to three times slower (AMD EPYC).
-TINY_PRODUCT = 2**20
+# 10 µs more.
+TINY_PRODUCT = 2**20 if multiplies_slowly() else SMALL_PRODUCT
 # Below so many channels per group the bfloat16 normalisation of a CPU is slower than in float32.
 MIN_GROUP_BF16 = 16
 
@@ -56,15 +58,6 @@ def packs(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError):  # renamed, removed, or of another signature
         return False
     return all(torch.allclose(result, expected, atol=0.1, rtol=0.1) for result in found)
-
-
-def computes_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16."""
-    try:
-        supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    except (AttributeError, RuntimeError):
-        return False
-    return supported
 
 
 @final

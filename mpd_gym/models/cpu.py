@@ -24,8 +24,8 @@ def computes_bf16() -> bool:
 def multiplies_slowly() -> bool:
     """Whether PyTorch's float32 products of matrices take twice as long as its convolutions.
 
-    The former are MKL's, which holds back on CPUs that are not Intel's (AMD EPYC with AVX-512: 90 of
-    250 GFLOP/s on a core); the latter are oneDNN's.
+    The former are MKL's, which holds back on CPUs that are not Intel's (AMD EPYC with AVX-512: 90
+    of 250 GFLOP/s on a core); the latter are oneDNN's.
     """
     uses_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return uses_mkl and "GenuineIntel" not in _description()

@@ -39,6 +39,11 @@ CANDIDATES = {
     "CarUMaze-v0": (1, 4),
     "ConstrainedPendulum-v0": (1, 4, 8, 16),
 }
+# Around which settings vary, where not around the agent's own: a mean of samples at a higher
+# temperature needs its warm starts.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "CarUMaze-v0": {"num_candidates": 4, "samples_per_candidate": 1, "temperature": 0.01}
+}
 FEW, GRID = 5, 10  # steps where other options vary; steps of the first plan of warm starts
 FIRST_TRIAL = 0  # seed of the first episode; the training data's seeds are far from these
 TIMED_EPISODES = 3
@@ -129,15 +134,17 @@ def _cells(scope: Scope, env_id: str) -> dict[Setting, Cell]:
     """Outcomes and times of every setting in one environment."""
     folder, trials = scope.folder, scope.trials
     precision = {} if scope.precision == "fp32" else {"precision": scope.precision}
-    own = folder / "agents" / f"{env_id}.safetensors"
-    path = own if own.exists() else agent_path(env_id)
+    given = folder / "agents" / f"{env_id}.safetensors"
+    path = given if given.exists() else agent_path(env_id)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     results = Results(
         _file(folder, env_id),
         {"trials": trials, "timed_episodes": TIMED_EPISODES, "agent": digest, **precision},
     )
-    chosen = settings(MPDiffuserAgent.load(path, device="cpu").options, CANDIDATES[env_id])
-    options = {one: {**one.options, **precision} for one in chosen}
+    around = OPTIONS.get(env_id, {})
+    own = MPDiffuserAgent.load(path, device="cpu", **around).options
+    chosen = settings(own, CANDIDATES[env_id])
+    options = {one: {**around, **one.options, **precision} for one in chosen}
     played = results.fill(
         {str(one): (path, env_id, options[one], trials) for one in chosen}, play, PROCESSES
     )

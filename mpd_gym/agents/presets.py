@@ -63,16 +63,18 @@ def _lqr() -> MPDiffuserConfig:
 
     Guidance of 1.5 changed the planner's cost by 0.2 % on a tuning seed (64 trials, temperature
     0.001) and doubles the time. Ten of the 50 steps cost no more than all (``mpd-gym reproduce
-    lqr-steps``, at temperature 1).
+    lqr-steps``, at temperature 1). Means of samples and warm starts were chosen on training seed 0
+    and starts from 100000 on, where they cut the cost above the optimum from 3.7 to 0.6 %.
     """
     return MPDiffuserConfig(
         conditions=(ConditionSpec("final_state"),),
         discount=1.0,
         sampling=SamplingConfig(
+            samples_per_candidate=8,
             guidance_scale=1.0,
             num_steps=10,
-            temperature=0.1,
-            action_chunk=8,
+            warm_start_steps=1,
+            temperature=0.5,
             condition_values={"final_state": (0.0, 0.0)},
         ),
     )

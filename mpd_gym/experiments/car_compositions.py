@@ -38,12 +38,8 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
 }
 TEMPERATURES = (0.01, 0.5, 1.0)
 STEPS = (None, 10)  # reverse steps; None for all K
-OPTIONS: dict[str, Any] = {
-    "guidance_scale": 1.0,
-    "num_candidates": 1,
-    "samples_per_candidate": 1,
-}
-CLOSED: dict[str, Any] = {"temperature": 0.01, "num_steps": 10, "warm_start_steps": 0}
+OPTIONS: dict[str, Any] = {"guidance_scale": 1.0, "num_candidates": 1}
+CLOSED: dict[str, Any] = {"temperature": 0.01, "num_steps": 10}
 CHUNKS = (16, 4, 1)  # actions executed of each plan in closed loop
 PUBLISHED = 95.3  # per cent of open-loop plans that arrive
 

@@ -33,13 +33,13 @@ __all__ = ["study"]
 ENV_ID = "CarUMaze-v0"
 MPDIFFUSER = "MPDiffuser"
 FORMS: dict[str, dict[str, Any]] = {
-    "one sample": {"num_candidates": 1, "samples_per_candidate": 1, "num_steps": 10},
+    "one sample": {"num_candidates": 1, "num_steps": 10},
     "mean of 8": {"num_candidates": 1, "samples_per_candidate": 8, "num_steps": 10},
 }
 TEMPERATURES = (0.01, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
 LOOPS: dict[str, dict[str, Any]] = {
-    "a new plan after every 4 actions": {"action_chunk": 4, "warm_start_steps": 0},
+    "a new plan after every 4 actions": {"action_chunk": 4},
     "for every action a plan in one step from the last": {"action_chunk": 1, "warm_start_steps": 1},
 }
 PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, MPDIFFUSER: 95.3}

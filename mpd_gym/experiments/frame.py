@@ -24,6 +24,8 @@ from mpd_gym.models.packed import PRECISIONS
 
 __all__ = ["VALIDATION_START", "Book", "Cell", "Choice", "Contender", "Scope", "of_seeds"]
 
+# What a cell does unless it says otherwise, whatever the agent's own options are.
+PLAIN: Mapping[str, Any] = {"samples_per_candidate": 1, "warm_start_steps": 0}
 FIRST_TRIAL = 0  # seed of the first start; the data's seeds are far from these
 VALIDATION_START = 100_000  # seed of the first start that options are tuned on
 VALIDATION_TRIALS = 64
@@ -114,7 +116,8 @@ class Cell:
         network: The agent.
         measure: What is measured, see `mpd_gym.experiments.measures`.
         starts: Seeds of the starts.
-        options: Sampling options; the agent's own otherwise.
+        options: Sampling options. Otherwise a candidate is one sample and every plan starts from
+            noise, and the others are the agent's own.
         method: ``"safediffuser"`` or ``"planner"`` to put the network's planner to that use; empty
             for the network's own method.
     """
@@ -133,7 +136,7 @@ class Cell:
             agent = kind.of(agent, limits=LIMITS[self.network.env_id])
         elif self.method:
             agent = kind.of(agent)
-        return agent.with_options(**self.options)
+        return agent.with_options(**{**PLAIN, **self.options})
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -42,7 +42,8 @@ CANDIDATES = {
 # Around which settings vary, where not around the agent's own: a mean of samples at a higher
 # temperature needs its warm starts.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "CarUMaze-v0": {"num_candidates": 4, "samples_per_candidate": 1, "temperature": 0.01}
+    "LQR-v0": {"samples_per_candidate": 1, "temperature": 0.1, "action_chunk": 8},
+    "CarUMaze-v0": {"num_candidates": 4, "samples_per_candidate": 1, "temperature": 0.01},
 }
 FEW, GRID = 5, 10  # steps where other options vary; steps of the first plan of warm starts
 FIRST_TRIAL = 0  # seed of the first episode; the training data's seeds are far from these

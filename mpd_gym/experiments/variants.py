@@ -259,12 +259,7 @@ CAR = Task(
     _arrived_share,
     _free_score,
     "success %",
-    options={
-        "num_steps": 10,
-        "num_candidates": 1,
-        "samples_per_candidate": 1,
-        "guidance_scale": 1.0,
-    },
+    options={"num_steps": 10, "num_candidates": 1, "guidance_scale": 1.0},
 )
 PENDULUM = Task(
     "ConstrainedPendulum-v0",

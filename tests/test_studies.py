@@ -32,7 +32,7 @@ def made_up_data(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_car_umaze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(car_umaze, "TEMPERATURES", (1.0,))
-    monkeypatch.setattr(car_umaze, "LOOPS", {"loop": {"action_chunk": 15, "num_steps": 2}})
+    monkeypatch.setattr(car_umaze, "CLOSED", {"action_chunk": 15, "num_steps": 2})
     report, cells = run_mini("car-umaze", tmp_path, (4, 5), trials=3)
     peers = len(car_umaze.PEERS)
     tuned = (peers - 2) * len(car_umaze.GUIDANCES)  # Diffuser's one choice is not measured
@@ -41,7 +41,7 @@ def test_car_umaze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if cell["of"]["measure"] == "open_loop":
             assert len(cell["final_error"]) == len(cell["collision"]) == 3, key
     assert "MPDiffuser above Decision Diffuser" in report and "95.3 : 42.2" in report
-    assert "MPDiffuser above behaviour cloning, loop" in report
+    assert "MPDiffuser above behaviour cloning, closed loop" in report
     assert (tmp_path / "car-umaze.png").stat().st_size > 1000
 
 

@@ -660,6 +660,13 @@ def test_save_then_load_gives_bit_equal_actions(agent: MPDiffuserAgent, tmp_path
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, float("nan"), None])
+def test_numbers_of_samples_are_whole_and_positive(lqr: MPDiffuserAgent, bad: Any) -> None:
+    for name in ("num_candidates", "samples_per_candidate"):
+        with pytest.raises(ConfigError, match=rf"{name}: expected an integer >= 1"):
+            lqr.with_options(**{name: bad})
+
+
 def test_options_at_load_replace_the_saved_ones(lqr: MPDiffuserAgent, tmp_path: Path) -> None:
     path = tmp_path / "agent.safetensors"
     lqr.save(path)

@@ -2,11 +2,10 @@
 
 `fused` gives the function that `TrajectoryDenoiser.forward` is, from the same parameters. Time
 series are ``[L, M, C]``, time first: there a normalisation of each series with its modulation is
-one of M · C channels of a single image, and a convolution is one product of matrices for each of
-its taps, from which steps outside of the series are left out. A convolution, its normalisation, its
-modulation, the residual and the swish are one node of the graph. All modulations of a network are
-computed together. In bfloat16 the series between layers and the factors of all products are
-rounded; statistics, sums and weights stay float32.
+one of M · C channels of a single image; `fused_convolution` has the convolutions. A convolution,
+its normalisation, its modulation, the residual and the swish are one node of the graph. All
+modulations of a network are computed together. In bfloat16 the series between layers and the
+factors of all products are rounded; statistics, sums and weights stay float32.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ TYPICAL_ROWS = 16  # size that image kernels are packed for; they serve any othe
 # preset.
 SMALL_PRODUCT = 2**23
 # Up to so many a plain product is faster than one of packed weights in float32, whose call takes
-# 10 µs more.
-TINY_PRODUCT = 2**20 if multiplies_slowly() else SMALL_PRODUCT
+# 10 µs more; `SMALL_PRODUCT` takes its place unless the CPU `multiplies_slowly`.
+TINY_PRODUCT = 2**20
 # Below so many channels per group the bfloat16 normalisation of a CPU is slower than in float32.
 MIN_GROUP_BF16 = 16
 
@@ -88,6 +88,7 @@ class Convolution:
         self._padding = padding
         self._stride = stride
         self._packed = packed
+        self._tiny = TINY_PRODUCT if multiplies_slowly() else SMALL_PRODUCT
 
     def __call__(self, series: Tensor) -> Tensor:
         """Map ``[L, M, C_in]`` to ``[L', M, C]``."""
@@ -109,7 +110,7 @@ class Convolution:
         return padded.as_strided(shape, (self._stride * step, channels, step, 1))
 
     def _product(self, rows: Tensor) -> Tensor:
-        tiny = rows.dtype == torch.float32 and rows.numel() * self._shape[0] <= TINY_PRODUCT
+        tiny = rows.dtype == torch.float32 and rows.numel() * self._shape[0] <= self._tiny
         if tiny or not self._packed:
             return torch.addmm(self._bias, rows, self._matrix)
         return _product(rows, self._packed_matrix, self._bias)

@@ -85,9 +85,9 @@ def _car() -> MPDiffuserConfig:
 
     A quarter of the windows begins where an episode does, because whole plans are executed from
     there; all actions weigh the same for that reason. Samples differ little more than by errors of
-    the networks, which their mean removes; and a plan that is made in one step from the last keeps
-    its time of arrival, which a new one may not. Both were found on training seed 0 and starts from
-    100000 on (``mpd-gym reproduce car-umaze`` has the tables).
+    the networks, which their mean removes; a plan made in one step from the last arrives as often
+    as one in ten steps from noise. Both were found on training seed 0 and starts from 100000 on
+    (``python benchmarks/car_plans.py``; ``mpd-gym reproduce car-umaze`` has the tables).
     """
     return MPDiffuserConfig(
         conditions=(ConditionSpec("goal"),),

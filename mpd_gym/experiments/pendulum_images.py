@@ -6,14 +6,15 @@ tuned on the same grid. Diffuser climbs the value of its network, whose scale ha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mpd_gym.agents.peer_presets import VALUE_GUIDANCE_SCALE
-from mpd_gym.experiments.estimates import average
-from mpd_gym.experiments.frame import Book, Cell, Contender, Scope, of_seeds
+from mpd_gym.experiments.estimates import Estimate, average
+from mpd_gym.experiments.frame import Book, Cell, Choice, Contender, Scope, of_seeds
 from mpd_gym.experiments.measures import episodes
 from mpd_gym.experiments.peers import PEERS, contender, grid
 from mpd_gym.experiments.report import Ordering, Report, Table
@@ -32,56 +33,65 @@ PUBLISHED = {
     "MPDiffuser": -155.4,
 }
 
+Cells = Mapping[Any, dict[str, Any]]
+
 
 def study(book: Book) -> Report:
     """Measure every cell and report."""
     scope = book.scope
-    rivals = {name: _contender(scope, name) for name in PEERS}
-    chosen = book.tune(rivals, lambda cell: float(np.mean(cell["return"])))
-    cells = book.measure(
-        {
-            (name, seed): Cell(
-                replace(rivals[name].network, seed=seed),
-                episodes,
-                scope.starts,
-                choice.options,
-            )
-            for name, choice in chosen.items()
-            for seed in scope.seeds
-        }
-    )
+    chosen, cells = _measured(book)
     returns = {
         name: average(of_seeds(cells, name, seeds=scope.seeds), "return", 1) for name in PEERS
     }
-    rows = []
-    for name, estimate in returns.items():
-        options = chosen[name].options
-        told = [f"{options[key]:g}" if key in options else "–" for key in _SHOWN]
-        rows.append([name, estimate, PUBLISHED.get(name, "–"), *told])
-    orderings = [
-        Ordering(
-            f"MPDiffuser above {name}",
-            returns["MPDiffuser"],
-            returns[name],
-            f"{PUBLISHED['MPDiffuser']} : {PUBLISHED[name]}" if name in PUBLISHED else "–",
-        )
-        for name in PEERS
-        if not name.startswith("MPDiffuser")
-    ]
     text = (
         f"Return of {scope.trials} episodes of 200 steps, the same starts for all, with the 95 % "
         f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). Temperature "
         f"{TEMPERATURES} and guidance {GUIDANCES} (Diffuser: {VALUE_GUIDANCES}) were chosen on "
         "validation starts with the first seed."
     )
-    heads = ("method", "return", "published", *_SHOWN)
     title = "LatentPendulum-v0: planning from pictures (Table 6)"
-    return Report(title, text, [Table("", heads, rows)], orderings)
+    return Report(title, text, [_table(returns, chosen)], _orderings(returns))
 
 
-_SHOWN = ("temperature", "guidance_scale")
+def _measured(book: Book) -> tuple[Mapping[str, Choice], Cells]:
+    """What was chosen for each method, and its cells by name and seed."""
+    scope = book.scope
+    rivals = {name: _contender(scope, name) for name in PEERS}
+    chosen = book.tune(rivals, lambda cell: float(np.mean(cell["return"])))
+    cells = {
+        (name, seed): Cell(
+            replace(rivals[name].network, seed=seed), episodes, scope.starts, choice.options
+        )
+        for name, choice in chosen.items()
+        for seed in scope.seeds
+    }
+    return chosen, book.measure(cells)
 
 
 def _contender(scope: Scope, name: str) -> Contender:
     scales = VALUE_GUIDANCES if PEERS[name].method == "diffuser" else GUIDANCES
     return contender(scope, name, ENV_ID, episodes, OPTIONS, grid(TEMPERATURES, scales))
+
+
+def _table(returns: Mapping[str, Estimate], chosen: Mapping[str, Choice]) -> Table:
+    shown = "temperature", "guidance_scale"
+    rows = []
+    for name, estimate in returns.items():
+        options = chosen[name].options
+        told = [f"{options[key]:g}" if key in options else "–" for key in shown]
+        rows.append([name, estimate, PUBLISHED.get(name, "–"), *told])
+    return Table("", ("method", "return", "published", *shown), rows)
+
+
+def _orderings(returns: Mapping[str, Estimate]) -> list[Ordering]:
+    ours = "MPDiffuser"
+    return [
+        Ordering(
+            f"{ours} above {name}",
+            returns[ours],
+            estimate,
+            f"{PUBLISHED[ours]} : {PUBLISHED[name]}" if name in PUBLISHED else "–",
+        )
+        for name, estimate in returns.items()
+        if not name.startswith(ours)
+    ]

@@ -139,13 +139,17 @@ def _latent_pendulum() -> MPDiffuserConfig:
     """Conditioned on the return of the window, ranked by a learned reward.
 
     No window is padded: an episode ends by its time limit, after which there is nothing to lose.
+    The networks predict x̂_0: latents fill a few of their 32 dimensions, their noise fills all, and
+    a network of width 32 cannot carry it from its input to its output. With noise predicted, the
+    return on starts from 100000 on was -666 at 12,000 steps, with x̂_0 -166 at 6,000 steps.
     """
     return MPDiffuserConfig(
         conditions=(ConditionSpec("return", horizon="window"),),
         padding="none",
+        loss=LossConfig(prediction="x0"),
         reward_model=True,
         sampling=SamplingConfig(
-            num_candidates=8, num_steps=10, temperature=0.5, guidance_scale=1.5, action_chunk=2
+            num_candidates=8, num_steps=5, temperature=0.5, guidance_scale=1.0, action_chunk=2
         ),
     )
 

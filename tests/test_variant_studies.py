@@ -133,11 +133,7 @@ def test_pendulum_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(pendulum_images, "GUIDANCES", (1.0,))
     monkeypatch.setattr(pendulum_images, "VALUE_GUIDANCES", (0.1,))
     monkeypatch.setattr(pendulum_images, "OPTIONS", {**SHORT, "num_candidates": 1})
-    monkeypatch.setattr(
-        pendulum_images,
-        "PEERS",
-        {name: pendulum_images.PEERS[name] for name in ("Diffuser", "planner", "MPDiffuser")},
-    )
+    monkeypatch.setattr(pendulum_images, "METHODS", ("Diffuser", "planner", "MPDiffuser"))
     report, cells = run_mini("pendulum-images", tmp_path, trials=1)
     assert len(cells) == 3 and len(networks(cells)) == 2
     assert "-155.4 : -196.2" in report

@@ -945,3 +945,24 @@ def test_a_signal_to_the_parent_saves_every_training(
 def test_a_job_that_cannot_be_sent_is_named() -> None:
     with pytest.raises(InputError, match=r"job 'one' cannot be sent.*functools\.partial"):
         fit_parallel({"one": lambda: None})
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_ends_with_a_hint(tmp_path: Path) -> None:
+    """The job is larger than a pipe, into which a write to a dead process would wait for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from functools import partial\n"
+        "from mpd_gym.training import fit_parallel\n"
+        "fit_parallel({'one': partial(len, bytes(2**20))})\n"
+    )
+    found = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert found.returncode == 1
+    assert "'one' died before it began (exit code 1)" in found.stderr
+    assert "under if __name__ == '__main__':" in found.stderr.splitlines()[-1]

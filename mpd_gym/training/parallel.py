@@ -59,14 +59,16 @@ def fit_parallel(jobs: Mapping[str, Callable[[], R]], *, threads: int = 1) -> di
     workers: list[_Worker] = []
     with catch_interrupts() as request:
         try:
-            for position, (name, payload) in enumerate(payloads.items()):
-                here, there = context.Pipe(duplex=False)
-                arguments = (payload, there, position, threads, lock)
+            for position, name in enumerate(payloads):
+                here, there = context.Pipe()
+                arguments = (there, position, threads, lock)
                 process = context.Process(target=_work, args=arguments, name=name, daemon=True)
                 with _interrupts_later():
                     process.start()
                 there.close()  # so that the end of the process closes the pipe
                 workers.append(_Worker(name, process, here))
+            for worker in workers:
+                _send(worker, payloads[worker.name])
             return _collect(workers, request)
         finally:
             _stop(workers)
@@ -110,18 +112,32 @@ def _collect(workers: list[_Worker], request: Request) -> dict[str, Any]:
     return results
 
 
+def _send(worker: _Worker, payload: bytes) -> None:
+    """Give a process its job, which as an argument would block for ever if the process dies."""
+    try:
+        worker.connection.send_bytes(payload)
+    except OSError:
+        raise WorkerError(
+            f"the process of training '{worker.name}' died before it began ({_cause(worker)}). A "
+            "script that trains in parallel does so under if __name__ == '__main__':"
+        ) from None
+
+
 def _receive(worker: _Worker) -> tuple[Any, BaseException | None]:
     try:
         outcome: tuple[Any, BaseException | None] = pickle.loads(worker.connection.recv_bytes())
-    except EOFError:
-        worker.process.join()
-        code = worker.process.exitcode or 0
-        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    except (EOFError, ConnectionResetError):
         return None, WorkerError(
-            f"the process of training '{worker.name}' died ({cause}); its last checkpoint is kept,"
-            " and the same call continues from there"
+            f"the process of training '{worker.name}' died ({_cause(worker)}); its last checkpoint "
+            "is kept, and the same call continues from there"
         )
     return outcome
+
+
+def _cause(worker: _Worker) -> str:
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _stop(workers: list[_Worker]) -> None:
@@ -150,13 +166,13 @@ def _interrupts_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(job: bytes, connection: Connection, position: int, threads: int, lock: Any) -> None:
+def _work(connection: Connection, position: int, threads: int, lock: Any) -> None:
     """Body of a worker process."""
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(threads)
     tqdm.set_lock(lock)
     BAR_POSITION.set(position)
-    connection.send_bytes(_outcome(job))
+    connection.send_bytes(_outcome(connection.recv_bytes()))
 
 
 def _outcome(job: bytes) -> bytes:

@@ -21,6 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from mpd_gym import MPDiffuserAgent, MPDiffuserConfig
 from mpd_gym.agents.presets import preset
 from mpd_gym.datasets import ConditionSpec, load_episodes
+from mpd_gym.diffusion import LossConfig
 from mpd_gym.envs.wrappers import RemainingBudget
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, PlanningError
 from mpd_gym.models import UnetConfig
@@ -542,6 +543,30 @@ def test_custom_conditions_are_learned_and_asked_for() -> None:
 
 
 # --- training ------------------------------------------------------------------------------------
+
+
+def test_more_noise_than_fits_through_a_network_is_not_what_it_predicts() -> None:
+    """A width of 32 carries the noise of 8 columns."""
+    general = preset("laptop")
+    assert general.resolved(5, 3, {"return": 1}).loss.prediction == "noise"
+    assert general.resolved(6, 3, {"return": 1}).loss.prediction == "x0"
+    noise = replace(general, loss=LossConfig())
+    with pytest.warns(UserWarning, match=r"of 8 columns.* 32, trajectories have 9.* to 36 or"):
+        assert noise.resolved(6, 3, {"return": 1}) == noise
+
+
+@pytest.mark.parametrize(("width", "prediction"), [(8, "x0"), (16, "noise")])
+def test_what_is_predicted_is_settled_once(width: int, prediction: str, tmp_path: Path) -> None:
+    config = replace(TINY, loss=LossConfig(prediction="auto"), unet=replace(TINY.unet, width=width))
+    agent = MPDiffuserAgent.fit(source("LQR-v0"), config, progress=False)
+    agent.save(tmp_path / "agent.safetensors")
+    assert MPDiffuserAgent.load(tmp_path / "agent.safetensors").config == agent.config
+    assert agent.config.loss.prediction == prediction
+    again = agent.with_new_dynamics(source("LQR-v0"), config, progress=False)
+    assert again.config.loss.prediction == prediction
+    other = replace(config, loss=LossConfig(prediction="x0" if prediction == "noise" else "noise"))
+    with pytest.raises(ConfigError, match=f"another planner.*predicts {prediction}"):
+        agent.with_new_dynamics(source("LQR-v0"), other, progress=False)
 
 
 def test_overfit_on_one_trajectory_reproduces_it() -> None:

@@ -877,6 +877,15 @@ def test_equal_generators_give_equal_losses() -> None:
     assert first == second != other
 
 
+def test_a_loss_needs_to_know_what_is_predicted() -> None:
+    unsettled = LossConfig("auto")
+    with pytest.raises(ConfigError, match="prediction"):
+        denoising_loss(
+            network().float(), assemble(batch(), ["return", "goal"]), SCHEDULE, unsettled,
+            torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+
 def test_padding_can_be_left_out() -> None:
     windows = batch()
     garbage = dataclasses.replace(

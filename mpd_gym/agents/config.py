@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,9 @@ from mpd_gym.training import TrainingConfig
 __all__ = ["REGRESSORS", "AgentConfig", "DiffusionConfig", "Layout", "planner_sampling"]
 
 REGRESSORS = ("reward", "cost", "termination")
+# Channels of a U-Net that the noise of a column takes from input to output. With 4 each, 2 % of it
+# is lost after 1,000 steps of training, with 2 it is 40 % (``python benchmarks/noise_width.py``).
+CHANNELS_PER_NOISE = 4
 _NESTED = {
     "unet": UnetConfig,
     "dynamics_unet": UnetConfig,
@@ -121,6 +125,16 @@ class AgentConfig(ABC):
         config: Self = from_mapping(cls, values)
         return config
 
+    def resolved(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Self:
+        """This configuration with everything settled that depends on the data's sizes.
+
+        Args:
+            nx: Size of an observation.
+            nu: Size of an action.
+            sizes: Length of each condition.
+        """
+        return self
+
     def roles(self) -> list[str]:
         """Models that an agent of this configuration has, the method's own before the others."""
         return self.networks() + [name for name in REGRESSORS if getattr(self, f"{name}_model")]
@@ -200,6 +214,25 @@ class DiffusionConfig(AgentConfig):
     @abstractmethod
     def initial_state(self) -> str:
         """Where x_0 stands: ``"film"``, or ``"inpaint"`` with plans of H − 1 steps."""
+
+    def resolved(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Self:
+        """Settle what the networks predict: noise where it fits through them, otherwise x̂_0.
+
+        A warning tells of a network that is to predict more noise than fits
+        (``python benchmarks/noise_width.py``).
+        """
+        columns, carried = self.layout(nx, nu, sizes).columns, self.unet.width // CHANNELS_PER_NOISE
+        if self.loss.prediction == "auto":
+            prediction: Any = "noise" if columns <= carried else "x0"
+            return replace(self, loss=replace(self.loss, prediction=prediction))
+        if self.loss.prediction == "noise" and columns > carried:
+            warnings.warn(
+                f"the noise of {carried} columns fits through a network of width "
+                f"{self.unet.width}, trajectories have {columns}: expect poor plans, or set "
+                f"loss.prediction to 'x0', or unet.width to {columns * CHANNELS_PER_NOISE} or more",
+                stacklevel=3,
+            )
+        return self
 
     @property
     def windows(self) -> WindowConfig:

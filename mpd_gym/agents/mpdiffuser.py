@@ -88,10 +88,12 @@ class MPDiffuserAgent(DiffusionAgent[MPDiffuserConfig]):
         """
         sizes = self.conditions.sizes
         planner = self.models["planner"].config
-        if config.denoiser("planner", self._nx, self._writer.size, sizes) != planner:
+        config = config.resolved(self._nx, self._writer.size, sizes)
+        same = config.denoiser("planner", self._nx, self._writer.size, sizes) == planner
+        if not same or config.loss.prediction != self.config.loss.prediction:
             raise ConfigError(
                 "config: the new dynamics model would stand beside another planner; expected "
-                f"fields that give {planner}"
+                f"fields that give {planner} which predicts {self.config.loss.prediction}"
             )
         fresh = config.models(self._nx, self._writer.size, sizes)["dynamics"]
         made = MPDiffuserAgent(

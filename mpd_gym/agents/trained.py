@@ -164,6 +164,7 @@ class TrainedAgent(Agent, Generic[C]):
             sources[0].metadata[f"{part}_space"] for part in ("observation", "action")
         )
         nx, nu = ObservationReader(space).size, action_size(actions)
+        config = config.resolved(nx, nu, data.conditions.sizes)
         models = config.models(nx, nu, data.conditions.sizes)
         agent = cls(config, models, space, actions, data.normalizers, data.conditions, device=where)
         agent.set_encoder(encoder)

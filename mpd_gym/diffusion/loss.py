@@ -27,7 +27,8 @@ class LossConfig:
     """Options of the denoising loss; the defaults are the authors'.
 
     Attributes:
-        prediction: What the network predicts, ``"noise"`` or ``"x0"``.
+        prediction: What the network predicts, ``"noise"`` or ``"x0"``; ``"auto"`` leaves it to
+            `mpd_gym.agents.config.DiffusionConfig.resolved`.
         first_action_weight: Weight of u_0, the action that is executed. Plays no part for the
             dynamics model, which predicts no actions.
         condition_dropout: Probability that an example loses all its conditions at once, so that
@@ -39,13 +40,13 @@ class LossConfig:
         ConfigError: If a value is unknown or out of range.
     """
 
-    prediction: Literal["noise", "x0"] = "noise"
+    prediction: Literal["noise", "x0", "auto"] = "noise"
     first_action_weight: float = 10.0
     condition_dropout: float = 0.25
     padding_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice("prediction", self.prediction, PREDICTIONS)
+        check_choice("prediction", self.prediction, (*PREDICTIONS, "auto"))
         for name in ("first_action_weight", "padding_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: expected a value >= 0; got {getattr(self, name)}")
@@ -156,7 +157,11 @@ def denoising_loss(
 
     Returns:
         Scalar; the mean over all entries, each times its weight.
+
+    Raises:
+        ConfigError: If it is not settled what the network predicts.
     """
+    check_choice("prediction", config.prediction, PREDICTIONS)
     clean = examples.trajectory
     device = clean.device
     k, noise, keep = _draws(examples, schedule, config, generator)

@@ -17,7 +17,7 @@ from mpd_gym.agents.peer_presets import VALUE_GUIDANCE_SCALE
 from mpd_gym.experiments.estimates import Estimate, average
 from mpd_gym.experiments.frame import Book, Cell, Choice, Contender, Scope, of_seeds
 from mpd_gym.experiments.measures import episodes
-from mpd_gym.experiments.peers import PEERS, contender, grid
+from mpd_gym.experiments.peers import BC, PEERS, contender, grid
 from mpd_gym.experiments.report import Ordering, Report, Table
 
 __all__ = ["study"]
@@ -26,8 +26,8 @@ ENV_ID = "LatentPendulum-v0"
 TEMPERATURES = (0.1, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
 VALUE_GUIDANCES = tuple(VALUE_GUIDANCE_SCALE * factor for factor in (0.3, 1.0, 3.0))
-OPTIONS: dict[str, Any] = {}  # the agent's own
-METHODS = tuple(name for name in PEERS if name != "planner, twice the steps")
+OPTIONS: dict[str, Any] = {"num_candidates": 4}  # the others are the agent's own
+METHODS = (BC, "Diffuser", "Decision Diffuser", "planner", "MPDiffuser")
 PUBLISHED = {
     "Diffuser": -196.2,
     "Decision Diffuser": -242.9,
@@ -47,7 +47,8 @@ def study(book: Book) -> Report:
     }
     text = (
         f"Return of {scope.trials} episodes of 200 steps, the same starts for all, with the 95 % "
-        f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). Temperature "
+        f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). Plans are the "
+        f"best of {OPTIONS['num_candidates']} candidates by a learned reward. Temperature "
         f"{TEMPERATURES} and guidance {GUIDANCES} (Diffuser: {VALUE_GUIDANCES}) were chosen on "
         "validation starts with the first seed."
     )

@@ -47,8 +47,8 @@ def study(book: Book) -> Report:
     }
     text = (
         f"Return of {scope.trials} episodes of 200 steps, the same starts for all, with the 95 % "
-        f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). Plans are the "
-        f"best of {OPTIONS['num_candidates']} candidates by a learned reward. Temperature "
+        f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). A plan is "
+        f"the best of {OPTIONS['num_candidates']} candidates by a learned reward. Temperature "
         f"{TEMPERATURES} and guidance {GUIDANCES} (Diffuser: {VALUE_GUIDANCES}) were chosen on "
         "validation starts with the first seed."
     )

@@ -18,7 +18,7 @@ from mpd_gym.evaluation import evaluate
 from mpd_gym.latent import ImageEncoder
 
 FOLDER = Path(mpd_gym.__file__).parent / "pretrained"
-EXPECTED = {"CarUMaze-v0", "ConstrainedPendulum-v0", "LQR-v0"}
+EXPECTED = {"CarUMaze-v0", "ConstrainedPendulum-v0", "LQR-v0", "LatentPendulum-v0"}
 SHIPPED = sorted(shipped_agents())
 FILES = sorted(path.name for path in FOLDER.glob("*") if path.suffix in (".safetensors", ".zip"))
 SHORT = {"max_episode_steps": 12}

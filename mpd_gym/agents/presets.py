@@ -150,7 +150,7 @@ def _latent_pendulum() -> MPDiffuserConfig:
         loss=LossConfig(prediction="x0"),
         reward_model=True,
         sampling=SamplingConfig(
-            num_candidates=8, num_steps=5, temperature=0.5, guidance_scale=1.0, action_chunk=2
+            num_candidates=4, num_steps=5, temperature=1.0, guidance_scale=1.5, action_chunk=2
         ),
     )
 

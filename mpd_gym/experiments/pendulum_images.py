@@ -45,11 +45,12 @@ def study(book: Book) -> Report:
     returns = {
         name: average(of_seeds(cells, name, seeds=scope.seeds), "return", 1) for name in METHODS
     }
+    scales = ", ".join(f"{scale:g}" for scale in VALUE_GUIDANCES)
     text = (
         f"Return of {scope.trials} episodes of 200 steps, the same starts for all, with the 95 % "
         f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). A plan is "
         f"the best of {OPTIONS['num_candidates']} candidates by a learned reward. Temperature "
-        f"{TEMPERATURES} and guidance {GUIDANCES} (Diffuser: {VALUE_GUIDANCES}) were chosen on "
+        f"{TEMPERATURES} and guidance {GUIDANCES} (Diffuser: {scales}) were chosen on "
         "validation starts with the first seed."
     )
     title = "LatentPendulum-v0: planning from pictures (Table 6)"

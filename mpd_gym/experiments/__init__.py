@@ -72,7 +72,9 @@ STUDIES = {
         "3 h",
     ),
     "pendulum-images": Study(
-        "pendulum_images", "T. 6: LatentPendulum-v0, planning from pictures, all peers", "6 h"
+        "pendulum_images",
+        "T. 6: LatentPendulum-v0, planning from pictures, all peers",
+        "3 h; 1 h with one seed",
     ),
     "alternation": Study(
         "alternation",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mpd_gym.experiments.estimates import Estimate, average, share
+from mpd_gym.experiments.estimates import average, share
 from mpd_gym.experiments.frame import Book, Cell, of_seeds
 from mpd_gym.experiments.measures import (
     arrived,
@@ -25,13 +25,12 @@ from mpd_gym.experiments.measures import (
     mean_error,
     open_loop,
 )
-from mpd_gym.experiments.peers import BC, PEERS, contender, grid
+from mpd_gym.experiments.peers import BC, MPDIFFUSER, PEERS, contender, grid, orderings
 from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
 
 __all__ = ["study"]
 
 ENV_ID = "CarUMaze-v0"
-MPDIFFUSER = "MPDiffuser"
 FORMS: dict[str, dict[str, Any]] = {
     "one sample": {"num_candidates": 1, "num_steps": 10},
     "mean of 8": {"num_candidates": 1, "samples_per_candidate": 8, "num_steps": 10},
@@ -49,14 +48,14 @@ Options = Mapping[str, Mapping[str, Any]]
 def study(book: Book) -> Report:
     """Measure every cell and report."""
     seeds = book.scope.seeds
-    tables, orderings, panels = [], [], []
+    tables, found, panels = [], [], []
     for form in FORMS:
         chosen, cells = _opened(book, form)
         tables.append(_open_table(form, chosen, cells, seeds))
-        orderings += _opened_orderings(form, cells, seeds)
+        found += _opened_orderings(form, cells, seeds)
         panels.append(_panel(form, cells, seeds))
     closed = _closed(book, chosen)
-    orderings += _closed_orderings(closed, seeds)
+    found += _closed_orderings(closed, seeds)
     text = (
         f"Success of {book.scope.trials} unseen start-goal pairs, the same for all, in per cent "
         "with the 95 % Wilson interval over the trials of all training seeds "
@@ -70,7 +69,7 @@ def study(book: Book) -> Report:
         "CarUMaze-v0: whole plans executed open loop (Table 8, Fig. 2)",
         text,
         [*tables, _closed_table(closed, seeds)],
-        orderings,
+        found,
         curves(panels),
     )
 
@@ -131,30 +130,14 @@ def _opened_orderings(form: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
     near = {name: share(of_seeds(cells, name, seeds=seeds), arrived) for name in names}
     untouched = {name: share(of_seeds(cells, name, seeds=seeds), free) for name in names}
     return [
-        *_above(near, f", {form}", PUBLISHED),
-        *_above(untouched, f", {form}, without collisions"),
+        *orderings(near, PUBLISHED, f", {form}"),
+        *orderings(untouched, {}, f", {form}, without collisions"),
     ]
 
 
 def _closed_orderings(cells: Cells, seeds: Seeds) -> list[Ordering]:
     safe = {name: share(of_seeds(cells, name, seeds=seeds), _safe) for name in PEERS}
-    return _above(safe, ", closed loop, without collisions")
-
-
-def _above(
-    shares: Mapping[str, Estimate], suffix: str, published: Mapping[str, float] | None = None
-) -> list[Ordering]:
-    known = published or {}
-    return [
-        Ordering(
-            f"{MPDIFFUSER} above {name}{suffix}",
-            shares[MPDIFFUSER],
-            found,
-            f"{known[MPDIFFUSER]} : {known[name]}" if name in known else "–",
-        )
-        for name, found in shares.items()
-        if not name.startswith(MPDIFFUSER)
-    ]
+    return orderings(safe, {}, ", closed loop, without collisions")
 
 
 def _open_table(form: str, chosen: Options, cells: Cells, seeds: Seeds) -> Table:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from mpd_gym.experiments.estimates import Estimate
 from mpd_gym.experiments.frame import Contender, Scope
 from mpd_gym.experiments.measures import Measure
+from mpd_gym.experiments.report import UNPUBLISHED, Ordering
 
-__all__ = ["BC", "PEERS", "Peer", "contender", "grid"]
+__all__ = ["BC", "MPDIFFUSER", "PEERS", "Peer", "contender", "grid", "orderings"]
 
 BC = "behaviour cloning"
+MPDIFFUSER = "MPDiffuser"
 
 
 @final
@@ -35,8 +38,8 @@ PEERS: dict[str, Peer] = {
     "Decision Diffuser": Peer("decision_diffuser", {"composition": "planner_only"}),
     "planner": Peer(options={"composition": "planner_only"}),
     "planner, twice the steps": Peer(options={"composition": "planner_resampled"}),
-    "MPDiffuser": Peer(options={"composition": "alternating_matched"}),
-    "MPDiffuser, Algorithm 1": Peer(options={"composition": "alternating"}),
+    MPDIFFUSER: Peer(options={"composition": "alternating_matched"}),
+    f"{MPDIFFUSER}, Algorithm 1": Peer(options={"composition": "alternating"}),
 }
 """Name to method. "Twice the steps" takes every level twice, which costs as many network calls as
 MPDiffuser (appendix H); "MPDiffuser" is the level-matched form."""
@@ -83,3 +86,26 @@ def contender(
         tried = [{**one, "guidance_scale": 1.0} for one in tried]
         tried = [one for index, one in enumerate(tried) if one not in tried[:index]]
     return Contender(network, measure, {**options, **peer.options}, tried)
+
+
+def orderings(
+    estimates: Mapping[str, Estimate], published: Mapping[str, float], suffix: str = ""
+) -> list[Ordering]:
+    """MPDiffuser above every other method; its own forms are not compared.
+
+    Args:
+        estimates: By name, a key of `PEERS`; higher is better.
+        published: Values of the paper by name, where there are any.
+        suffix: Of each statement.
+    """
+    ours = estimates[MPDIFFUSER]
+    return [
+        Ordering(
+            f"{MPDIFFUSER} above {name}{suffix}",
+            ours,
+            estimate,
+            f"{published[MPDIFFUSER]} : {published[name]}" if name in published else UNPUBLISHED,
+        )
+        for name, estimate in estimates.items()
+        if not name.startswith(MPDIFFUSER)
+    ]

@@ -17,8 +17,8 @@ from mpd_gym.agents.peer_presets import VALUE_GUIDANCE_SCALE
 from mpd_gym.experiments.estimates import Estimate, average
 from mpd_gym.experiments.frame import Book, Cell, Choice, Contender, Scope, of_seeds
 from mpd_gym.experiments.measures import episodes
-from mpd_gym.experiments.peers import BC, PEERS, contender, grid
-from mpd_gym.experiments.report import Ordering, Report, Table
+from mpd_gym.experiments.peers import BC, MPDIFFUSER, PEERS, contender, grid, orderings
+from mpd_gym.experiments.report import Report, Table
 
 __all__ = ["study"]
 
@@ -27,12 +27,12 @@ TEMPERATURES = (0.1, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
 VALUE_GUIDANCES = tuple(VALUE_GUIDANCE_SCALE * factor for factor in (3.0, 10.0, 30.0))
 OPTIONS: dict[str, Any] = {"num_candidates": 4}  # the others are the agent's own
-METHODS = (BC, "Diffuser", "Decision Diffuser", "planner", "MPDiffuser")
+METHODS = (BC, "Diffuser", "Decision Diffuser", "planner", MPDIFFUSER)
 PUBLISHED = {
     "Diffuser": -196.2,
     "Decision Diffuser": -242.9,
     "planner": -181.5,
-    "MPDiffuser": -155.4,
+    MPDIFFUSER: -155.4,
 }
 
 Cells = Mapping[Any, dict[str, Any]]
@@ -54,7 +54,7 @@ def study(book: Book) -> Report:
         "validation starts with the first seed."
     )
     title = "LatentPendulum-v0: planning from pictures (Table 6)"
-    return Report(title, text, [_table(returns, chosen)], _orderings(returns))
+    return Report(title, text, [_table(returns, chosen)], orderings(returns, PUBLISHED))
 
 
 def _measured(book: Book) -> tuple[Mapping[str, Choice], Cells]:
@@ -85,17 +85,3 @@ def _table(returns: Mapping[str, Estimate], chosen: Mapping[str, Choice]) -> Tab
         told = [f"{options[key]:g}" if key in options else "–" for key in shown]
         rows.append([name, estimate, PUBLISHED.get(name, "–"), *told])
     return Table("", ("method", "return", "published", *shown), rows)
-
-
-def _orderings(returns: Mapping[str, Estimate]) -> list[Ordering]:
-    ours = "MPDiffuser"
-    return [
-        Ordering(
-            f"{ours} above {name}",
-            returns[ours],
-            estimate,
-            f"{PUBLISHED[ours]} : {PUBLISHED[name]}" if name in PUBLISHED else "–",
-        )
-        for name, estimate in returns.items()
-        if not name.startswith(ours)
-    ]

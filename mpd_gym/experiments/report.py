@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ORDERING_HEADS",
+    "UNPUBLISHED",
     "Curve",
     "Ordering",
     "Panel",

@@ -13,6 +13,7 @@ from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
 from mpd_gym.models.fused import fused
 from mpd_gym.models.packed import PackedNetworks
+from mpd_gym.models.temporal_unet import NORM_EPS, CumulativeNorm
 
 HORIZON, ROWS = 16, 2
 SIZES: dict[str, Any] = {"width": 8, "multipliers": (1, 2, 2), "groups": 4}
@@ -48,6 +49,15 @@ def test_no_row_depends_on_a_later_one(
     model = network(True, output=output, initial_state=initial_state)
     for row in range(HORIZON):
         assert rows_that_change(model, row) == list(range(row, HORIZON))
+
+
+def test_the_last_step_is_normalised_as_a_whole_series() -> None:
+    torch.manual_seed(0)
+    hidden = 3 * torch.randn(ROWS, 8, HORIZON, dtype=torch.float64) + 1
+    found = CumulativeNorm(4, 8).double()(hidden)
+    for steps in (1, 5, HORIZON):
+        whole = torch.nn.functional.group_norm(hidden[..., :steps], 4, eps=NORM_EPS)
+        torch.testing.assert_close(found[..., steps - 1], whole[..., -1])
 
 
 def test_the_usual_network_sees_the_future() -> None:

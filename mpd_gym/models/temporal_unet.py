@@ -36,8 +36,8 @@ class UnetConfig:
         kernel_size: Of the convolutions along time; odd.
         groups: Of each group normalisation; divides `width`.
         causal: Whether a row of the output depends on no later row of the input (paper, appendix
-            K). Convolutions then see the past only, dilated instead of resampled as WaveNet's are,
-            and normalisations one step at a time; the weights are as many.
+            K). Convolutions and normalisations then see the past only; convolutions are dilated
+            instead of resampled, as WaveNet's are; the weights are as many.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -250,18 +250,32 @@ class TemporalUnet(nn.Module):
 
 
 @final
-class StepNorm(nn.Module):
-    """Group normalisation of each step on its own, ``[M, C, L]`` to the same."""
+class CumulativeNorm(nn.Module):
+    """Group normalisation whose mean and variance are those of the steps so far.
 
-    def __init__(self, channels: int, groups: int) -> None:
+    Args:
+        groups: Of the channels.
+        channels: Size C.
+    """
+
+    def __init__(self, groups: int, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.groups = groups
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Normalise."""
-        steps = hidden.transpose(1, 2)  # [M, L, C]
-        normed: Tensor = self.norm(steps.flatten(0, 1)).reshape(steps.shape)
-        return normed.transpose(1, 2)
+        """Normalise ``[M, C, L]``."""
+        rows, _, length = hidden.shape
+        grouped = hidden.reshape(rows, self.groups, -1, length)
+        steps = torch.arange(1, length + 1, device=hidden.device)
+        mean, square = (
+            part.mean(2, keepdim=True).cumsum(-1) / steps for part in (grouped, grouped.square())
+        )
+        variance = (square - mean.square()).clamp(min=0)
+        normed = (grouped - mean) * torch.rsqrt(variance + NORM_EPS)
+        output: Tensor = normed.flatten(1, 2) * self.weight[:, None] + self.bias[:, None]
+        return output
 
 
 def _convolution(
@@ -297,7 +311,7 @@ def _upsample(channels: int, config: UnetConfig, dilation: int) -> nn.Module:
 
 def _norm(channels: int, config: UnetConfig) -> nn.Module:
     if config.causal:
-        return StepNorm(channels, config.groups)
+        return CumulativeNorm(config.groups, channels)
     return nn.GroupNorm(config.groups, channels, eps=NORM_EPS)
 
 

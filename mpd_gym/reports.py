@@ -201,9 +201,9 @@ def draws_plan(policy: Any) -> Draw | None:
 
     Returns:
         A function that hands the states to come to the environment's `draw_plan`; it does nothing
-        in an environment that has none.
+        in an environment that has none. Latents are decoded, and their newest frames handed on.
     """
-    planned = getattr(policy, "planned", None)
+    planned, encoder = getattr(policy, "planned", None), getattr(policy, "encoder", None)
     if planned is None:
         return None
 
@@ -211,7 +211,8 @@ def draws_plan(policy: Any) -> Draw | None:
         show = getattr(env.unwrapped, "draw_plan", None)
         if show is not None:
             states = planned(state)[0][0]
-            show(states[state.position[0] - 1 :])  # the first follows the action of this call
+            states = states[state.position[0] - 1 :]  # the first follows the action of this call
+            show(states if encoder is None else encoder.decode(states)[:, -1])
 
     return draw
 

@@ -13,6 +13,7 @@ import pytest
 
 import mpd_gym  # noqa: F401 - registers the environments
 from mpd_gym.collect.scripted import PendulumSwingUp
+from mpd_gym.envs.image_pendulum import draw as draw_pendulum
 from mpd_gym.errors import InputError
 from mpd_gym.evaluation import Evaluation
 from mpd_gym.reports import (
@@ -140,6 +141,35 @@ def test_the_plan_that_is_drawn_is_the_part_to_come() -> None:
         np.testing.assert_array_equal(drawn, whole[begin:])
     draw(SimpleNamespace(unwrapped=SimpleNamespace()), state)  # an environment that draws no plans
     assert draws_plan(PendulumSwingUp()) is None
+
+
+def test_plans_of_latents_are_drawn_as_pictures() -> None:
+    env = gym.make("LatentPendulum-v0", render_mode="rgb_array")
+    inner: Any = env.unwrapped
+    env.reset(seed=0, options={"state": [0.0, 0.0]})
+    plain = np.asarray(env.render())
+    angles = np.linspace(0.0, 1.0, 6)
+    stacks = np.repeat(draw_pendulum(angles)[:, None], 4, axis=1)
+    encoder = env.get_wrapper_attr("encoder")
+    latents = encoder.encode(stacks)
+    policy = SimpleNamespace(encoder=encoder, planned=lambda _: (latents[None], None))
+    draw = draws_plan(policy)
+    assert draw is not None
+    draw(env, SimpleNamespace(position=np.array([3])))
+    picture = np.asarray(env.render())
+    inner.draw_plan(draw_pendulum(angles[2:]))
+    exact = np.asarray(env.render())
+    changed = (exact != plain).any(axis=-1)
+    assert changed.mean() > 0.02
+    assert np.abs(picture.astype(int) - exact)[changed].mean() < 40  # what the decoder blurs
+    inner.draw_plan(np.stack([draw_pendulum(-angles[2:]), draw_pendulum(angles[2:])]), chosen=1)
+    np.testing.assert_array_equal(env.render(), exact)
+    for wrong, chosen in ((np.zeros((3, 64)), 0), (np.zeros((2, 3, 64, 64)), 2)):
+        with pytest.raises(InputError, match=r"plans|chosen"):
+            inner.draw_plan(wrong, chosen)
+    env.reset(seed=0, options={"state": [0.0, 0.0]})
+    np.testing.assert_array_equal(env.render(), plain)
+    env.close()
 
 
 def test_rollouts_show_the_plan_and_pass_deterministic_on() -> None:

@@ -10,8 +10,9 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 
 from mpd_gym.envs.drawing import RENDER_MODES, Canvas, Renderer, mix
-from mpd_gym.envs.palette import PAPER, SLATE
+from mpd_gym.envs.palette import AMBER, PAPER, SLATE
 from mpd_gym.envs.pendulum_model import Pendulum, PendulumParameters, transition
+from mpd_gym.envs.plans import checked_plans
 from mpd_gym.envs.wrappers import StackedFrames, states_metadata
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array
@@ -28,6 +29,7 @@ _LENGTH = 26  # from the axle to the middle of the rod's round end, pixels
 _FINE = 4096  # scale of the integer directions
 _UNIT = 512  # scale of the integer distances, for each pixel
 _RADIUS_BITS = 12  # 2^12 units = twice the rod's half-width, 4 pixels
+_GHOSTS = (0.15, 0.9)  # brightness of the first and of the last planned frame
 _CHUNK = 32  # frames drawn at once, so few that they stay in the cache
 
 
@@ -76,6 +78,7 @@ def make_image_pendulum(render_mode: str | None = None, **constants: float) -> S
     `g` (10 m/s²), `m` (1 kg), `l` (1 m), `dt` (0.05 s), `max_speed` (8 rad/s), `max_torque`
     (2 N·m): constants of Pendulum-v1; the picture does not depend on them. `render_mode`:
     `"rgb_array"` or `"human"`, the newest frame enlarged and tinted, with its axle.
+    `env.unwrapped.draw_plan` adds planned frames to the picture.
 
     ```python
     >>> import gymnasium as gym
@@ -117,16 +120,46 @@ class PendulumFrameEnv(Pendulum):
         space = spaces.Box(0, 255, (SIZE, SIZE), np.uint8)
         super().__init__(space, PendulumParameters(**constants), renderer)
 
+    def draw_plan(self, plans: Array | None, chosen: int = 0) -> None:
+        """Add planned frames, one over the other, to the coming pictures until the next call.
+
+        Args:
+            plans: The newest frame of each step to come ``[H, 64, 64]``, 0 … 255, or those of
+                candidates ``[N, H, 64, 64]``; None for no plan. A reset takes them away as well.
+            chosen: Index of the candidate that is drawn.
+
+        Raises:
+            InputError: If `plans` has another shape, or there is no candidate `chosen`.
+            ResetNeeded: Before the first reset.
+        """
+        self._require_state()
+        if plans is not None:
+            shape = np.shape(plans)
+            if shape[-2:] != (SIZE, SIZE):
+                raise InputError(f"plans: expected frames [..., {SIZE}, {SIZE}], got {shape}")
+            plans = np.reshape(plans, (*shape[:-2], SIZE * SIZE))
+        self._plans = checked_plans(plans, chosen, SIZE * SIZE)
+
     def _observe(self, state: Array) -> tuple[Array, dict[str, Any]]:
         return draw(state[0]), {"state": state.copy()}
 
     def _paint(self, canvas: Canvas, state: Array, torque: float) -> None:
-        frame = draw(state[0])
+        frame, planned = draw(state[0]) / 255, self._planned()
         canvas.fill(SLATE)
-        for row, column in np.argwhere(frame).tolist():
-            shade = mix(SLATE, PAPER, frame[row, column] / 255)
+        for row, column in np.argwhere((frame > 0) | (planned > 0)).tolist():
+            ground = mix(SLATE, AMBER, planned[row, column])
+            shade = mix(ground, PAPER, frame[row, column])
             canvas.box(column, -row - 1, column + 1, -row, shade)
         canvas.disc(self._renderer.centre, 0.8, SLATE)
+
+    def _planned(self) -> Array:
+        """Brightness of the planned frames, the later the brighter, ``[64, 64]`` in [0, 1]."""
+        if self._plans is None:
+            return np.zeros((SIZE, SIZE))
+        frames = np.nan_to_num(self._plans.states[self._plans.chosen]) / 255  # [H, 64 · 64]
+        fading = np.linspace(*_GHOSTS, len(frames))[:, None]
+        brightest: Array = (fading * frames).max(axis=0, initial=0.0)
+        return brightest.reshape(SIZE, SIZE).round(2)
 
 
 def draw(angle: ArrayLike) -> Array:

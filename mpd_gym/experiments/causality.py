@@ -1,8 +1,8 @@
 """Causal against acausal denoisers (paper, appendix K, Table 15).
 
 In the causal planner and dynamics model no step of a prediction sees a later step of the noisy
-trajectory: their convolutions see the past only, dilated in the place of resampled. Both kinds have
-as many weights.
+trajectory: their convolutions and normalisations see the past only. Both kinds have as many
+weights.
 """
 
 from __future__ import annotations

@@ -36,8 +36,9 @@ class UnetConfig:
         kernel_size: Of the convolutions along time; odd.
         groups: Of each group normalisation; divides `width`.
         causal: Whether a row of the output depends on no later row of the input (paper, appendix
-            K). Convolutions and normalisations then see the past only; convolutions are dilated
-            instead of resampled, as WaveNet's are; the weights are as many.
+            K). Convolutions and normalisations then see the past only, and the first level is
+            added to the decoder's output, as steps between those of the second would not see
+            themselves otherwise; the weights are as many.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -101,7 +102,6 @@ class ResidualBlock(nn.Module):
         out_channels: Channels of the output.
         embedding_dim: Size d of the embedding that FiLM reads.
         config: Kernel size and groups.
-        dilation: Of the convolutions, if they are causal.
     """
 
     def __init__(
@@ -110,12 +110,10 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         embedding_dim: int,
         config: UnetConfig,
-        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            _convolution(channels, out_channels, config, dilation)
-            for channels in (in_channels, out_channels)
+            _convolution(channels, out_channels, config) for channels in (in_channels, out_channels)
         )
         self.norms = nn.ModuleList(_norm(out_channels, config) for _ in range(2))
         self.films = nn.ModuleList(_film(embedding_dim, out_channels) for _ in range(2))
@@ -151,10 +149,9 @@ class Stage(nn.Module):
         out_channels: int,
         embedding_dim: int,
         config: UnetConfig,
-        dilation: int = 1,
     ) -> None:
         super().__init__()
-        sizes = (embedding_dim, config, dilation)
+        sizes = (embedding_dim, config)
         self.first = ResidualBlock(in_channels, out_channels, *sizes)
         self.second = ResidualBlock(out_channels, out_channels, *sizes)
 
@@ -188,22 +185,15 @@ class TemporalUnet(nn.Module):
         sizes = (embedding_dim, config)
         rising = zip((in_channels, *widths[:-1]), widths, strict=True)
         falling = tuple(zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.encoder = nn.ModuleList(
-            Stage(before, after, *sizes, 2**level) for level, (before, after) in enumerate(rising)
-        )
+        self.encoder = nn.ModuleList(Stage(before, after, *sizes) for before, after in rising)
         self.downs = nn.ModuleList(
-            _downsample(channels, config, 2**level) if level < last else nn.Identity()
+            _downsample(channels, config) if level < last else nn.Identity()
             for level, channels in enumerate(widths)
         )
-        self.middle = Stage(widths[-1], widths[-1], *sizes, 2**last)
-        self.decoder = nn.ModuleList(
-            Stage(2 * before, after, *sizes, 2 ** (last - index))
-            for index, (before, after) in enumerate(falling)
-        )
-        self.ups = nn.ModuleList(
-            _upsample(after, config, 2 ** (last - index))
-            for index, (_, after) in enumerate(falling)
-        )
+        self.middle = Stage(widths[-1], widths[-1], *sizes)
+        self.decoder = nn.ModuleList(Stage(2 * before, after, *sizes) for before, after in falling)
+        self.ups = nn.ModuleList(_upsample(after, config) for _, after in falling)
+        self._causal = config.causal
         self.head = nn.Sequential(
             _convolution(widths[0], widths[0], config),
             _norm(widths[0], config),
@@ -245,6 +235,8 @@ class TemporalUnet(nn.Module):
         for stage, up in zip(self.decoder, self.ups, strict=True):
             joined = torch.cat((hidden, skips.pop()), dim=1)
             hidden = up(stage(joined, next(per_stage)))
+        if self._causal:
+            hidden = hidden + skips[0]
         output: Tensor = self.head(hidden)
         return output.transpose(1, 2)
 
@@ -278,35 +270,30 @@ class CumulativeNorm(nn.Module):
         return output
 
 
-def _convolution(
-    in_channels: int, out_channels: int, config: UnetConfig, dilation: int = 1
-) -> nn.Module:
+def _convolution(in_channels: int, out_channels: int, config: UnetConfig) -> nn.Module:
     """Convolution that keeps the length."""
     size = config.kernel_size
     if config.causal:
-        return _causal(in_channels, out_channels, size, dilation)
+        return _padded((size - 1, 0), nn.Conv1d(in_channels, out_channels, size))
     return nn.Conv1d(in_channels, out_channels, size, padding=size // 2)
 
 
-def _causal(in_channels: int, out_channels: int, size: int, dilation: int) -> nn.Sequential:
-    """Convolution that keeps the length and sees the past only."""
-    convolution = nn.Conv1d(in_channels, out_channels, size, dilation=dilation)
-    return nn.Sequential(nn.ConstantPad1d(((size - 1) * dilation, 0), 0.0), convolution)
+def _downsample(channels: int, config: UnetConfig) -> nn.Sequential:
+    """Halve the length; step i of the result sees steps up to 2 i in a causal network."""
+    padding = (2, 0) if config.causal else (0, 1)
+    return _padded(padding, nn.Conv1d(channels, channels, kernel_size=3, stride=2))
 
 
-def _downsample(channels: int, config: UnetConfig, dilation: int) -> nn.Sequential:
-    """Halve the length; a causal network keeps it."""
+def _upsample(channels: int, config: UnetConfig) -> nn.Module:
+    """Double the length; steps from 2 i on see step i in a causal network."""
     if config.causal:
-        return _causal(channels, channels, 3, dilation)
-    convolution = nn.Conv1d(channels, channels, kernel_size=3, stride=2)
-    return nn.Sequential(nn.ConstantPad1d((0, 1), 0.0), convolution)
-
-
-def _upsample(channels: int, config: UnetConfig, dilation: int) -> nn.Module:
-    """Double the length; a causal network kept it."""
-    if config.causal:
-        return _causal(channels, channels, 4, dilation)
+        convolution = nn.ConvTranspose1d(channels, channels, kernel_size=4, stride=2)
+        return nn.Sequential(convolution, nn.ConstantPad1d((0, -2), 0.0))
     return nn.ConvTranspose1d(channels, channels, kernel_size=4, stride=2, padding=1)
+
+
+def _padded(padding: tuple[int, int], convolution: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.ConstantPad1d(padding, 0.0), convolution)
 
 
 def _norm(channels: int, config: UnetConfig) -> nn.Module:

@@ -11,6 +11,7 @@ from studies import run_mini, use_made_up_data
 
 from mpd_gym.experiments import (
     alternation,
+    car_data,
     causality,
     combined_score,
     dynamics_condition,
@@ -62,6 +63,28 @@ def test_two_kinds_of_networks_are_compared(
     report, found = run_mini(name, tmp_path)
     assert len(found) == cells and len(networks(found)) == nets
     assert "Published orderings" in report
+
+
+@pytest.mark.slow
+def test_few_expert_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpd_gym.agents import load_agent
+
+    monkeypatch.setattr(car_data, "CAR", CAR)
+    monkeypatch.setattr(car_data, "DRIVES", (2, 3))
+    report, cells = run_mini("car-data", tmp_path)
+    used = {key.split(", starts")[0]: cell["of"]["network"] for key, cell in cells.items()}
+    assert len(cells) == 2 * 4 and len(networks(cells)) == 2 * 2
+    assert "MPDiffuser above planner alone, 2 expert drives" in report
+
+    def planner(key: str) -> Any:
+        path = tmp_path / "agents" / f"{used[key]}.safetensors"
+        return next(load_agent(path, "cpu").models["planner"].parameters())
+
+    alone, other = (
+        planner(f"2 expert drives, {name}, 4") for name in (car_data.ALONE, car_data.UNTOLD)
+    )
+    assert alone.equal(other)
+    assert not alone.equal(planner(f"3 expert drives, {car_data.ALONE}, 4"))
 
 
 @pytest.mark.slow

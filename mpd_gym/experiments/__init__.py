@@ -51,6 +51,9 @@ STUDIES = {
     "car-umaze": Study(
         "car_umaze", "T. 8, Fig. 2: whole plans of the car executed open loop, all peers", "4 h"
     ),
+    "car-data": Study(
+        "car_data", "where few expert drives are known: the car's planner and MPDiffuser", "4 h"
+    ),
     "pendulum-ranking": Study(
         "pendulum_ranking",
         "T. 5: ConstrainedPendulum-v0, N = 1 … 64 ranked candidates; planner and SafeDiffuser",

@@ -59,12 +59,14 @@ class Data:
             environment's units (paper, appendix F).
         safe: Keep only episodes without cost.
         encoder: Environment whose shipped encoder turns frames into latents; empty for none.
+        first: Number of episodes that are kept, the first ones; 0 for all.
     """
 
     dataset_id: str
     state_noise: float = 0.0
     safe: bool = False
     encoder: str = ""
+    first: int = 0
 
     def open(self, cache: Path) -> EpisodeSource:
         """Load the episodes, or make them first.
@@ -73,6 +75,8 @@ class Data:
             cache: Folder for latents.
         """
         source = collected(self.dataset_id)
+        if self.first:
+            source = source.select(range(min(self.first, len(source))))
         if self.safe:
             source = source.where(cost_at_most(0))
         if self.state_noise:
@@ -151,7 +155,7 @@ class Network:
         content = {
             "method": self.method,
             "config": {key: config[key] for key in config if key not in _NOT_OF_WEIGHTS},
-            "data": [[asdict(part) for part in side] for side in self.sources],
+            "data": [[_told(part) for part in side] for side in self.sources],
             "planner": None if self.planner is None else self.planner.digest,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -220,6 +224,14 @@ class Shipped:
     def load(self, folder: Path) -> TrainedAgent[Any]:
         """Load the agent."""
         return load_agent(self.path, "cpu")
+
+
+def _told(data: Data) -> dict[str, Any]:
+    """Fields of data that count for a digest; one that came later counts where it is set."""
+    told = asdict(data)
+    if not data.first:
+        told.pop("first")
+    return told
 
 
 def usual_data(env_id: str) -> tuple[tuple[Data, ...], tuple[Data, ...]]:

@@ -109,11 +109,13 @@ class Outcome:
         task: The task.
         estimates: By name of the variant.
         choices: What was chosen for each.
+        cells: What was measured of each, one cell for each training seed.
     """
 
     task: Task
     estimates: Mapping[str, Estimate]
     choices: Mapping[str, Choice]
+    cells: Mapping[str, Sequence[Mapping[str, Any]]]
 
     def table(self) -> Table:
         """Every variant with what was chosen for it."""
@@ -214,11 +216,10 @@ def _outcome(
             for seed in scope.seeds
         }
     )
-    estimates = {
-        name: task.estimate(of_seeds(cells, task.title, name, seeds=scope.seeds))
-        for name in variants
-    }
-    return Outcome(task, estimates, {name: choices[task.title, name] for name in variants})
+    found = {name: of_seeds(cells, task.title, name, seeds=scope.seeds) for name in variants}
+    estimates = {name: task.estimate(cells) for name, cells in found.items()}
+    chosen = {name: choices[task.title, name] for name in variants}
+    return Outcome(task, estimates, chosen, found)
 
 
 def _arrived_share(cells: Sequence[Mapping[str, Any]]) -> Estimate:

@@ -847,6 +847,7 @@ def test_levels_and_dropout_have_their_frequencies() -> None:
         torch.ones(size, 2),
         torch.ones_like(zeros),
         torch.zeros(1, 2, dtype=torch.bool),
+        torch.zeros(1, 2, dtype=torch.bool),
     )
     recorder = Recorder(2)
     denoising_loss(recorder, examples, SCHEDULE, LossConfig(), torch.Generator().manual_seed(0))

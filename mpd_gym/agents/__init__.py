@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mpd_gym.agents.behavior_cloning import BehaviorCloningAgent, BehaviorCloningConfig
     from mpd_gym.agents.decision_diffuser import DecisionDiffuserAgent, DecisionDiffuserConfig
     from mpd_gym.agents.diffuser import DiffuserAgent, DiffuserConfig
+    from mpd_gym.agents.dmpc import DMPCAgent, DMPCConfig
     from mpd_gym.agents.files import load_agent
     from mpd_gym.agents.mpdiffuser import MPDiffuserAgent, MPDiffuserConfig
     from mpd_gym.agents.options import SamplingConfig
@@ -20,6 +21,8 @@ __all__ = [
     "AGENTS",
     "BehaviorCloningAgent",
     "BehaviorCloningConfig",
+    "DMPCAgent",
+    "DMPCConfig",
     "DecisionDiffuserAgent",
     "DecisionDiffuserConfig",
     "DiffuserAgent",
@@ -40,6 +43,7 @@ AGENTS = {
     "behavior_cloning": "mpd_gym.agents.behavior_cloning:BehaviorCloningAgent",
     "decision_diffuser": "mpd_gym.agents.decision_diffuser:DecisionDiffuserAgent",
     "diffuser": "mpd_gym.agents.diffuser:DiffuserAgent",
+    "dmpc": "mpd_gym.agents.dmpc:DMPCAgent",
     "mpdiffuser": "mpd_gym.agents.mpdiffuser:MPDiffuserAgent",
     "planner": "mpd_gym.agents.planner:PlannerAgent",
     "safediffuser": "mpd_gym.agents.safediffuser:SafeDiffuserAgent",
@@ -49,6 +53,8 @@ AGENTS = {
 _LAZY = {
     "BehaviorCloningAgent": "behavior_cloning",
     "BehaviorCloningConfig": "behavior_cloning",
+    "DMPCAgent": "dmpc",
+    "DMPCConfig": "dmpc",
     "DecisionDiffuserAgent": "decision_diffuser",
     "DecisionDiffuserConfig": "decision_diffuser",
     "DiffuserAgent": "diffuser",

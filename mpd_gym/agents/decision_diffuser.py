@@ -14,7 +14,7 @@ from mpd_gym.agents.diffusion_agent import DiffusionAgent
 from mpd_gym.agents.learning import Task
 from mpd_gym.agents.planner import planner_denoiser
 from mpd_gym.agents.request import Request
-from mpd_gym.agents.tasks import PerceptronTask, RearrangedTask, states_only
+from mpd_gym.agents.tasks import PerceptronTask, states_only
 from mpd_gym.diffusion import LossConfig, make_schedule
 from mpd_gym.models import Perceptron, PerceptronConfig, TrajectoryDenoiser
 from mpd_gym.types import Array, Step
@@ -92,5 +92,5 @@ class DecisionDiffuserAgent(DiffusionAgent[DecisionDiffuserConfig]):
 
     def _task(self, role: str) -> Task:
         if role == "planner":
-            return RearrangedTask(self._denoising_task(role), states_only)
+            return self._denoising_task(role, rearrange=states_only)
         return PerceptronTask(role)

@@ -16,7 +16,7 @@ from mpd_gym.agents.diffusion_agent import DiffusionAgent, Known
 from mpd_gym.agents.learning import Task
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, given_columns
-from mpd_gym.agents.tasks import RearrangedTask, ValueTask, with_conditions
+from mpd_gym.agents.tasks import ValueTask, with_conditions
 from mpd_gym.datasets import ConditionSpec
 from mpd_gym.diffusion import ascend, make_schedule
 from mpd_gym.errors import ConfigError, check_integer
@@ -156,7 +156,7 @@ class DiffuserAgent(DiffusionAgent[DiffuserConfig]):
         appended, target = self.config.appended, self.config.value_condition
         if role == "planner":
             rearrange = functools.partial(with_conditions, names=appended)
-            return RearrangedTask(self._denoising_task(role), rearrange)
+            return self._denoising_task(role, rearrange=rearrange)
         assert target is not None, "or there would be no value network"
         return ValueTask(self._schedule, appended, target.name, self.device)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mpd_gym.agents.config import DiffusionConfig
 from mpd_gym.agents.learning import DenoisingTask
 from mpd_gym.agents.options import SamplingConfig
-from mpd_gym.agents.request import Request
+from mpd_gym.agents.request import Request, condition_columns
 from mpd_gym.agents.trained import TrainedAgent
 from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.diffusion import (
@@ -114,7 +114,6 @@ class DiffusionAgent(TrainedAgent[C]):
         levels = self._schedule.levels(options.num_steps, spacing=options.level_spacing)
         if request.warm is not None:
             levels = levels[-options.warm_start_steps :]
-        step = self._step(request, levels)
         if request.warm is None:
             start = start_noise(request.noise, options.temperature)
         else:
@@ -122,7 +121,11 @@ class DiffusionAgent(TrainedAgent[C]):
             start = noise_to_level(
                 warm, levels[0], self._schedule, request.noise, options.temperature
             )
-        return sample(step, start, levels, request.noise)
+        return self._reverse(request, levels, start)
+
+    def _reverse(self, request: Request, levels: Sequence[int], start: Tensor) -> Tensor:
+        """Denoise trajectories ``[M, L, D]`` that are at the first of the levels."""
+        return sample(self._step(request, levels), start, levels, request.noise)
 
     def _composed(
         self, request: Request, levels: Sequence[int], known: Known | None = None
@@ -147,23 +150,38 @@ class DiffusionAgent(TrainedAgent[C]):
         return step if known is None else inpaint(step, *known)
 
     def _denoiser(
-        self, role: str, request: Request, levels: Sequence[int], known: Known | None
+        self,
+        role: str,
+        request: Request,
+        levels: Sequence[int],
+        known: Known | None = None,
+        columns: slice = slice(None),
     ) -> Denoiser:
-        """A network bound to the observations and conditions of a request."""
+        """A network bound to the observations and conditions of a request.
+
+        Args:
+            role: Of the network.
+            request: With all conditions.
+            levels: At which it will be called.
+            known: Entries that are held.
+            columns: Of a trajectory that it predicts, or begins with.
+        """
         model = self.models[role]
         assert isinstance(model, TrajectoryDenoiser)
-        conditioned = bool(model.config.conditions)
+        names = [name for name, _ in model.config.conditions]
+        values, present = condition_columns(request, self.conditions, names)
+        low, high = self._clip
         rows = len(request.initial) * self.options.num_samples
         denoiser = guided(
             self._networks.get(model, self.options.precision, rows),
             self._schedule,
             request.initial,
-            request.conditions if conditioned else request.conditions[:, :0],
-            request.present if conditioned else request.present[:, :0],
+            values,
+            present,
             self._guidance(role),
             levels=levels,
             prediction=self.config.loss.prediction,
-            clip=self._clip,
+            clip=(low[columns], high[columns]),
         )
         if known is not None:
             denoiser = inpaint_denoiser(denoiser, *known)
@@ -218,10 +236,10 @@ class DiffusionAgent(TrainedAgent[C]):
 
     # --- training ------------------------------------------------------------------------------
 
-    def _denoising_task(self, role: str) -> DenoisingTask:
-        """How a planner or dynamics model on states and actions learns."""
+    def _denoising_task(self, role: str, **fields: Any) -> DenoisingTask:
+        """How a denoiser learns; `fields` of `DenoisingTask` differ from its defaults."""
         model = self.models[role]
         assert isinstance(model, TrajectoryDenoiser)
         names = tuple(name for name, _ in model.config.conditions)
         loss, initial_state = self.config.loss, self.config.initial_state
-        return DenoisingTask(self._schedule, loss, names, initial_state, self.device)
+        return DenoisingTask(self._schedule, loss, names, initial_state, self.device, **fields)

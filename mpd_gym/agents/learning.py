@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -29,7 +29,7 @@ from mpd_gym.errors import ConfigError
 from mpd_gym.models import Regressor, TrajectoryDenoiser, regression_loss
 from mpd_gym.models.fused import fused, lay_out
 from mpd_gym.training import TrainingConfig, TrainingResult, fit, fit_parallel
-from mpd_gym.types import Array
+from mpd_gym.types import Array, Batch
 
 __all__ = [
     "Dataset",
@@ -148,6 +148,8 @@ class DenoisingTask:
         names: Conditions that the network sees, in its order.
         initial_state: Layout of the trajectories.
         device: Where the examples are wanted.
+        actions_given: Whether the network sees the actions without noise.
+        rearrange: From windows to windows of other columns; None leaves them.
     """
 
     schedule: NoiseSchedule
@@ -155,15 +157,19 @@ class DenoisingTask:
     names: tuple[str, ...]
     initial_state: str
     device: torch.device
+    actions_given: bool = False
+    rearrange: Callable[[Batch], Batch] | None = None
 
     def sampler(self, windows: WindowSampler) -> Any:
         """Function of batch size and random numbers that gives examples."""
 
         def sample(batch_size: int, rng: np.random.Generator) -> Examples:
+            batch = windows.sample(batch_size, rng)
             return assemble(
-                windows.sample(batch_size, rng),
+                batch if self.rearrange is None else self.rearrange(batch),
                 self.names,
                 initial_state=self.initial_state,
+                actions_given=self.actions_given,
                 device=self.device,
             )
 

@@ -11,6 +11,7 @@ from mpd_gym.agents.config import AgentConfig
 from mpd_gym.agents.mpdiffuser_config import MPDiffuserConfig
 from mpd_gym.agents.presets import preset
 from mpd_gym.agents.safediffuser import StateLimit
+from mpd_gym.datasets import ConditionSpec
 from mpd_gym.errors import check_choice
 
 __all__ = ["LIMITS", "VALUE_GUIDANCE_SCALE", "peer_preset"]
@@ -85,6 +86,14 @@ def _decision_diffuser(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
     }
 
 
+def _dmpc(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
+    """It asks for no budget, and scores plans by a value in the place of learned rewards."""
+    kinds = {spec.kind for spec in base.conditions}
+    value = () if "return" in kinds else (ConditionSpec("return"),)
+    kept = tuple(spec for spec in base.conditions if spec.kind != "cost")
+    return {"conditions": (*kept, *value), "reward_model": False, "dynamics_conditions": False}
+
+
 def _behavior_cloning(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
     """As many optimisation steps, each on 256 transitions; one action at a time."""
     return {
@@ -109,6 +118,7 @@ _CHANGES: dict[str, Callable[[MPDiffuserConfig, str], dict[str, Any]]] = {
     "behavior_cloning": _behavior_cloning,
     "decision_diffuser": _decision_diffuser,
     "diffuser": _diffuser,
+    "dmpc": _dmpc,
     "planner": _planner,
     "safediffuser": _safediffuser,
 }

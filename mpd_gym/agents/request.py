@@ -15,7 +15,14 @@ from mpd_gym.datasets import FittedConditions
 from mpd_gym.errors import ConfigError
 from mpd_gym.types import Array, BoolArray, Noise
 
-__all__ = ["Request", "SharedNoise", "condition_rows", "given_columns", "shifted"]
+__all__ = [
+    "Request",
+    "SharedNoise",
+    "condition_columns",
+    "condition_rows",
+    "given_columns",
+    "shifted",
+]
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,23 @@ def _raw(
     return np.broadcast_to(np.asarray(given, float), (count, len(given))), everywhere
 
 
+def condition_columns(
+    request: Request, conditions: FittedConditions, names: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Values ``[E, …]`` of some conditions of a request, and which are given ``[E, len(names)]``.
+
+    Args:
+        request: With all conditions.
+        conditions: The agent's.
+        names: Which ones, in the order of the columns.
+    """
+    specs = [spec.name for spec in conditions.config.conditions]
+    parts = torch.split(request.conditions, [conditions.sizes[spec] for spec in specs], dim=1)
+    columns = dict(zip(specs, parts, strict=True))
+    values = torch.cat([request.initial[:, :0], *(columns[name] for name in names)], dim=-1)
+    return values, request.present[:, [specs.index(name) for name in names]]
+
+
 def given_columns(request: Request, conditions: FittedConditions, names: Sequence[str]) -> Tensor:
     """Values ``[E, …]`` of some conditions of a request, for networks that cannot do without.
 
@@ -121,16 +145,14 @@ def given_columns(request: Request, conditions: FittedConditions, names: Sequenc
     Raises:
         ConfigError: If one has no value.
     """
-    specs = [spec.name for spec in conditions.config.conditions]
-    parts = torch.split(request.conditions, [conditions.sizes[spec] for spec in specs], dim=1)
-    columns = dict(zip(specs, parts, strict=True))
-    for name in names:
-        if not bool(request.present[:, specs.index(name)].all()):
+    values, present = condition_columns(request, conditions, names)
+    for name, given in zip(names, present.all(dim=0).tolist(), strict=True):
+        if not given:
             raise ConfigError(
                 f"condition {name!r}: this agent needs a value; set condition_values, or a budget "
                 "for a cost"
             )
-    return torch.cat([request.initial[:, :0], *(columns[name] for name in names)], dim=-1)
+    return values
 
 
 def shifted(plans: Array, executed: Array) -> Array:

@@ -10,17 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.agents.learning import DenoisingTask
 from mpd_gym.datasets import WindowSampler
-from mpd_gym.diffusion import Examples, NoiseSchedule, assemble
-from mpd_gym.models import Perceptron, TrajectoryDenoiser, ValueNetwork
+from mpd_gym.diffusion import NoiseSchedule, assemble
+from mpd_gym.models import Perceptron, ValueNetwork
 from mpd_gym.types import Array, Batch
 
 __all__ = [
     "PERCEPTRON_TARGETS",
     "PerceptronTask",
-    "RearrangedTask",
     "ValueTask",
+    "actions_only",
     "states_only",
     "with_conditions",
 ]
@@ -45,55 +44,30 @@ def states_only(batch: Batch) -> Batch:
     return replace(batch, actions=batch.actions[..., :0])
 
 
-@final
-@dataclass(frozen=True)
-class RearrangedTask:
-    """How a denoiser learns from windows whose columns are rearranged first.
-
-    Attributes:
-        inner: The denoising task.
-        rearrange: From windows to windows of other columns.
-    """
-
-    inner: DenoisingTask
-    rearrange: Callable[[Batch], Batch]
-
-    def sampler(self, windows: WindowSampler) -> Any:
-        """Function of batch size and random numbers that gives examples."""
-        inner = self.inner
-
-        def sample(batch_size: int, rng: np.random.Generator) -> Examples:
-            batch = self.rearrange(windows.sample(batch_size, rng))
-            return assemble(
-                batch, inner.names, initial_state=inner.initial_state, device=inner.device
-            )
-
-        return sample
-
-    def __call__(
-        self, module: nn.Module, examples: Examples, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Loss of one batch."""
-        assert isinstance(module, TrajectoryDenoiser)
-        return self.inner(module, examples, generator)
+def actions_only(batch: Batch) -> Batch:
+    """Leave out the states of a batch but for x_0 (Zhou et al. 2025)."""
+    return replace(batch, observations=batch.observations[..., :0])
 
 
 @final
 @dataclass(frozen=True)
 class ValueTask:
-    """How a value network learns from noisy trajectories of every level.
+    """How a value network learns from trajectories, noisy ones of every level or clean ones.
 
     Attributes:
-        schedule: Noise schedule of the planner that it guides.
+        schedule: Noise schedule of the planner that it guides; None for clean trajectories, at
+            level 1.
         names: Conditions that are appended to the states.
         target: Condition that it predicts.
         device: Where the examples are wanted.
+        initial_state: Layout of the trajectories.
     """
 
-    schedule: NoiseSchedule
+    schedule: NoiseSchedule | None
     names: tuple[str, ...]
     target: str
     device: torch.device
+    initial_state: str = "inpaint"
 
     def sampler(self, windows: WindowSampler) -> Any:
         """Function of batch size and random numbers that gives examples and their values."""
@@ -101,7 +75,7 @@ class ValueTask:
         def sample(batch_size: int, rng: np.random.Generator) -> dict[str, Tensor]:
             batch = windows.sample(batch_size, rng)
             rows = with_conditions(batch, self.names)
-            examples = assemble(rows, (), initial_state="inpaint", device=self.device)
+            examples = assemble(rows, (), initial_state=self.initial_state, device=self.device)
             value = torch.as_tensor(batch.conditions[self.target][:, 0], device=self.device)
             return {
                 "trajectory": examples.trajectory,
@@ -116,15 +90,24 @@ class ValueTask:
     ) -> dict[str, Tensor]:
         """Mean squared error of one batch."""
         assert isinstance(module, ValueNetwork)
-        clean, source = examples["trajectory"], generator.device
-        size, levels = len(clean), self.schedule.num_levels
-        k = torch.randint(1, levels + 1, (size,), generator=generator, device=source)
-        noise = torch.randn(clean.shape, generator=generator, device=source)
-        kept = self.schedule.table(clean.device)[k.to(clean.device)][:, None, None]
-        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise.to(clean.device)
-        noisy = torch.where(examples["fixed"], clean, noisy)
-        error = module(noisy, k.to(clean.device)) - examples["value"]
+        rows = examples["trajectory"]
+        k = torch.ones(len(rows), dtype=torch.long, device=rows.device)
+        if self.schedule is not None:
+            k, rows = self._noised(self.schedule, rows, examples["fixed"], generator)
+        error = module(rows, k) - examples["value"]
         return {"loss": error.square().mean()}
+
+    def _noised(
+        self, schedule: NoiseSchedule, clean: Tensor, fixed: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Levels, and trajectories noised to them but for what is fixed."""
+        size, source = len(clean), generator.device
+        k = torch.randint(1, schedule.num_levels + 1, (size,), generator=generator, device=source)
+        noise = torch.randn(clean.shape, generator=generator, device=source)
+        k = k.to(clean.device)
+        kept = schedule.table(clean.device)[k][:, None, None]
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise.to(clean.device)
+        return k, torch.where(fixed, clean, noisy)
 
 
 def _states(batch: Batch) -> Array:

@@ -70,6 +70,7 @@ class Examples:
             ``[B, H, D]``.
         fixed: True where an entry is known at sampling time, ``[H, D]``: it is not noised and
             carries no loss.
+        executed: True where an entry is of u_0, ``[H, D]``.
     """
 
     trajectory: Tensor
@@ -78,6 +79,7 @@ class Examples:
     present: Tensor
     recorded: Tensor
     fixed: Tensor
+    executed: Tensor
 
 
 def assemble(
@@ -85,6 +87,7 @@ def assemble(
     condition_names: Sequence[str],
     *,
     initial_state: str = "film",
+    actions_given: bool = False,
     device: torch.device | str = "cpu",
 ) -> Examples:
     """Lay out a batch of windows as trajectories.
@@ -94,6 +97,7 @@ def assemble(
         condition_names: Conditions that the network declares, in its order.
         initial_state: ``"film"``: row t is (x_{t+1}, u_t). ``"inpaint"``: row t is (x_t, u_t), so
             that x_0 is part of the trajectory and x_H is not; x_0 is fixed.
+        actions_given: Whether the actions are fixed as well.
         device: Device of the tensors.
 
     Raises:
@@ -108,13 +112,17 @@ def assemble(
             f"got {sorted(batch.conditions)}"
         )
     states, states_recorded = batch.observations, batch.mask
-    fixed = np.zeros((batch.actions.shape[1], states.shape[-1] + batch.actions.shape[-1]), bool)
+    nx = states.shape[-1]
+    fixed = np.zeros((batch.actions.shape[1], nx + batch.actions.shape[-1]), bool)
+    fixed[:, nx:] = actions_given
+    executed = np.zeros_like(fixed)
+    executed[0, nx:] = True
     if initial_state == "inpaint":
         states = np.concatenate((batch.initial[:, None], states[:, :-1]), axis=1)
         states_recorded = np.concatenate(
             (np.ones_like(batch.mask[:, :1]), batch.mask[:, :-1]), axis=1
         )
-        fixed[0, : states.shape[-1]] = True
+        fixed[0, :nx] = True
     recorded = (
         np.broadcast_to(states_recorded[..., None], states.shape),
         np.broadcast_to(batch.mask[..., None], batch.actions.shape),
@@ -133,6 +141,7 @@ def assemble(
         present=torch.ones(len(batch), len(condition_names), device=device),
         recorded=tensor(np.concatenate(recorded, axis=-1)),
         fixed=tensor(fixed),
+        executed=tensor(executed),
     )
 
 
@@ -189,5 +198,4 @@ def _draws(
 def _weights(examples: Examples, config: LossConfig) -> Tensor:
     weights = examples.recorded + config.padding_weight * (1 - examples.recorded)
     weights = torch.where(examples.fixed, torch.zeros_like(weights), weights)
-    weights[:, 0, examples.initial.shape[-1] :] *= config.first_action_weight
-    return weights
+    return torch.where(examples.executed, config.first_action_weight * weights, weights)

@@ -1,7 +1,8 @@
-"""The denoising networks of the planner and of the dynamics model.
+"""The denoising networks of the planner, of the dynamics model, and of an action proposal.
 
-Both see a noisy trajectory of states and actions. The planner predicts all of it, the dynamics
-model its states only (Balim et al. 2025, section 3.1). Which quantity a network predicts, noise or
+The first two see a noisy trajectory of states and actions. The planner predicts all of it, the
+dynamics model its states only (Balim et al. 2025, section 3.1). An action proposal sees and
+predicts actions alone (Zhou et al. 2025). Which quantity a network predicts, noise or
 clean trajectory, is the business of the loss and the sampler; the network is the same.
 """
 
@@ -29,7 +30,7 @@ __all__ = [
 
 ConditionSize = tuple[str, int]
 
-OUTPUTS = ("trajectory", "observations")
+OUTPUTS = ("trajectory", "observations", "actions")
 NULLS = ("flag", "learned", "zeros")
 INITIAL_STATES = ("film", "inpaint")
 EMBEDDING_EXPANSION = 4  # hidden width of an embedding MLP, as a multiple of its output
@@ -44,7 +45,8 @@ class DenoiserConfig:
         observation_dim: nx.
         action_dim: nu; 0 for trajectories of states alone (Ajay et al. 2023).
         horizon: H, rows of a trajectory.
-        output: ``"trajectory"`` (planner) or ``"observations"`` (dynamics model).
+        output: ``"trajectory"`` (planner), ``"observations"`` (dynamics model) or ``"actions"``
+            (action proposal, whose trajectories are actions alone).
         conditions: (name, size) of each condition, in the order of their columns.
         null: How the network is told that a condition is absent. ``"flag"``: zeros and a presence
             flag of 0 beside the values; ``"learned"``: zeros and a learned vector added to the
@@ -63,7 +65,7 @@ class DenoiserConfig:
     observation_dim: int
     action_dim: int
     horizon: int
-    output: Literal["trajectory", "observations"] = "trajectory"
+    output: Literal["trajectory", "observations", "actions"] = "trajectory"
     conditions: tuple[ConditionSize, ...] = ()
     null: Literal["flag", "learned", "zeros"] = "flag"
     initial_state: Literal["film", "inpaint"] = "film"
@@ -87,13 +89,13 @@ class DenoiserConfig:
 
     @property
     def trajectory_dim(self) -> int:
-        """D, size of a row of states and actions."""
-        return self.observation_dim + self.action_dim
+        """D, size of a row of the trajectory."""
+        return self.action_dim + (0 if self.output == "actions" else self.observation_dim)
 
     @property
     def output_dim(self) -> int:
         """Size of a row of the prediction."""
-        return self.trajectory_dim if self.output == "trajectory" else self.observation_dim
+        return self.observation_dim if self.output == "observations" else self.trajectory_dim
 
     @property
     def condition_dim(self) -> int:

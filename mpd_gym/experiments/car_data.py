@@ -32,7 +32,7 @@ from mpd_gym.experiments.variants import (
     compared,
 )
 
-__all__ = ["study"]
+__all__ = ["RANDOM", "STEPS", "TOLD", "network", "study"]
 
 DRIVES = (50, 200, 2000)
 STEPS = 6_000  # of training
@@ -77,12 +77,21 @@ def _task(drives: int) -> Task:
 
 def _variants(drives: int) -> dict[str, Variant]:
     return {
-        name: Variant(options, functools.partial(_network, drives=drives, owner=owner))
+        name: Variant(options, functools.partial(network, drives=drives, owner=owner))
         for name, (options, owner) in VARIANTS.items()
     }
 
 
-def _network(scope: Scope, task: Task, seed: int, *, drives: int, owner: str) -> Network:
+def network(scope: Scope, task: Task, seed: int, *, drives: int, owner: str) -> Network:
+    """Network of some expert drives.
+
+    Args:
+        scope: Of the run.
+        task: The car's.
+        seed: Training seed.
+        drives: Number of expert drives.
+        owner: `TOLD`, `UNTOLD` or `DMPC`.
+    """
     expert = Data("mpd_gym/car-umaze/expert-v0", first=drives)
     usual = task.network(scope, seed).config
     changes = {"training": replace(usual.training, steps=STEPS), **scope.changes}

@@ -33,8 +33,10 @@ def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up data, one temperature, short plans, and the quickest of the tasks."""
     use_made_up_data(monkeypatch)
     monkeypatch.setattr(variants, "TEMPERATURES", (1.0,))
-    for module in (initial_state, dynamics_condition, causality, combined_score):
+    for module in (dynamics_condition, combined_score):
         monkeypatch.setattr(module, "TASKS", (CAR,))
+    for module in (initial_state, causality):
+        monkeypatch.setattr(module, "RETRAINED", (CAR,))
 
 
 def networks(cells: dict[str, dict[str, Any]]) -> set[str]:
@@ -69,22 +71,23 @@ def test_two_kinds_of_networks_are_compared(
 def test_few_expert_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mpd_gym.agents import load_agent
 
-    monkeypatch.setattr(car_data, "CAR", CAR)
+    monkeypatch.setattr(variants, "CAR", CAR)
     monkeypatch.setattr(car_data, "DRIVES", (2, 3))
     report, cells = run_mini("car-data", tmp_path)
     used = {key.split(", starts")[0]: cell["of"]["network"] for key, cell in cells.items()}
     assert len(cells) == 2 * 8 and len(networks(cells)) == 2 * 3
-    assert "MPDiffuser above planner alone, 2 expert drives" in report
+    assert "MPDiffuser above planner alone, CarUMaze-v0, 2 expert drives" in report
 
     def planner(key: str) -> Any:
         path = tmp_path / "agents" / f"{used[key]}.safetensors"
         return next(load_agent(path, "cpu").models["planner"].parameters())
 
     alone, other = (
-        planner(f"2 expert drives, {name}, 4") for name in (car_data.ALONE, car_data.UNTOLD)
+        planner(f"CarUMaze-v0, 2 expert drives, {name}, 4")
+        for name in (car_data.ALONE, car_data.UNTOLD)
     )
     assert alone.equal(other)
-    assert not alone.equal(planner(f"3 expert drives, {car_data.ALONE}, 4"))
+    assert not alone.equal(planner(f"CarUMaze-v0, 3 expert drives, {car_data.ALONE}, 4"))
 
 
 @pytest.mark.slow
@@ -94,7 +97,8 @@ def test_mismatched_models_share_their_planners(
     from mpd_gym.agents import load_agent
 
     monkeypatch.setattr(mismatch, "LQR", replace(LQR, title="LQR-v0", data=()))
-    monkeypatch.setattr(mismatch, "CAR", CAR)
+    few = replace(variants.FEW_DRIVES, options=CAR.options)
+    monkeypatch.setattr(mismatch, "FEW_DRIVES", few)
     _, cells = run_mini("mismatch", tmp_path)
     used = {key.split(", starts")[0]: cell["of"]["network"] for key, cell in cells.items()}
     assert len(networks(cells)) == 4 + 3

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,23 +19,21 @@ import numpy as np
 from mpd_gym.experiments.estimates import share
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.measures import free, mean_error
-from mpd_gym.experiments.networks import Data, Network
+from mpd_gym.experiments.networks import Network
 from mpd_gym.experiments.report import UNPUBLISHED, Curve, Ordering, Panel, Report, Table, curves
 from mpd_gym.experiments.variants import (
-    CAR,
     MATCHED,
     PLANNER,
     Outcome,
     Task,
     Variant,
     compared,
+    driving,
 )
 
-__all__ = ["RANDOM", "STEPS", "TOLD", "network", "study"]
+__all__ = ["study"]
 
 DRIVES = (50, 200, 2000)
-STEPS = 6_000  # of training
-RANDOM = Data("mpd_gym/car-umaze/random-v0")
 MANY = {"num_candidates": 64}  # ranked by the distance of their planned end to the goal
 ALONE, TOLD, UNTOLD, DMPC = "planner alone", "MPDiffuser", "MPDiffuser, goal untold", "D-MPC"
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -54,13 +51,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
 
 def study(book: Book) -> Report:
     """Measure every cell and report."""
-    found = compared(book, [(_task(count), _variants(count)) for count in DRIVES])
+    variants = {
+        name: Variant(options, functools.partial(_network, owner=owner))
+        for name, (options, owner) in VARIANTS.items()
+    }
+    tasks = [driving(count) for count in DRIVES]
+    found = compared(book, [(task, variants) for task in tasks])
     text = (
         f"{book.scope.trials} unseen start-goal pairs a cell, the same for all: a whole plan is "
         "executed without looking, and succeeds if the car ends within a metre of the goal. All "
-        f"networks learned for {STEPS:,} steps. Temperature was chosen on validation starts with "
-        "the first seed. N candidates are ranked by the distance of their planned end to the goal; "
-        "otherwise N = 1. Goal untold: the dynamics model does not see it."
+        f"networks learned for {tasks[0].steps:,} steps. Temperature was chosen on validation "
+        "starts with the first seed. N candidates are ranked by the distance of their planned end "
+        "to the goal; otherwise N = 1. Goal untold: the dynamics model does not see it."
     )
     pairs = [(name, ALONE) for name in (TOLD, UNTOLD)]
     pairs += [(f"{name}, N = 64", f"{ALONE}, N = 64") for name in (TOLD, UNTOLD, DMPC)]
@@ -71,39 +73,14 @@ def study(book: Book) -> Report:
     return Report(title, text, [_table(outcome) for outcome in found], orderings, _figure(found))
 
 
-def _task(drives: int) -> Task:
-    return replace(CAR, title=f"{drives} expert drives")
-
-
-def _variants(drives: int) -> dict[str, Variant]:
-    return {
-        name: Variant(options, functools.partial(network, drives=drives, owner=owner))
-        for name, (options, owner) in VARIANTS.items()
-    }
-
-
-def network(scope: Scope, task: Task, seed: int, *, drives: int, owner: str) -> Network:
-    """Network of some expert drives.
-
-    Args:
-        scope: Of the run.
-        task: The car's.
-        seed: Training seed.
-        drives: Number of expert drives.
-        owner: `TOLD`, `UNTOLD` or `DMPC`.
-    """
-    expert = Data("mpd_gym/car-umaze/expert-v0", first=drives)
-    usual = task.network(scope, seed).config
-    changes = {"training": replace(usual.training, steps=STEPS), **scope.changes}
-    fields: dict[str, Any] = {"data": (expert,), "dynamics_data": (expert, RANDOM)}
+def _network(scope: Scope, task: Task, seed: int, *, owner: str) -> Network:
     if owner == DMPC:  # without a value network
-        changes["conditions"] = usual.conditions
-        return task.network(scope, seed, method="dmpc", changes=changes, **fields)
-    told = task.network(scope, seed, changes=changes, **fields)
+        changes = {"conditions": task.network(scope, seed).config.conditions}
+        return task.network(scope, seed, method="dmpc", changes=changes)
+    told = task.network(scope, seed)
     if owner == TOLD:
         return told
-    changes["dynamics_conditions"] = False
-    return task.network(scope, seed, changes=changes, planner=told, **fields)
+    return task.network(scope, seed, changes={"dynamics_conditions": False}, planner=told)
 
 
 def _table(outcome: Outcome) -> Table:

@@ -13,7 +13,7 @@ from typing import Any
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.networks import Network
 from mpd_gym.experiments.report import Report
-from mpd_gym.experiments.variants import TASKS, Task, compared, two_kinds, usual_above
+from mpd_gym.experiments.variants import RETRAINED, Task, compared, two_kinds, usual_above
 
 __all__ = ["study"]
 
@@ -24,7 +24,7 @@ def study(book: Book) -> Report:
     """Measure every cell and report."""
     kinds = "acausal", "causal"
     variants = two_kinds(*kinds, _causal)
-    found = compared(book, [(task, variants) for task in TASKS])
+    found = compared(book, [(task, variants) for task in RETRAINED])
     text = (
         f"{book.scope.trials} trials a cell, the same starts for all; temperature chosen on "
         "validation starts with the first seed. Causal networks have no packed form and take "

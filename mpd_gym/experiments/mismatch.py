@@ -3,7 +3,7 @@
 Published: both of medium-expert or both of medium-replay data beat a planner of the former with a
 dynamics model of the latter. Here the good data has noise in a tenth of the steps, the other in
 four fifths; in the maze the planner learns from 200 expert drives, the dynamics model from those,
-from random ones, or from both, as in `mpd_gym.experiments.car_data`.
+from random ones, or from both.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from mpd_gym.experiments import car_data
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.lqr_noise import noisy_data
 from mpd_gym.experiments.networks import Data, Network
 from mpd_gym.experiments.report import Ordering, Report
-from mpd_gym.experiments.variants import CAR, LQR_CLEAN, MATCHED, PLANNER, Task, Variant, compared
+from mpd_gym.experiments.variants import (
+    FEW_DRIVES,
+    LQR_CLEAN,
+    MATCHED,
+    PLANNER,
+    RANDOM,
+    Task,
+    Variant,
+    compared,
+)
 
 __all__ = ["study"]
 
 LQR = replace(LQR_CLEAN, title="LQR-v0", data=())
 PERCENTS = (10, 80)
-DRIVES = 200
-EXPERT = Data("mpd_gym/car-umaze/expert-v0", first=DRIVES)
-RANDOM = car_data.RANDOM
 PUBLISHED = {"good": "109.9 : 70.3", "poor": "98.2 : 70.3"}  # normalised return, Hopper
 
 
@@ -39,19 +44,18 @@ def study(book: Book) -> Report:
         "planner poor, dynamics good": Variant(MATCHED, _of(poor, good)),
     }
     driving = {
-        "planner alone": Variant(PLANNER, _driver),
-        "expert and random": Variant(MATCHED, _driver),
-        "expert": Variant(MATCHED, functools.partial(_dynamics, data=(EXPERT,))),
-        "random": Variant(MATCHED, functools.partial(_dynamics, data=(RANDOM,))),
+        "planner alone": Variant(PLANNER),
+        "expert and random": Variant(MATCHED),
+        "expert": Variant(MATCHED, functools.partial(_dynamics, data=FEW_DRIVES.data)),
+        "random": Variant(MATCHED, functools.partial(_dynamics, data=(Data(RANDOM),))),
     }
-    car = replace(CAR, title=f"CarUMaze-v0, {DRIVES} expert drives")
-    found = compared(book, [(LQR, linear), (car, driving)])
+    found = compared(book, [(LQR, linear), (FEW_DRIVES, driving)])
     good_name, poor_name = (f"p = {percent / 100}" for percent in PERCENTS)
     text = (
         f"{book.scope.trials} trials a cell, the same starts for all; temperature chosen on "
         f"validation starts with the first seed. LQR-v0: good data has {good_name}, poor data "
-        f"{poor_name}. CarUMaze-v0: data of the dynamics model beside a planner of {DRIVES} expert "
-        f"drives; all networks learned for {car_data.STEPS:,} steps."
+        f"{poor_name}. CarUMaze-v0: data of the dynamics model beside a planner of expert drives; "
+        f"all networks learned for {FEW_DRIVES.steps:,} steps."
     )
     tables = [outcome.table() for outcome in found]
     mixed = "planner good, dynamics poor"
@@ -78,12 +82,7 @@ def _mixed(
     return task.network(scope, seed, data=planner, dynamics_data=dynamics, planner=usual)
 
 
-def _driver(scope: Scope, task: Task, seed: int) -> Network:
-    """Planner of few expert drives, dynamics model of these and random ones."""
-    return car_data.network(scope, task, seed, drives=DRIVES, owner=car_data.TOLD)
-
-
 def _dynamics(scope: Scope, task: Task, seed: int, *, data: tuple[Data, ...]) -> Network:
-    """The same planner with another dynamics model."""
-    usual = _driver(scope, task, seed)
-    return replace(usual, dynamics_data=data, planner=usual)
+    """The planner of the task with another dynamics model."""
+    usual = task.network(scope, seed)
+    return task.network(scope, seed, dynamics_data=data, planner=usual)

@@ -22,16 +22,19 @@ from mpd_gym.experiments.report import Ordering, Table
 
 __all__ = [
     "CAR",
+    "FEW_DRIVES",
     "LQR_CLEAN",
     "LQR_NOISY",
     "MATCHED",
     "PENDULUM",
     "PLANNER",
+    "RETRAINED",
     "TASKS",
     "Outcome",
     "Task",
     "Variant",
     "compared",
+    "driving",
     "two_kinds",
     "usual_above",
 ]
@@ -56,6 +59,8 @@ class Task:
         higher: Whether a higher number is better.
         options: Sampling options of all variants.
         data: Empty for the environment's usual data.
+        dynamics_data: Of the dynamics model, where it has other data.
+        steps: Of training; 0 for the preset's.
     """
 
     title: str
@@ -67,10 +72,23 @@ class Task:
     higher: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[Data, ...] = ()
+    dynamics_data: tuple[Data, ...] = ()
+    steps: int = 0
 
     def network(self, scope: Scope, seed: int, **fields: Any) -> Network:
-        """A network of this task."""
-        return scope.network(self.env_id, seed, **{"data": self.data, **fields})
+        """A network of this task.
+
+        Args:
+            scope: Of the run.
+            seed: Training seed.
+            fields: Of `Network`.
+        """
+        mine = {"data": self.data, "dynamics_data": self.dynamics_data}
+        if self.steps and "training" not in scope.changes:
+            usual = scope.network(self.env_id, seed).config.training
+            changes = {"training": replace(usual, steps=self.steps), **fields.get("changes", {})}
+            fields = {**fields, "changes": changes}
+        return scope.network(self.env_id, seed, **{**mine, **fields})
 
     def changed(self, **options: Any) -> Task:
         """The same task with other sampling options."""
@@ -271,4 +289,28 @@ PENDULUM = Task(
     "success %",
     options={"num_candidates": 4, "action_chunk": 8},
 )
-TASKS = (LQR_CLEAN, LQR_NOISY, CAR)  # of most studies
+EXPERT, RANDOM = "mpd_gym/car-umaze/expert-v0", "mpd_gym/car-umaze/random-v0"
+
+
+def driving(drives: int) -> Task:
+    """The maze, known from a number of expert drives and 1,000 random ones.
+
+    The planner learns from the former, the dynamics model from both, for a quarter of the usual
+    training.
+
+    Args:
+        drives: Number of expert drives.
+    """
+    expert = Data(EXPERT, first=drives)
+    return replace(
+        CAR,
+        title=f"CarUMaze-v0, {drives} expert drives",
+        data=(expert,),
+        dynamics_data=(expert, Data(RANDOM)),
+        steps=6_000,
+    )
+
+
+FEW_DRIVES = driving(200)
+TASKS = (LQR_CLEAN, LQR_NOISY, CAR)
+RETRAINED = (LQR_CLEAN, LQR_NOISY, FEW_DRIVES)  # where a variant trains all networks anew

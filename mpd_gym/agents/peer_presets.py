@@ -87,11 +87,24 @@ def _decision_diffuser(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
 
 
 def _dmpc(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
-    """It asks for no budget, and scores plans by a value in the place of learned rewards."""
+    """It asks for no budget, and scores plans by a value in the place of learned rewards.
+
+    Candidates are all its search: 16 here, 64 in its paper.
+    """
     kinds = {spec.kind for spec in base.conditions}
     value = () if "return" in kinds else (ConditionSpec("return"),)
     kept = tuple(spec for spec in base.conditions if spec.kind != "cost")
-    return {"conditions": (*kept, *value), "reward_model": False, "dynamics_conditions": False}
+    return {
+        "conditions": (*kept, *value),
+        "reward_model": False,
+        "dynamics_conditions": False,
+        "sampling": replace(
+            base.sampling,
+            composition="planner_only",
+            num_candidates=16,
+            samples_per_candidate=1,
+        ),
+    }
 
 
 def _behavior_cloning(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:

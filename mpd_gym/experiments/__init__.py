@@ -52,7 +52,9 @@ STUDIES = {
         "car_umaze", "T. 8, Fig. 2: whole plans of the car executed open loop, all peers", "4 h"
     ),
     "car-data": Study(
-        "car_data", "where few expert drives are known: the car's planner and MPDiffuser", "4 h"
+        "car_data",
+        "few expert drives: the car's planner, MPDiffuser and D-MPC",
+        "3 h",
     ),
     "pendulum-ranking": Study(
         "pendulum_ranking",
@@ -82,7 +84,7 @@ STUDIES = {
     "alternation": Study(
         "alternation",
         "T. 12: alternation against more denoising, K = 10 … 200, three environments",
-        "12 h; 4 h with one seed",
+        "5 h; 2 h with one seed",
     ),
     "combined-score": Study(
         "combined_score",
@@ -90,13 +92,13 @@ STUDIES = {
         "15 min",
     ),
     "initial-state": Study(
-        "initial_state", "T. 9: the initial state inpainted or through FiLM", "3 h"
+        "initial_state", "T. 9: the initial state inpainted or through FiLM", "90 min"
     ),
     "dynamics-condition": Study(
         "dynamics_condition", "T. 14: whether the dynamics model knows the task", "3 h"
     ),
-    "causality": Study("causality", "T. 15: causal and acausal denoisers", "5 h"),
-    "mismatch": Study("mismatch", "T. 16: planner and dynamics model of different data", "4 h"),
+    "causality": Study("causality", "T. 15: causal and acausal denoisers", "2 h"),
+    "mismatch": Study("mismatch", "T. 16: planner and dynamics model of different data", "90 min"),
     "sensitivity": Study(
         "sensitivity", "T. 17, 18: guidance scale, and number of candidates", "30 min"
     ),

@@ -14,7 +14,7 @@ from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.networks import Network
 from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, curves
 from mpd_gym.experiments.variants import (
-    CAR,
+    FEW_DRIVES,
     LQR_NOISY,
     MATCHED,
     PENDULUM,
@@ -29,7 +29,7 @@ __all__ = ["study"]
 
 PLANS: tuple[tuple[Task, tuple[int, ...]], ...] = (
     (LQR_NOISY.changed(num_steps=None, action_chunk=16), (10, 50, 100, 200)),
-    (CAR.changed(num_steps=None), (10, 50, 100, 200)),
+    (FEW_DRIVES.changed(num_steps=None), (10, 50, 100, 200)),
     (PENDULUM.changed(num_steps=None), (10, 50, 100)),
 )
 """Tasks and their K. All levels are visited; candidates cost the pendulum much time."""

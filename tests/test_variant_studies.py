@@ -91,6 +91,17 @@ def test_few_expert_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
+def test_dmpc_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpd_gym.experiments import dmpc
+
+    monkeypatch.setattr(dmpc, "LQR_NOISY", LQR)
+    monkeypatch.setattr(dmpc, "CANDIDATES", (1, 2))
+    report, cells = run_mini("dmpc", tmp_path)
+    assert len(cells) == 5 and len(networks(cells)) == 2
+    assert "MPDiffuser below D-MPC, N = 2" in report
+
+
+@pytest.mark.slow
 def test_mismatched_models_share_their_planners(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

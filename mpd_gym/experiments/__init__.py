@@ -99,6 +99,7 @@ STUDIES = {
     ),
     "causality": Study("causality", "T. 15: causal and acausal denoisers", "2 h"),
     "mismatch": Study("mismatch", "T. 16: planner and dynamics model of different data", "90 min"),
+    "dmpc": Study("dmpc", "D-MPC beside MPDiffuser on LQR-v0", "90 min"),
     "sensitivity": Study(
         "sensitivity", "T. 17, 18: guidance scale, and number of candidates", "30 min"
     ),

@@ -6,19 +6,26 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from mpd_gym.agents.options import SamplingConfig, from_mapping
 from mpd_gym.datasets import ConditionSpec, WindowConfig
-from mpd_gym.diffusion import LossConfig
-from mpd_gym.errors import ConfigError
+from mpd_gym.diffusion import PREDICTIONS, LossConfig
+from mpd_gym.errors import ConfigError, check_choice
 from mpd_gym.models import Regressor, RegressorConfig, UnetConfig
 from mpd_gym.training import TrainingConfig
 
-__all__ = ["REGRESSORS", "AgentConfig", "DiffusionConfig", "Layout", "planner_sampling"]
+__all__ = [
+    "REGRESSORS",
+    "AgentConfig",
+    "DiffusionConfig",
+    "FactoredConfig",
+    "Layout",
+    "planner_sampling",
+]
 
 REGRESSORS = ("reward", "cost", "termination")
 # Channels of a U-Net that the noise of a column takes from input to output. With 4 each, 2 % of it
@@ -241,6 +248,10 @@ class DiffusionConfig(AgentConfig):
             self.horizon, self.discount, self.padding, self.conditions, self.first_step_share
         )
 
+    def loss_of(self, role: str) -> LossConfig:
+        """Options of the denoising loss of one network."""
+        return self.loss
+
     @property
     def plan_horizon(self) -> int:
         """Future steps of a plan."""
@@ -254,6 +265,30 @@ class DiffusionConfig(AgentConfig):
     def condition_sizes(self, sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
         """(name, length) of each condition, in the order of a network's inputs."""
         return tuple((spec.name, sizes[spec.name]) for spec in self.conditions)
+
+
+@dataclass(frozen=True)
+class FactoredConfig(DiffusionConfig):
+    """Fields that agents with a dynamics model of its own have, beside those of `DiffusionConfig`.
+
+    Attributes:
+        dynamics_unet: Size of the dynamics model's network; None for that of `unet`.
+        dynamics_prediction: What the dynamics model predicts, ``"noise"`` or ``"x0"``; None for the
+            same as the other network.
+    """
+
+    dynamics_unet: UnetConfig | None = None
+    dynamics_prediction: Literal["noise", "x0"] | None = None
+
+    def loss_of(self, role: str) -> LossConfig:
+        """Options of the denoising loss of one network."""
+        if role != "dynamics" or self.dynamics_prediction is None:
+            return self.loss
+        return replace(self.loss, prediction=self.dynamics_prediction)
+
+    def _check(self) -> None:
+        if self.dynamics_prediction is not None:
+            check_choice("dynamics_prediction", self.dynamics_prediction, PREDICTIONS)
 
 
 def planner_sampling(sampling: SamplingConfig) -> SamplingConfig:

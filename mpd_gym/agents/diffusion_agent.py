@@ -180,7 +180,7 @@ class DiffusionAgent(TrainedAgent[C]):
             present,
             self._guidance(role),
             levels=levels,
-            prediction=self.config.loss.prediction,
+            prediction=self.config.loss_of(role).prediction,
             clip=(low[columns], high[columns]),
         )
         if known is not None:
@@ -241,5 +241,5 @@ class DiffusionAgent(TrainedAgent[C]):
         model = self.models[role]
         assert isinstance(model, TrajectoryDenoiser)
         names = tuple(name for name, _ in model.config.conditions)
-        loss, initial_state = self.config.loss, self.config.initial_state
+        loss, initial_state = self.config.loss_of(role), self.config.initial_state
         return DenoisingTask(self._schedule, loss, names, initial_state, self.device, **fields)

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.agents.config import DiffusionConfig, Layout, planner_sampling
+from mpd_gym.agents.config import FactoredConfig, Layout, planner_sampling
 from mpd_gym.agents.factored import FactoredAgent
 from mpd_gym.agents.learning import Task
 from mpd_gym.agents.options import SamplingConfig
@@ -26,8 +26,8 @@ __all__ = ["DMPCAgent", "DMPCConfig"]
 
 @final
 @dataclass(frozen=True)
-class DMPCConfig(DiffusionConfig):
-    """Configuration of D-MPC. The other fields are those of `DiffusionConfig`.
+class DMPCConfig(FactoredConfig):
+    """Configuration of D-MPC. The other fields are those of `FactoredConfig`.
 
     A condition of kind ``"return"`` is what the value network J predicts, by which candidates are
     ranked where no reward is learned or given. The action proposal is conditioned on every other
@@ -37,7 +37,6 @@ class DMPCConfig(DiffusionConfig):
     `diffusion_steps` levels.
 
     Attributes:
-        dynamics_unet: Size of the dynamics model's network; None for the proposal's.
         dynamics_conditions: Whether the dynamics model sees the conditions that the proposal sees.
         value_unet: Size of the value network's encoder; None for the proposal's.
 
@@ -45,7 +44,6 @@ class DMPCConfig(DiffusionConfig):
         ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
-    dynamics_unet: UnetConfig | None = None
     dynamics_conditions: bool = False
     value_unet: UnetConfig | None = None
 
@@ -96,6 +94,7 @@ class DMPCConfig(DiffusionConfig):
         return ValueConfig(nx + nu, self.horizon, self.value_unet or self.unet)
 
     def _check(self) -> None:
+        super()._check()
         kinds = [spec.kind for spec in self.conditions]
         if "cost" in kinds or kinds.count("return") > 1:
             raise ConfigError(

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TypeVar
 
-from mpd_gym.agents.config import DiffusionConfig
+from mpd_gym.agents.config import FactoredConfig
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
 from mpd_gym.agents.learning import Dataset, TrainingData, as_data, train_modules
 from mpd_gym.training import TrainingConfig, TrainingResult
@@ -14,7 +14,7 @@ from mpd_gym.types import Array
 
 __all__ = ["FactoredAgent"]
 
-C = TypeVar("C", bound=DiffusionConfig)
+C = TypeVar("C", bound=FactoredConfig)
 
 
 class FactoredAgent(DiffusionAgent[C]):

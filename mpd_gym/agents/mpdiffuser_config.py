@@ -6,25 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from mpd_gym.agents.config import REGRESSORS, DiffusionConfig, Layout
+from mpd_gym.agents.config import REGRESSORS, FactoredConfig, Layout
 from mpd_gym.diffusion import make_schedule
-from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
+from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser
 
 __all__ = ["REGRESSORS", "MPDiffuserConfig"]
 
 
 @final
 @dataclass(frozen=True)
-class MPDiffuserConfig(DiffusionConfig):
+class MPDiffuserConfig(FactoredConfig):
     """Everything that defines a trained MPDiffuser, and how it samples by default.
 
     The defaults are the paper's (appendix B) but for the normaliser, the padding and the null
     condition; `mpd_gym.agents.presets` has laptop-size ones for each environment. Round-trips
-    through ``dataclasses.asdict`` and JSON. The other fields are those of `DiffusionConfig` and
-    `AgentConfig`.
+    through ``dataclasses.asdict`` and JSON. The other fields are those of `FactoredConfig` and
+    `DiffusionConfig`.
 
     Attributes:
-        dynamics_unet: Size of the dynamics model's network; None for the planner's.
         dynamics_conditions: Whether the dynamics model sees the conditions (appendix J).
         initial_state: ``"film"``, or ``"inpaint"`` with plans of H − 1 steps (appendix D).
 
@@ -32,7 +31,6 @@ class MPDiffuserConfig(DiffusionConfig):
         ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
-    dynamics_unet: UnetConfig | None = None
     dynamics_conditions: bool = True
     initial_state: str = "film"
 
@@ -71,6 +69,7 @@ class MPDiffuserConfig(DiffusionConfig):
         return Layout(self.horizon, nx + nu, self.plan_horizon, self.diffusion_steps)
 
     def _check(self) -> None:
+        super()._check()
         for role in self.networks():
             self.denoiser(role, 1, 1, self.unit_sizes)
         make_schedule(self.schedule, self.diffusion_steps)

@@ -11,7 +11,7 @@ from mpd_gym.diffusion.composition import (
     inpaint,
     inpaint_denoiser,
 )
-from mpd_gym.diffusion.guidance import guided
+from mpd_gym.diffusion.guidance import PREDICTIONS, guided
 from mpd_gym.diffusion.loss import Examples, LossConfig, assemble, denoising_loss
 from mpd_gym.diffusion.safety import (
     VARIANTS,
@@ -36,6 +36,7 @@ from mpd_gym.diffusion.value_guidance import ascend
 __all__ = [
     "COMPOSITIONS",
     "PLANNER_COMPOSITIONS",
+    "PREDICTIONS",
     "SAMPLERS",
     "SCHEDULES",
     "SPACINGS",

@@ -3,7 +3,7 @@
 With 2,000 expert drives the planner alone is about as good as MPDiffuser (Table 8 here). The method
 is made for less: the dynamics model also learns from drives that lead nowhere, which are easy to
 get. Here the planner learns from few expert drives, the dynamics model from the same ones and 1,000
-random drives; it is told the goal, as the paper's is, or not. D-MPC learns from the same data, and
+random drives; it is told the goal, as the paper's is, or not, and predicts noise or x̂_0. D-MPC learns from the same data, and
 picks the proposal whose predicted end is nearest to the goal (Zhou et al. 2025, with a known
 objective in the place of a learned one); so do the others where they have as many candidates.
 """
@@ -35,18 +35,24 @@ __all__ = ["study"]
 
 DRIVES = (50, 200, 2000)
 MANY = {"num_candidates": 64}  # ranked by the distance of their planned end to the goal
-ALONE, TOLD, UNTOLD, DMPC = "planner alone", "MPDiffuser", "MPDiffuser, goal untold", "D-MPC"
+ALONE, TOLD, DMPC = "planner alone", "MPDiffuser", "D-MPC"
+UNTOLD, CLEAN = f"{TOLD}, goal untold", f"{TOLD}, goal untold, x̂_0"
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     ALONE: (PLANNER, TOLD),
     TOLD: (MATCHED, TOLD),
-    "MPDiffuser, Algorithm 1": ({"composition": "alternating"}, TOLD),
+    f"{TOLD}, Algorithm 1": ({"composition": "alternating"}, TOLD),
     UNTOLD: (MATCHED, UNTOLD),
+    CLEAN: (MATCHED, CLEAN),
     f"{ALONE}, N = 64": ({**PLANNER, **MANY}, TOLD),
-    f"{TOLD}, N = 64": ({**MATCHED, **MANY}, TOLD),
-    f"{UNTOLD}, N = 64": ({**MATCHED, **MANY}, UNTOLD),
+    f"{CLEAN}, N = 64": ({**MATCHED, **MANY}, CLEAN),
     f"{DMPC}, N = 64": ({**PLANNER, **MANY}, DMPC),
 }
 """Sampling options, and whose networks."""
+CHANGES: dict[str, dict[str, Any]] = {
+    UNTOLD: {"dynamics_conditions": False},
+    CLEAN: {"dynamics_conditions": False, "dynamics_prediction": "x0"},
+}
+"""Of the dynamics model."""
 
 
 def study(book: Book) -> Report:
@@ -62,10 +68,11 @@ def study(book: Book) -> Report:
         "executed without looking, and succeeds if the car ends within a metre of the goal. All "
         f"networks learned for {tasks[0].steps:,} steps. Temperature was chosen on validation "
         "starts with the first seed. N candidates are ranked by the distance of their planned end "
-        "to the goal; otherwise N = 1. Goal untold: the dynamics model does not see it."
+        "to the goal; otherwise N = 1. Goal untold: the dynamics model does not see it; x̂_0: it "
+        "predicts the clean states, as D-MPC's does, in the place of their noise."
     )
-    pairs = [(name, ALONE) for name in (TOLD, UNTOLD)]
-    pairs += [(f"{name}, N = 64", f"{ALONE}, N = 64") for name in (TOLD, UNTOLD, DMPC)]
+    pairs = [(name, ALONE) for name in (TOLD, UNTOLD, CLEAN)]
+    pairs += [(f"{name}, N = 64", f"{ALONE}, N = 64") for name in (CLEAN, DMPC)]
     orderings: list[Ordering] = [
         outcome.ordering(*pair, UNPUBLISHED) for outcome in found for pair in pairs
     ]
@@ -75,12 +82,13 @@ def study(book: Book) -> Report:
 
 def _network(scope: Scope, task: Task, seed: int, *, owner: str) -> Network:
     if owner == DMPC:  # without a value network
-        changes = {"conditions": task.network(scope, seed).config.conditions}
+        conditions = task.network(scope, seed).config.conditions
+        changes = {"conditions": conditions, "dynamics_prediction": "x0"}
         return task.network(scope, seed, method="dmpc", changes=changes)
     told = task.network(scope, seed)
     if owner == TOLD:
         return told
-    return task.network(scope, seed, changes={"dynamics_conditions": False}, planner=told)
+    return task.network(scope, seed, changes=CHANGES[owner], planner=told)
 
 
 def _table(outcome: Outcome) -> Table:

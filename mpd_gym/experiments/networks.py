@@ -152,6 +152,8 @@ class Network:
         for part in _SIZES:  # a field that came later counts where it is set
             if config.get(part) and not config[part]["causal"]:
                 config[part].pop("causal")
+        if config.get("dynamics_prediction") is None:
+            config.pop("dynamics_prediction", None)
         content = {
             "method": self.method,
             "config": {key: config[key] for key in config if key not in _NOT_OF_WEIGHTS},

@@ -4,9 +4,9 @@ With 2,000 expert drives the planner alone is about as good as MPDiffuser (Table
 is made for less: the dynamics model also learns from drives that lead nowhere, which are easy to
 get. Here the planner learns from few expert drives, the dynamics model from the same ones and 1,000
 random drives; it is told the goal, as the paper's is, or not, and predicts noise or x̂_0. D-MPC
-learns from the same data, and picks the proposal whose predicted end is nearest to the goal (Zhou et
-al. 2025, with a known objective in the place of a learned one); so do the others where they have as
-many candidates.
+learns from the same data, and picks the proposal whose predicted end is nearest to the goal (Zhou
+et al. 2025, with a known objective in the place of a learned one); so do the others where they have
+as many candidates.
 """
 
 from __future__ import annotations

@@ -805,3 +805,27 @@ def test_inpainting_plans_one_step_less_and_keeps_x_0() -> None:
     _, state = agent.predict(row)
     kept = agent.normalizers.observation.unnormalize(state.plan[:, 0, :2])
     np.testing.assert_allclose(kept[0], row, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", [None, "x0"])
+def test_the_dynamics_model_may_predict_clean_states(prediction: Any, tmp_path: Path) -> None:
+    config = replace(TINY, dynamics_prediction=prediction)
+    agent = MPDiffuserAgent.fit(source("LQR-v0"), config, progress=False)
+    told = [agent._task(role).loss.prediction for role in ("planner", "dynamics")]
+    assert told == ["noise", prediction or "noise"]
+    agent.save(tmp_path / "agent.safetensors")
+    agent = MPDiffuserAgent.load(tmp_path / "agent.safetensors", device="cpu", precision="plain")
+    head = agent.models["dynamics"].unet.head[-1]
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)  # the network's output is 0
+    request = agent._request(
+        agent._reader.read(np.zeros(2, np.float32)), np.full(1, np.inf), None, False
+    )
+    level = config.diffusion_steps
+    noisy = torch.full((1, config.horizon, 3), 1e-3)
+    clean = agent._denoiser("dynamics", request, [level])(noisy, level)
+    signal = agent._schedule.signal(level)
+    expected = 0.0 if prediction == "x0" else 1e-3 / signal
+    torch.testing.assert_close(clean, torch.full_like(clean, expected).clamp(-1, 1))
+    with pytest.raises(ConfigError, match="dynamics_prediction"):
+        replace(TINY, dynamics_prediction="score")

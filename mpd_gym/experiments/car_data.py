@@ -34,7 +34,7 @@ from mpd_gym.experiments.variants import (
 
 __all__ = ["study"]
 
-DRIVES = (50, 200, 2000)
+DRIVES = (50, 200)
 MANY = {"num_candidates": 64}  # ranked by the distance of their planned end to the goal
 ALONE, TOLD, DMPC = "planner alone", "MPDiffuser", "D-MPC"
 UNTOLD, CLEAN = f"{TOLD}, goal untold", f"{TOLD}, goal untold, x̂_0"

@@ -89,7 +89,9 @@ def _decision_diffuser(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
 def _dmpc(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
     """It asks for no budget, and scores plans by a value in the place of learned rewards.
 
-    Candidates are all its search: 16 here, 64 in its paper.
+    Candidates are all its search: 16 here, 64 in its paper. Given clean actions, the states are
+    nearly known: predicted noise leaves them 0.6 m off in the maze, predicted x̂_0 0.2 m (``python
+    benchmarks/dynamics_accuracy.py``).
     """
     kinds = {spec.kind for spec in base.conditions}
     value = () if "return" in kinds else (ConditionSpec("return"),)
@@ -98,6 +100,7 @@ def _dmpc(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
         "conditions": (*kept, *value),
         "reward_model": False,
         "dynamics_conditions": False,
+        "dynamics_prediction": "x0",
         "sampling": replace(
             base.sampling,
             composition="planner_only",

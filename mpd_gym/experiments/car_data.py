@@ -83,8 +83,7 @@ def study(book: Book) -> Report:
 
 def _network(scope: Scope, task: Task, seed: int, *, owner: str) -> Network:
     if owner == DMPC:  # without a value network
-        conditions = task.network(scope, seed).config.conditions
-        changes = {"conditions": conditions, "dynamics_prediction": "x0"}
+        changes = {"conditions": task.network(scope, seed).config.conditions}
         return task.network(scope, seed, method="dmpc", changes=changes)
     told = task.network(scope, seed)
     if owner == TOLD:

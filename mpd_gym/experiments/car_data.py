@@ -12,7 +12,6 @@ as many candidates.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from mpd_gym.experiments.estimates import share
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.measures import free, mean_error
 from mpd_gym.experiments.networks import Network
-from mpd_gym.experiments.report import UNPUBLISHED, Curve, Ordering, Panel, Report, Table, curves
+from mpd_gym.experiments.report import UNPUBLISHED, Ordering, Report, Table
 from mpd_gym.experiments.variants import (
     MATCHED,
     PLANNER,
@@ -78,7 +77,7 @@ def study(book: Book) -> Report:
         outcome.ordering(*pair, UNPUBLISHED) for outcome in found for pair in pairs
     ]
     title = "Few expert drives: where the dynamics model earns its place"
-    return Report(title, text, [_table(outcome) for outcome in found], orderings, _figure(found))
+    return Report(title, text, [_table(outcome) for outcome in found], orderings)
 
 
 def _network(scope: Scope, task: Task, seed: int, *, owner: str) -> Network:
@@ -104,12 +103,3 @@ def _table(outcome: Outcome) -> Table:
     heads = ("variant", "temperature", "success %", "free success %", "planned end to goal m",
              "state error m")  # fmt: skip
     return Table(outcome.task.title, heads, rows)
-
-
-def _figure(found: Sequence[Outcome]) -> Any:
-    lines = {
-        name: Curve(list(DRIVES), [outcome.estimates[name] for outcome in found])
-        for name in VARIANTS
-    }
-    panel = Panel("CarUMaze-v0, open loop", lines, "expert drives", "success %", True, True)
-    return curves([panel])

@@ -61,6 +61,7 @@ class Method(StrEnum):
     """Names of the agents, as in `mpd_gym.agents.AGENTS`."""
 
     mpdiffuser = "mpdiffuser"
+    dmpc = "dmpc"
     planner = "planner"
     diffuser = "diffuser"
     decision_diffuser = "decision_diffuser"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mpd_gym.agents.learning import DenoisingTask
-from mpd_gym.agents.tasks import RearrangedTask, ValueTask, states_only, with_conditions
+from mpd_gym.agents.tasks import ValueTask, states_only, with_conditions
 from mpd_gym.diffusion import (
     LossConfig,
     Parts,
@@ -225,10 +225,8 @@ def test_states_alone_have_no_action_columns_and_no_loss_on_x_0() -> None:
     config = DenoiserConfig(2, 0, 4, initial_state="inpaint", unet=UNET)
     assert config.trajectory_dim == config.output_dim == 2
     network = TrajectoryDenoiser(config)
-    inner = DenoisingTask(
-        make_schedule("cosine", 10), LossConfig("x0"), (), "inpaint", torch.device("cpu")
-    )
-    task = RearrangedTask(inner, states_only)
+    parts = make_schedule("cosine", 10), LossConfig("x0"), (), "inpaint", torch.device("cpu")
+    task = DenoisingTask(*parts, rearrange=states_only)
     examples = task.sampler(Windows())(6, np.random.default_rng(0))
     given = batch()
     assert examples.trajectory.shape == (6, 4, 2)

@@ -6,16 +6,16 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from mpd_gym.agents.options import SamplingConfig, from_mapping
 from mpd_gym.datasets import ConditionSpec, WindowConfig
-from mpd_gym.diffusion import PREDICTIONS, LossConfig
+from mpd_gym.diffusion import PREDICTIONS, LossConfig, make_schedule
 from mpd_gym.errors import ConfigError, check_choice
-from mpd_gym.models import Regressor, RegressorConfig, UnetConfig
+from mpd_gym.models import DenoiserConfig, Regressor, RegressorConfig, UnetConfig
 from mpd_gym.training import TrainingConfig
 
 __all__ = [
@@ -248,6 +248,11 @@ class DiffusionConfig(AgentConfig):
             self.horizon, self.discount, self.padding, self.conditions, self.first_step_share
         )
 
+    @property
+    def value_condition(self) -> ConditionSpec | None:
+        """What a value network predicts; None without a return."""
+        return next((spec for spec in self.conditions if spec.kind == "return"), None)
+
     def loss_of(self, role: str) -> LossConfig:
         """Options of the denoising loss of one network."""
         return self.loss
@@ -273,12 +278,44 @@ class FactoredConfig(DiffusionConfig):
 
     Attributes:
         dynamics_unet: Size of the dynamics model's network; None for that of `unet`.
+        dynamics_conditions: Whether the dynamics model sees the conditions that the other network
+            sees.
         dynamics_prediction: What the dynamics model predicts, ``"noise"`` or ``"x0"``; None for the
             same as the other network.
     """
 
+    output: ClassVar[Literal["trajectory", "actions"]]
+    """What the network beside the dynamics model predicts."""
+
     dynamics_unet: UnetConfig | None = None
+    dynamics_conditions: bool = True
     dynamics_prediction: Literal["noise", "x0"] | None = None
+
+    def denoiser(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> DenoiserConfig:
+        """Configuration of the dynamics model's network, or of the one beside it.
+
+        Args:
+            role: Which one, ``"dynamics"`` or the other.
+            nx: Size of an observation.
+            nu: Size of an action.
+            sizes: Length of each condition.
+        """
+        dynamics = role == "dynamics"
+        seen = self.dynamics_conditions or not dynamics
+        return DenoiserConfig(
+            observation_dim=nx,
+            action_dim=nu,
+            horizon=self.horizon,
+            output="observations" if dynamics else self.output,
+            conditions=self.condition_sizes(sizes) if seen else (),
+            null=self.null,  # type: ignore[arg-type]
+            initial_state=self.initial_state,  # type: ignore[arg-type]
+            unet=self.dynamics_unet or self.unet if dynamics else self.unet,
+        )
+
+    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
+        """Shape of what the agent samples."""
+        return Layout(self.horizon, nx + nu, self.plan_horizon, self.diffusion_steps)
 
     def loss_of(self, role: str) -> LossConfig:
         """Options of the denoising loss of one network."""
@@ -289,6 +326,9 @@ class FactoredConfig(DiffusionConfig):
     def _check(self) -> None:
         if self.dynamics_prediction is not None:
             check_choice("dynamics_prediction", self.dynamics_prediction, PREDICTIONS)
+        for role in (self.networks()[0], "dynamics"):
+            self.denoiser(role, 1, 1, self.unit_sizes)
+        make_schedule(self.schedule, self.diffusion_steps)
 
 
 def planner_sampling(sampling: SamplingConfig) -> SamplingConfig:

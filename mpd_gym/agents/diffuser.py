@@ -17,7 +17,6 @@ from mpd_gym.agents.learning import Task
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, given_columns
 from mpd_gym.agents.tasks import ValueTask, with_conditions
-from mpd_gym.datasets import ConditionSpec
 from mpd_gym.diffusion import ascend, make_schedule
 from mpd_gym.errors import ConfigError, check_integer
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, ValueConfig, ValueNetwork
@@ -55,11 +54,6 @@ class DiffuserConfig(DiffusionConfig):
     def initial_state(self) -> str:
         """Where x_0 stands."""
         return "inpaint"
-
-    @property
-    def value_condition(self) -> ConditionSpec | None:
-        """What the value network predicts; None without one."""
-        return next((spec for spec in self.conditions if spec.kind == "return"), None)
 
     @property
     def appended(self) -> tuple[str, ...]:

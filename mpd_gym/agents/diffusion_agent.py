@@ -218,10 +218,10 @@ class DiffusionAgent(TrainedAgent[C]):
 
     def _returns(self, trajectories: Tensor) -> Array | None:
         value = self.models.get("value")
-        if value is None:
+        target = self.config.value_condition
+        if value is None or target is None:
             return None
-        name = next(spec.name for spec in self.config.conditions if spec.kind == "return")
-        scaling = self.conditions.scalings[name]
+        scaling = self.conditions.scalings[target.name]
         k = torch.ones(1, dtype=torch.long, device=self.device)
         with torch.no_grad():
             scaled = np.asarray(value(trajectories, k).float().cpu(), float)

@@ -9,16 +9,15 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.agents.config import FactoredConfig, Layout, planner_sampling
+from mpd_gym.agents.config import FactoredConfig, planner_sampling
 from mpd_gym.agents.factored import FactoredAgent
 from mpd_gym.agents.learning import Task
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request
 from mpd_gym.agents.tasks import ValueTask, actions_only
-from mpd_gym.datasets import ConditionSpec
-from mpd_gym.diffusion import PLANNER_COMPOSITIONS, Parts, compose, make_move, make_schedule, sample
+from mpd_gym.diffusion import PLANNER_COMPOSITIONS, Parts, compose, make_move, sample
 from mpd_gym.errors import ConfigError
-from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, ValueConfig, ValueNetwork
+from mpd_gym.models import TrajectoryDenoiser, UnetConfig, ValueConfig, ValueNetwork
 from mpd_gym.types import Denoiser, Step
 
 __all__ = ["DMPCAgent", "DMPCConfig"]
@@ -37,12 +36,14 @@ class DMPCConfig(FactoredConfig):
     `diffusion_steps` levels.
 
     Attributes:
-        dynamics_conditions: Whether the dynamics model sees the conditions that the proposal sees.
+        dynamics_conditions: As there; the paper's dynamics model sees none.
         value_unet: Size of the value network's encoder; None for the proposal's.
 
     Raises:
         ConfigError: If a value is unknown, out of range or contradicts another.
     """
+
+    output = "actions"
 
     dynamics_conditions: bool = False
     value_unet: UnetConfig | None = None
@@ -51,11 +52,6 @@ class DMPCConfig(FactoredConfig):
     def initial_state(self) -> str:
         """Where x_0 stands."""
         return "film"
-
-    @property
-    def value_condition(self) -> ConditionSpec | None:
-        """What the value network predicts; None without one."""
-        return next((spec for spec in self.conditions if spec.kind == "return"), None)
 
     def networks(self) -> list[str]:
         """Action proposal, dynamics model, and the value network if there is a return."""
@@ -66,29 +62,12 @@ class DMPCConfig(FactoredConfig):
         """Make one of them."""
         if role == "value":
             return ValueNetwork(self._value(nx, nu))
-        return TrajectoryDenoiser(self._denoiser(role, nx, nu, sizes))
-
-    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
-        """Shape of what the agent samples."""
-        return Layout(self.horizon, nx + nu, self.plan_horizon, self.diffusion_steps)
+        return TrajectoryDenoiser(self.denoiser(role, nx, nu, sizes))
 
     def condition_sizes(self, sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
         """(name, length) of each condition of the proposal."""
         seen = [spec.name for spec in self.conditions if spec.kind != "return"]
         return tuple((name, sizes[name]) for name in seen)
-
-    def _denoiser(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> DenoiserConfig:
-        proposes = role == "proposal"
-        seen = proposes or self.dynamics_conditions
-        return DenoiserConfig(
-            observation_dim=nx,
-            action_dim=nu,
-            horizon=self.horizon,
-            output="actions" if proposes else "observations",
-            conditions=self.condition_sizes(sizes) if seen else (),
-            null=self.null,  # type: ignore[arg-type]
-            unet=self.unet if proposes else self.dynamics_unet or self.unet,
-        )
 
     def _value(self, nx: int, nu: int) -> ValueConfig:
         return ValueConfig(nx + nu, self.horizon, self.value_unet or self.unet)
@@ -102,10 +81,7 @@ class DMPCConfig(FactoredConfig):
                 f"conditions; expected no 'cost' and one 'return' at most, got {kinds}"
             )
         object.__setattr__(self, "sampling", planner_sampling(self.sampling))
-        for role in ("proposal", "dynamics"):
-            self._denoiser(role, 1, 1, self.unit_sizes)
         self._value(1, 1)
-        make_schedule(self.schedule, self.diffusion_steps)
 
 
 @final

@@ -1,8 +1,10 @@
-"""LQR with noise, smooth random actions, and the pendulum's swing-up controller."""
+"""LQR with noise, smooth random actions, errors in actions, and the pendulum's swing-up."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +15,7 @@ from scipy import stats
 
 import mpd_gym  # noqa: F401  (registers the environments)
 from mpd_gym.collect.lqr import NoisyLQR
+from mpd_gym.collect.noisy import NoisyPolicy
 from mpd_gym.collect.random_driver import RandomDriver
 from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
 from mpd_gym.errors import ConfigError, InputError
@@ -282,3 +285,52 @@ def test_random_driver_follows_its_seed_and_takes_batches() -> None:
     assert first.shape == (3, 2) and state.shape == (3, 2)
     with pytest.raises(ConfigError, match="CarUMaze"):
         RandomDriver(gym.make("Pendulum-v1"))
+
+
+# NoisyPolicy
+
+
+def with_errors(noise: float = 0.2, **kwargs: Any) -> tuple[NoisyPolicy, NoisyLQR]:
+    """A policy with errors, and the one without; actions in [-1, 3]."""
+    env = gym.Env[Any, Any]()
+    env.action_space = spaces.Box(-1.0, 3.0, (2,), np.float64)
+    env.observation_space = spaces.Box(-5.0, 5.0, (3,), np.float64)
+    policy = NoisyLQR(GAIN, 0.0)
+    return NoisyPolicy(policy, env, noise=noise, **kwargs), policy
+
+
+def test_errors_are_a_share_of_the_range_of_actions() -> None:
+    noisy, policy = with_errors(correlation=0.0)
+    x = np.tile([-0.5, 0.0, -0.1], (4000, 1))
+    errors = noisy.predict(x)[0] - policy.predict(x)[0]
+    assert stats.kstest((errors.ravel() + 0.4) / 0.8, "uniform").pvalue > 1e-3
+    np.testing.assert_allclose(noisy.predict(x, deterministic=True)[0], policy.predict(x)[0])
+
+
+def test_errors_change_smoothly_follow_the_seed_and_keep_to_the_box() -> None:
+    noisy, policy = with_errors(correlation=0.95)
+    x, state, runs = np.array([-0.5, 0.0, -0.1]), None, []
+    for _ in range(2):
+        noisy.reseed(3)
+        errors, state = [], None
+        for _ in range(60):
+            action, state = noisy.predict(x, state)
+            errors.append(action - policy.predict(x)[0])
+        runs.append(np.array(errors))
+    np.testing.assert_array_equal(*runs)
+    assert np.abs(np.diff(runs[0], axis=0)).mean() < 0.5 * runs[0].std()
+    far, _ = noisy.predict(np.full((50, 3), 3.0))
+    assert all(action in noisy._smooth.action_space for action in far)
+
+
+def test_errors_start_anew_with_the_episode_and_a_failed_solver_shows() -> None:
+    noisy, _ = with_errors(correlation=0.9999)
+    x = np.zeros((2, 3))
+    _, state = noisy.predict(x)
+    _, after = noisy.predict(x, state, np.array([True, False]))
+    changed = np.abs(after.z - state.z).max(axis=1)
+    assert changed[0] > 0.2 > 0.1 > changed[1]
+    assert state.solved is None
+    assert replace(state, policy=SimpleNamespace(solved=False)).solved is False
+    with pytest.raises(ConfigError, match="noise"):
+        with_errors(-0.1)

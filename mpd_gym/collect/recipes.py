@@ -16,6 +16,7 @@ from gymnasium import spaces
 
 from mpd_gym._version import __version__
 from mpd_gym.collect.lqr import NoisyLQR
+from mpd_gym.collect.noisy import NoisyPolicy
 from mpd_gym.collect.random_driver import RandomDriver
 from mpd_gym.collect.record import DatasetInfo, record, write_dataset
 from mpd_gym.collect.rollout import Job, Runner
@@ -31,6 +32,7 @@ CODE = f"mpd_gym/collect/recipes.py of mpd-gym {__version__}"
 LQR_RETURNS = (-358.0, -0.239)  # no control, and the optimal gain; both expectations
 CAR_RETURNS = (-64.0, -24.6)  # never at the goal, and nonlinear MPC
 PENDULUM_RETURNS = (-1225.0, -150.0)  # random actions, and a trained SAC
+DRIVING_NOISE = 0.5  # largest error as a share of the largest action; no drive ends in a wall
 SAFE_PENALTY = 100.0  # of one step beyond the limit; 10 leaves some violations
 # Ten copies and two updates for each step of all of them: 100,000 steps in two minutes on a core.
 COPIES = 10
@@ -191,6 +193,10 @@ def _nmpc() -> Policy:
     return NMPC(on_failure="report")
 
 
+def _noisy_nmpc() -> Policy:
+    return NoisyPolicy(_nmpc(), gym.make("CarUMaze-v0"), noise=DRIVING_NOISE)
+
+
 def _random_driver() -> Policy:
     return RandomDriver(gym.make("CarUMaze-v0"))
 
@@ -209,6 +215,16 @@ def _collect_car_expert(collection: Collection) -> Any:
         CAR_RETURNS,
     )
     return _record(collection, _nmpc, "CarUMaze-v0", 2000, about, accept=_arrived)
+
+
+def _collect_car_noisy(collection: Collection) -> Any:
+    about = info(
+        "nonlinear MPC (CasADi, Ipopt) with smooth errors in the actions",
+        f"U-turns through the maze with errors of up to {DRIVING_NOISE} of the largest action, "
+        "for dynamics models.",
+        CAR_RETURNS,
+    )
+    return _record(collection, _noisy_nmpc, "CarUMaze-v0", 1000, about)
 
 
 def _collect_car_random(collection: Collection) -> Any:
@@ -327,6 +343,11 @@ RECIPES: dict[str, Recipe] = {
             "mpd_gym/car-umaze/expert-v0",
             "CarUMaze-v0: 2000 trajectories of nonlinear MPC",
             _collect_car_expert,
+        ),
+        Recipe(
+            "mpd_gym/car-umaze/noisy-v0",
+            "CarUMaze-v0: 1000 trajectories of nonlinear MPC with errors in its actions",
+            _collect_car_noisy,
         ),
         Recipe(
             "mpd_gym/car-umaze/random-v0",

@@ -7,6 +7,10 @@ random drives; it is told the goal, as the paper's is, or not, and predicts nois
 learns from the same data, and picks the proposal whose predicted end is nearest to the goal (Zhou
 et al. 2025, with a known objective in the place of a learned one); so do the others where they have
 as many candidates.
+
+Random drives are not like those that are planned. So one dynamics model learns from 1,000 drives of
+the expert with errors in its actions in their place; and as these arrive as well, there is a
+planner that learns from them too.
 """
 
 from __future__ import annotations
@@ -19,10 +23,11 @@ import numpy as np
 from mpd_gym.experiments.estimates import share
 from mpd_gym.experiments.frame import Book, Scope
 from mpd_gym.experiments.measures import free, mean_error
-from mpd_gym.experiments.networks import Network
+from mpd_gym.experiments.networks import Data, Network
 from mpd_gym.experiments.report import UNPUBLISHED, Ordering, Report, Table
 from mpd_gym.experiments.variants import (
     MATCHED,
+    NOISY,
     PLANNER,
     Outcome,
     Task,
@@ -37,12 +42,16 @@ DRIVES = (50, 200)
 MANY = {"num_candidates": 64}  # ranked by the distance of their planned end to the goal
 ALONE, TOLD, DMPC = "planner alone", "MPDiffuser", "D-MPC"
 UNTOLD, CLEAN = f"{TOLD}, goal untold", f"{TOLD}, goal untold, x̂_0"
+NEAR, ALONE_NEAR = f"{TOLD}, noisy drives", f"{ALONE}, noisy drives"
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     ALONE: (PLANNER, TOLD),
     TOLD: (MATCHED, TOLD),
     f"{TOLD}, Algorithm 1": ({"composition": "alternating"}, TOLD),
     UNTOLD: (MATCHED, UNTOLD),
     CLEAN: (MATCHED, CLEAN),
+    NEAR: (MATCHED, NEAR),
+    f"{NEAR}, Algorithm 1": ({"composition": "alternating"}, NEAR),
+    ALONE_NEAR: (PLANNER, ALONE_NEAR),
     f"{ALONE}, N = 64": ({**PLANNER, **MANY}, TOLD),
     f"{CLEAN}, N = 64": ({**MATCHED, **MANY}, CLEAN),
     f"{DMPC}, N = 64": ({**PLANNER, **MANY}, DMPC),
@@ -69,9 +78,11 @@ def study(book: Book) -> Report:
         f"networks learned for {tasks[0].steps:,} steps. Temperature was chosen on validation "
         "starts with the first seed. N candidates are ranked by the distance of their planned end "
         "to the goal; otherwise N = 1. Goal untold: the dynamics model does not see it; x̂_0: it "
-        "predicts the clean states, as D-MPC's does, in the place of their noise."
+        "predicts the clean states, as D-MPC's does, in the place of their noise. Noisy drives: it "
+        "learned from noisy in the place of random drives; the planner alone from them as well."
     )
-    pairs = [(name, ALONE) for name in (TOLD, UNTOLD, CLEAN)]
+    pairs = [(name, ALONE) for name in (TOLD, UNTOLD, CLEAN, NEAR)]
+    pairs += [(NEAR, ALONE_NEAR)]
     pairs += [(f"{name}, N = 64", f"{ALONE}, N = 64") for name in (CLEAN, DMPC)]
     orderings: list[Ordering] = [
         outcome.ordering(*pair, UNPUBLISHED) for outcome in found for pair in pairs
@@ -87,6 +98,11 @@ def _network(scope: Scope, task: Task, seed: int, *, owner: str) -> Network:
     told = task.network(scope, seed)
     if owner == TOLD:
         return told
+    near = (*task.data, Data(NOISY))
+    if owner == NEAR:
+        return task.network(scope, seed, dynamics_data=near, planner=told)
+    if owner == ALONE_NEAR:
+        return task.network(scope, seed, method="planner", data=near)
     return task.network(scope, seed, changes=CHANGES[owner], planner=told)
 
 

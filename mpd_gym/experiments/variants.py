@@ -26,6 +26,7 @@ __all__ = [
     "LQR_CLEAN",
     "LQR_NOISY",
     "MATCHED",
+    "NOISY",
     "PENDULUM",
     "PLANNER",
     "RETRAINED",
@@ -290,6 +291,7 @@ PENDULUM = Task(
     options={"num_candidates": 4, "action_chunk": 8},
 )
 EXPERT, RANDOM = "mpd_gym/car-umaze/expert-v0", "mpd_gym/car-umaze/random-v0"
+NOISY = "mpd_gym/car-umaze/noisy-v0"
 
 
 def driving(drives: int) -> Task:

@@ -134,7 +134,7 @@ def test_dynamics_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_alternation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = ((CAR.changed(num_steps=None), (2, 4)),)
+    plans = ((CAR.changed(num_steps=None), (2, 4), ()),)
     monkeypatch.setattr(alternation, "PLANS", plans)
     report, cells = run_mini("alternation", tmp_path)
     assert len(networks(cells)) == 2 and len(cells) == 2 * 4 + 1

@@ -245,7 +245,7 @@ def compare(
 
         mpd-gym compare Pendulum-v1 mine=agent.safetensors,num_candidates=8 sac=sb3:sac.zip
     """
-    place = folder or OUTPUTS / "compare" / env.replace("/", "-").replace(":", "-")
+    place = folder or OUTPUTS / "compare" / _file_name(env)
     _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
              deterministic, device, folder=place, film=gif)  # fmt: skip
     console.print(f"Files are in {place}/")
@@ -266,6 +266,43 @@ def evaluate(
     """Compare without writing files."""
     _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
              deterministic, device, folder=None, film=False)  # fmt: skip
+
+
+@app.command()
+def plans(
+    env: EnvId,
+    policy: Policies,
+    episodes: Annotated[int, typer.Option(help="Plans of each.", min=1)] = 50,
+    seed: FirstSeed = 0,
+    option: SamplingOptions = None,
+    env_option: EnvOptions = None,
+    device: Device = "auto",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the files go; outputs/plans/ENV by default.")
+    ] = None,
+) -> None:
+    """Measure how far what happens is from what agents plan: a table, plan-errors.csv and .png.
+
+    Each plan is executed to its end without looking; `action_chunk` should not be longer than plans
+    hold.
+    """
+    from mpd_gym.comparison import load_entries, parse_options
+    from mpd_gym.files import write_csv
+    from mpd_gym.plan_errors import error_rows, plan_errors
+    from mpd_gym.reports import plan_errors_table, save_figure, state_error_figure
+
+    env_kwargs = parse_options(env_option or [])
+    options = parse_options(option or [])
+    entries = load_entries(policy, env, options=options, env_kwargs=env_kwargs, device=device)
+    seeds = range(seed, seed + episodes)
+    agents = {entry.label: entry.policy for entry in entries}
+    found = plan_errors(agents, env, seeds=seeds, env_kwargs=env_kwargs)
+    place = folder or OUTPUTS / "plans" / _file_name(env)
+    write_csv(place / "plan-errors.csv", error_rows(found))
+    relative = {label: errors.relative for label, errors in found.items()}
+    save_figure(state_error_figure(relative, "σ"), place / "plan-errors.png")
+    console.print(plan_errors_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", found))
+    console.print(f"Files are in {place}/")
 
 
 @app.command()
@@ -400,6 +437,10 @@ def _compare(
         progress=True,
     )
     console.print(evaluation_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", results))
+
+
+def _file_name(env_id: str) -> str:
+    return env_id.replace("/", "-").replace(":", "-")
 
 
 def _show_datasets(names: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from gymnasium import spaces
 
 from mpd_gym.errors import CheckpointError, ConfigError, InputError
 from mpd_gym.evaluation import Evaluation, Stopwatch, evaluate
-from mpd_gym.files import atomic_path
+from mpd_gym.files import write_csv
 from mpd_gym.reports import captioned, draws_plan, halved, rollout_frames, save_gif, side_by_side
 from mpd_gym.types import Array, Policy
 
@@ -299,9 +298,9 @@ def _write(
     folder: Path, results: Mapping[str, Evaluation], columns: Sequence[Sequence[Array]]
 ) -> None:
     """Write the CSV files, and the film if there are pictures."""
-    _write_csv(folder / "summary.csv", [_summary(*item) for item in results.items()])
+    write_csv(folder / "summary.csv", [_summary(*item) for item in results.items()])
     rows = [row for item in results.items() for row in _episodes(*item)]
-    _write_csv(folder / "episodes.csv", rows)
+    write_csv(folder / "episodes.csv", rows)
     if columns:
         save_gif(side_by_side(columns), folder / "side-by-side.gif")
 
@@ -333,11 +332,3 @@ def _episodes(label: str, found: Evaluation) -> list[dict[str, Any]]:
         | {name: values[index].item() for name, values in columns.items() if values is not None}
         for index in range(len(found.seeds))
     ]
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -24,6 +24,7 @@ __all__ = [
     "execute_plans",
     "mean_interval",
     "proportion_interval",
+    "stacked",
     "state_error",
 ]
 
@@ -243,7 +244,7 @@ def _play(
     records = [_Record() for _ in observations]
     state, episode_start = None, np.ones(len(records), bool)
     while not all(record.done for record in records):
-        actions, state = policy.predict(_stack(observations), state, episode_start, deterministic)
+        actions, state = policy.predict(stacked(observations), state, episode_start, deterministic)
         episode_start = np.zeros(len(records), bool)
         for index, record in enumerate(records):
             if not record.done:
@@ -253,7 +254,7 @@ def _play(
     return records
 
 
-def _stack(observations: Sequence[Any]) -> Any:
+def stacked(observations: Sequence[Any]) -> Any:
     """One batch from single observations, arrays or mappings of arrays."""
     if isinstance(observations[0], Mapping):
         return {key: np.stack([row[key] for row in observations]) for key in observations[0]}
@@ -329,8 +330,8 @@ class Rollout:
 
 
 def _flat(observations: Sequence[Any]) -> Array:
-    stacked = _stack(observations)
-    rows = stacked["observation"] if isinstance(stacked, Mapping) else stacked
+    batch = stacked(observations)
+    rows = batch["observation"] if isinstance(batch, Mapping) else batch
     return np.asarray(rows, float).reshape(len(rows), -1)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_path", "sync_directory"]
+__all__ = ["atomic_path", "sync_directory", "write_csv"]
 
 
 @contextmanager
@@ -40,6 +42,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a CSV file, with a column for every key; what a row lacks is empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def sync_directory(path: Path) -> None:

@@ -201,6 +201,17 @@ def test_evaluate_compares_with_a_stable_baselines_policy(tmp_path: Path) -> Non
     assert sorted(path.name for path in folder.iterdir()) == ["episodes.csv", "summary.csv"]
 
 
+def test_plans_are_compared_with_what_happens(tmp_path: Path) -> None:
+    shown = run("plans", "LQR-v0", "shipped", "alone=shipped,composition=planner_only",
+                "--episodes", "3")  # fmt: skip
+    assert "good for" in shown and "of 32" in shown
+    folder = tmp_path / "outputs/plans/LQR-v0"
+    with (folder / "plan-errors.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 32 * 2 and {row["policy"] for row in rows} == {"shipped", "alone"}
+    assert (folder / "plan-errors.png").stat().st_size > 10_000
+
+
 def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

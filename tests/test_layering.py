@@ -23,7 +23,7 @@ LAYERS = [
     ("checkpoint", "training"),
     ("latent",),
     ("agents",),
-    ("evaluation",),
+    ("evaluation", "plan_errors"),
     ("reports",),
     ("comparison", "experiments", "demo"),
     ("cli",),

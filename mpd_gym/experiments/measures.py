@@ -14,7 +14,7 @@ import numpy as np
 from mpd_gym.agents.base import Agent
 from mpd_gym.envs.lqr import transition
 from mpd_gym.envs.pendulum_model import reward
-from mpd_gym.evaluation import Evaluation, evaluate, execute_plans, state_error
+from mpd_gym.evaluation import Evaluation, evaluate, execute_plans, stacked, state_error
 from mpd_gym.types import Array
 
 __all__ = [
@@ -104,8 +104,7 @@ def open_loop(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any
         got so far, None where none did.
     """
     env = gym.make(env_id)
-    observations = [env.reset(seed=start)[0] for start in starts]
-    batch = {key: np.stack([row[key] for row in observations]) for key in observations[0]}
+    batch = stacked([env.reset(seed=start)[0] for start in starts])
     _, state = agent.predict(batch)
     planned, actions = agent.planned(state)
     rollouts = execute_plans(list(actions), env_id, seeds=starts)

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from mpd_gym import MPDiffuserAgent, cli, load_agent
 from mpd_gym.agents import AGENTS
+from mpd_gym.cli.learning import Method, _config
+from mpd_gym.cli.shared import Preset
 from mpd_gym.collect.recipes import RECIPES
 from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
@@ -155,16 +157,16 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
 
 
 def test_steps_and_seed_are_those_of_each_model() -> None:
-    config = cli._config(cli.Method.mpdiffuser, cli.Preset.laptop, "ConstrainedPendulum-v0", 5, 120)
+    config = _config(Method.mpdiffuser, Preset.laptop, "ConstrainedPendulum-v0", 5, 120)
     for training in (config.training, config.regressor_training):
         assert (training.steps, training.seed) == (120, 5)
         assert training.warmup_steps < 120
-    usual = cli._config(cli.Method.mpdiffuser, cli.Preset.laptop, "ConstrainedPendulum-v0", 5, None)
+    usual = _config(Method.mpdiffuser, Preset.laptop, "ConstrainedPendulum-v0", 5, None)
     assert usual.training.steps > 1000
 
 
 def test_every_method_can_be_chosen() -> None:
-    assert {method.value for method in cli.Method} == set(AGENTS)
+    assert {method.value for method in Method} == set(AGENTS)
 
 
 def test_an_environment_stands_for_its_usual_data(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""``mpd-gym collect`` and ``info``: data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mpd_gym.cli.shared import OUTPUTS, app, console, show_agent
+
+__all__ = ["collect", "info"]
+
+
+@app.command()
+def collect(
+    name: Annotated[
+        str | None, typer.Argument(help="Data set; without it, all that can be made are listed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    fraction: Annotated[float, typer.Option(help="Share of the full size, for a try.")] = 1.0,
+    processes: Annotated[int, typer.Option(help="Processes that record.")] = 2,
+    dataset_id: Annotated[
+        str | None, typer.Option("--id", help="Other id for the result, such as me/try-v0.")
+    ] = None,
+    policies: Annotated[
+        Path, typer.Option(help="Folder for policies that are trained on the way.")
+    ] = OUTPUTS / "policies",
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set of that id.")] = False,
+) -> None:
+    """Make a data set. Interrupted and called again, it goes on where it was."""
+    from mpd_gym.collect.recipes import RECIPES, collect
+
+    if name is None:
+        table = Table("data set", "content")
+        for recipe in RECIPES.values():
+            table.add_row(recipe.dataset_id, recipe.description)
+        console.print(table)
+        return
+    options: dict[str, Any] = {} if dataset_id is None else {"dataset_id": dataset_id}
+    made = collect(
+        name,
+        seed=seed,
+        fraction=fraction,
+        processes=processes,
+        policies=policies,
+        overwrite=overwrite,
+        **options,
+    )
+    _show_datasets([made.spec.dataset_id])
+
+
+@app.command()
+def info(
+    source: Annotated[
+        str | None, typer.Argument(help="Data set, or file of an agent; without it, what is there.")
+    ] = None,
+) -> None:
+    """Show data sets with returns, costs, lengths and success, or what an agent's file holds."""
+    if source is not None and source.endswith(".safetensors"):
+        show_agent(source)
+        return
+    if source is not None:
+        _show_datasets([source])
+        return
+    import minari
+
+    from mpd_gym.agents.files import shipped_agents
+
+    _show_datasets(sorted(minari.list_local_datasets()))
+    table = Table("shipped agent", "file")
+    for name, path in shipped_agents().items():
+        table.add_row(name, path.name)
+    if table.row_count:
+        console.print(table)
+
+
+def _show_datasets(names: list[str]) -> None:
+    from mpd_gym.reports import dataset_table
+
+    if not names:
+        console.print("No data set is here yet; `mpd-gym collect` lists what can be made.")
+        return
+    console.print(dataset_table(names))

@@ -1,0 +1,179 @@
+"""``mpd-gym compare``, ``evaluate``, ``plans`` and ``demo``: policies at work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpd_gym.cli.shared import OUTPUTS, Device, app, console, file_name
+
+__all__ = ["compare", "demo", "evaluate", "plans"]
+
+POLICIES = """[LABEL=]SOURCE[,OPTION=VALUE,...] each. SOURCE: an agent's file, the id of a shipped
+agent, "shipped" for the one that ships for ENV, or sb3:FILE for a Stable-Baselines3 zip. OPTION: a
+sampling option, or deterministic."""
+EnvId = Annotated[str, typer.Argument(help="Environment.")]
+Policies = Annotated[list[str], typer.Argument(help=POLICIES)]
+Episodes = Annotated[int, typer.Option(help="Episodes of each.", min=1)]
+FirstSeed = Annotated[int, typer.Option(help="Of the first episode; the next have the next.")]
+NumEnvs = Annotated[int, typer.Option(help="Copies that one call of predict serves.", min=1)]
+SamplingOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", "-o", help="Sampling option name=value of every agent; may be repeated."
+    ),
+]
+EnvOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env-option", "-e", help="Argument name=value of the environment; may be repeated."
+    ),
+]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--stochastic",
+        help="Of all policies; by default those of Stable-Baselines3 are deterministic, and agents "
+        "draw from their own seed.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def compare(
+    env: EnvId,
+    policy: Policies,
+    episodes: Episodes = 20,
+    seed: FirstSeed = 0,
+    num_envs: NumEnvs = 10,
+    option: SamplingOptions = None,
+    env_option: EnvOptions = None,
+    deterministic: Deterministic = None,
+    device: Device = "auto",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the files go; outputs/compare/ENV by default.")
+    ] = None,
+    gif: Annotated[bool, typer.Option(help="Film the first seed, all side by side.")] = True,
+) -> None:
+    """Play the same seeds with every policy: a table, summary.csv, episodes.csv and a GIF.
+
+    One file with other options is another policy; quote values that hold brackets:
+
+        mpd-gym compare CarUMaze-v0 shipped alone=shipped,composition=planner_only
+
+        mpd-gym compare Pendulum-v1 mine=agent.safetensors,num_candidates=8 sac=sb3:sac.zip
+    """
+    place = folder or OUTPUTS / "compare" / file_name(env)
+    _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
+             deterministic, device, folder=place, film=gif)  # fmt: skip
+    console.print(f"Files are in {place}/")
+
+
+@app.command()
+def evaluate(
+    env: EnvId,
+    policy: Policies,
+    episodes: Episodes = 20,
+    seed: FirstSeed = 0,
+    num_envs: NumEnvs = 10,
+    option: SamplingOptions = None,
+    env_option: EnvOptions = None,
+    deterministic: Deterministic = None,
+    device: Device = "auto",
+) -> None:
+    """Compare without writing files."""
+    _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
+             deterministic, device, folder=None, film=False)  # fmt: skip
+
+
+@app.command()
+def plans(
+    env: EnvId,
+    policy: Policies,
+    episodes: Annotated[int, typer.Option(help="Plans of each.", min=1)] = 50,
+    seed: FirstSeed = 0,
+    option: SamplingOptions = None,
+    env_option: EnvOptions = None,
+    device: Device = "auto",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the files go; outputs/plans/ENV by default.")
+    ] = None,
+) -> None:
+    """Measure how far what happens is from what agents plan: a table, plan-errors.csv and .png.
+
+    Each plan is executed to its end without looking; `action_chunk` should not be longer than plans
+    hold.
+    """
+    from mpd_gym.comparison import load_entries, parse_options
+    from mpd_gym.files import write_csv
+    from mpd_gym.plan_errors import error_rows, plan_errors
+    from mpd_gym.reports import plan_errors_table, save_figure, state_error_figure
+
+    env_kwargs = parse_options(env_option or [])
+    options = parse_options(option or [])
+    entries = load_entries(policy, env, options=options, env_kwargs=env_kwargs, device=device)
+    seeds = range(seed, seed + episodes)
+    agents = {entry.label: entry.policy for entry in entries}
+    found = plan_errors(agents, env, seeds=seeds, env_kwargs=env_kwargs)
+    place = folder or OUTPUTS / "plans" / file_name(env)
+    write_csv(place / "plan-errors.csv", error_rows(found))
+    relative = {label: errors.relative for label, errors in found.items()}
+    save_figure(state_error_figure(relative, "σ"), place / "plan-errors.png")
+    console.print(plan_errors_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", found))
+    console.print(f"Files are in {place}/")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the GIFs go.")] = OUTPUTS / "demo",
+    episodes: Annotated[int, typer.Option(help="Episodes that each policy plays.", min=1)] = 4,
+) -> None:
+    """Play the shipped agents against other policies: tables, CSV files and GIFs."""
+    from mpd_gym.demo import run_demo
+    from mpd_gym.reports import evaluation_table
+
+    for env, results in run_demo(folder, episodes=episodes):
+        console.print(evaluation_table(f"{env}, {episodes} unseen starts", results))
+    console.print(f"GIFs with the plans drawn in, and all numbers, are in {folder}/")
+
+
+def _compare(
+    policies: list[str],
+    env: str,
+    seeds: range,
+    num_envs: int,
+    options: list[str] | None,
+    env_options: list[str] | None,
+    deterministic: bool | None,
+    device: str,
+    *,
+    folder: Path | None,
+    film: bool,
+) -> None:
+    """Load, play and show a table."""
+    from mpd_gym.comparison import compare, load_entries, parse_options
+    from mpd_gym.reports import evaluation_table
+
+    env_kwargs = parse_options(env_options or [])
+    entries = load_entries(
+        policies,
+        env,
+        options=parse_options(options or []),
+        env_kwargs=env_kwargs,
+        deterministic=deterministic,
+        device=device,
+    )
+    results = compare(
+        entries,
+        env,
+        seeds=seeds,
+        num_envs=num_envs,
+        env_kwargs=env_kwargs,
+        folder=folder,
+        film=film,
+        progress=True,
+    )
+    console.print(evaluation_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", results))

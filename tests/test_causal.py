@@ -11,7 +11,6 @@ from helpers import TINY, source
 
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
-from mpd_gym.models.fused import fused
 from mpd_gym.models.packed import PackedNetworks
 from mpd_gym.models.temporal_unet import NORM_EPS, CumulativeNorm
 
@@ -69,9 +68,8 @@ def test_it_has_as_many_weights() -> None:
     assert len(counts) == 1
 
 
-def test_fast_paths_leave_a_causal_network_alone() -> None:
+def test_packing_leaves_a_causal_network_alone() -> None:
     model = network(True).float()
-    assert fused(model) is model
     for precision in ("plain", "fp32", "bf16"):
         assert PackedNetworks().get(model, precision, 4) is model
     assert UnetConfig(**asdict(UnetConfig(**SIZES, causal=True))).causal

@@ -2,10 +2,11 @@
 
 `fused` gives the function that `TrajectoryDenoiser.forward` is, from the same parameters. Time
 series are ``[L, M, C]``, time first: there a normalisation of each series with its modulation is
-one of M · C channels of a single image; `fused_convolution` has the convolutions. A convolution,
-its normalisation, its modulation, the residual and the swish are one node of the graph. All
-modulations of a network are computed together. In bfloat16 the series between layers and the
-factors of all products are rounded; statistics, sums and weights stay float32.
+one of M · C channels of a single image. `fused_convolution` has the convolutions, `fused_norm` the
+normalisations; a convolution, its normalisation, its modulation, the residual and the swish are one
+node of the graph. All modulations of a network are computed together. In bfloat16 the series
+between layers and the factors of all products are rounded; statistics, sums and weights stay
+float32.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpd_gym.models.denoisers import TrajectoryDenoiser
-from mpd_gym.models.fused_convolution import Geometry, kernel
+from mpd_gym.models.fused_convolution import Geometry, kernel, read
+from mpd_gym.models.fused_norm import Norm, normalise, normalise_backward
 from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
 
 __all__ = ["fused", "lay_out"]
@@ -39,8 +41,6 @@ def fused(network: TrajectoryDenoiser) -> Network:
         network: Parameters are read at every call.
     """
     weight = next(network.parameters())
-    if network.config.unet.causal:
-        return network
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return network
 
@@ -115,11 +115,12 @@ def _unet(unet: Any, series: Tensor, modulations: Iterator[Modulation]) -> Tenso
         series = stage(module, series)
         skips.append(series)
         if not isinstance(down, nn.Identity):
-            pad, convolution = down
-            series = _convolution(convolution, series, pad.padding)
+            series = _convolution(down, series)
     series = stage(unet.middle, series)
     for module, up in zip(unet.decoder, unet.ups, strict=True):
         series = _convolution(up, stage(module, torch.cat((series, skips.pop()), dim=-1)))
+    if unet.causal:
+        series = series + skips[0]
     first, norm, _, last = unet.head
     affine = norm.weight[None], norm.bias[None]
     return _convolution(last, _layer(first, norm, affine, series, None, swish=True))
@@ -133,23 +134,25 @@ def _block(block: ResidualBlock, series: Tensor, modulations: Iterator[Modulatio
     return _layer(second, other, next(modulations), branch, series, swish=True)
 
 
-def _convolution(module: Any, series: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
-    geometry = Geometry.of(module, padding)
-    output: Tensor = _Convolution.apply(series, module.weight, module.bias, geometry)  # type: ignore[no-untyped-call]
+def _convolution(module: nn.Module, series: Tensor) -> Tensor:
+    convolution, geometry = read(module)
+    arguments = series, convolution.weight, convolution.bias, geometry
+    output: Tensor = _Convolution.apply(*arguments)  # type: ignore[no-untyped-call]
     return output
 
 
 def _layer(
-    convolution: Any,
-    norm: nn.Module,
+    module: nn.Module,
+    norm: Any,
     modulation: Modulation,
     series: Tensor,
     residual: Tensor | None,
     *,
     swish: bool,
 ) -> Tensor:
+    convolution, geometry = read(module)
     tensors = (series, convolution.weight, convolution.bias, *modulation, residual)
-    output: Tensor = _Layer.apply(*tensors, Geometry.of(convolution), norm, swish)  # type: ignore[no-untyped-call]
+    output: Tensor = _Layer.apply(*tensors, geometry, norm, swish)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -188,45 +191,31 @@ class _Layer(torch.autograd.Function):
         shift: Tensor,
         residual: Tensor | None,
         geometry: Geometry,
-        norm: nn.GroupNorm,
+        norm: Norm,
         swish: bool,
     ) -> Tensor:
         """Map ``[L, M, C_in]`` to ``[L, M, C]``; a modulation may have one row for all."""
         weights = kernel(weight, series.dtype)
         values = geometry.forward(series, weights, bias).float()
-        length, rows, channels = values.shape
-        factor, term = (part.expand(rows, -1).reshape(-1) for part in (scale, shift))
-        shape = (1, rows * channels, length, rows * norm.num_groups)
-        output, *moments = torch.native_group_norm(_row(values), factor, term, *shape, norm.eps)
-        output = output[0, :, :, 0].t().view(values.shape)
+        output, kept = normalise(norm, values, scale, shift)
         if residual is not None:
             output += residual
-        ctx.save_for_backward(series, weights, values, factor, *moments, output if swish else None)
-        ctx.geometry, ctx.shape, ctx.residual = geometry, shape, residual is not None
-        ctx.modulated = len(scale) == rows
+        ctx.save_for_backward(series, weights, output if swish else None, *kept)
+        ctx.geometry, ctx.norm, ctx.residual = geometry, norm, residual is not None
+        ctx.modulated = len(scale) == values.shape[1]
         return (functional.silu(output) if swish else output).to(series.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Map the gradient of the output to those of the tensors that `forward` takes."""
-        series, weights, values, factor, *moments, output = ctx.saved_tensors
+        series, weights, output, *kept = ctx.saved_tensors
         gradient = gradient.float()
         if output is not None:
             gradient = torch.ops.aten.silu_backward(gradient, output)
-        images = _row(gradient.contiguous()), _row(values)
-        d_values, *found = torch.ops.aten.native_group_norm_backward(
-            *images, *moments, factor, *ctx.shape, (True, True, True)
-        )
-        d_scale, d_shift = (part.view(values.shape[1:]) for part in found)
+        d_values, d_scale, d_shift = normalise_backward(ctx.norm, gradient, kept)
         if not ctx.modulated:
             d_scale, d_shift = d_scale.sum(0, keepdim=True), d_shift.sum(0, keepdim=True)
-        d_values = d_values[0, :, :, 0].t().view(values.shape)
         wanted = ctx.needs_input_grad[0]
         gradients = ctx.geometry.backward(d_values, series, weights, wanted)
         d_residual = gradient.to(series.dtype) if ctx.residual else None
         return *gradients, d_scale, d_shift, d_residual, None, None, None
-
-
-def _row(series: Tensor) -> Tensor:
-    """View ``[L, M, C]`` as an image ``[1, M · C, L, 1]``, channels last in memory."""
-    return series.view(1, len(series), 1, -1).permute(0, 3, 1, 2)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mpd_gym.models.cpu import multiplies_slowly
 
-__all__ = ["Geometry", "kernel"]
+__all__ = ["Geometry", "kernel", "read"]
 
 
 def kernel(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -24,23 +24,28 @@ def kernel(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).transpose(1, 2).contiguous()
 
 
+def read(module: nn.Module) -> tuple[Any, Geometry]:
+    """Return the convolution in a module, and how it moves; a padding may stand before or after."""
+    pads = [part for part in module.modules() if isinstance(part, nn.ConstantPad1d)]
+    convolution: Any = next(part for part in module.modules() if hasattr(part, "kernel_size"))
+    transposed = isinstance(convolution, nn.ConvTranspose1d)
+    before, after = pads[0].padding if pads else 2 * convolution.padding
+    if pads and transposed:  # cuts off
+        before, after = -before, -after
+    return convolution, Geometry(convolution.stride[0], (before, after), transposed)
+
+
 @final
 class Geometry(NamedTuple):
     """How a convolution moves along time; kernels are those of `kernel`.
 
     A transposed convolution is the transpose of the map that the same kernel's convolution is, so
-    one of the two is forward and the other one backward.
+    one of the two is forward and the other one backward; its padding is cut off at the end.
     """
 
     stride: int
     padding: tuple[int, int]
     transposed: bool
-
-    @classmethod
-    def of(cls, module: Any, padding: tuple[int, int] | None = None) -> Geometry:
-        """Read a module, whose own padding `padding` replaces."""
-        transposed = isinstance(module, nn.ConvTranspose1d)
-        return cls(module.stride[0], padding or 2 * module.padding, transposed)
 
     def forward(self, series: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         """Convolve ``[L, M, C_in]`` to ``[L', M, C]``."""
@@ -73,18 +78,23 @@ class Geometry(NamedTuple):
 
     def _forward_image(self, series: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         """Convolve as images of height L and width M, whose kernels sum in float32."""
-        image, even = _image(self._padded(series)), self._even
+        image = _image(series if self.transposed else self._padded(series))
         function = functional.conv_transpose2d if self.transposed else functional.conv2d
-        stride = (self.stride, 1)
-        output = function(image, _upright(kernel), bias.to(image.dtype), stride, (even, 0))
-        return output[0].permute(1, 2, 0).contiguous()
+        stride, padding = (self.stride, 1), (self._even, 0)
+        output = function(image, _upright(kernel), bias.to(image.dtype), stride, padding)
+        found = output[0].permute(1, 2, 0)
+        return (self._cut(found) if self.transposed else found).contiguous()
 
     def _backward_image(
         self, gradient: Tensor, series: Tensor, kernel: Tensor, wanted: bool
     ) -> tuple[Tensor | None, Tensor]:
+        if self.transposed:
+            gradient = self._padded(gradient)
+        else:
+            series = self._padded(series)
         d_image, d_kernel, _ = torch.ops.aten.convolution_backward(
             _image(gradient),
-            _image(self._padded(series)),
+            _image(series),
             _upright(kernel),
             None,
             (self.stride, 1),
@@ -98,9 +108,8 @@ class Geometry(NamedTuple):
         d_kernel = d_kernel.squeeze(3).float()
         if not wanted:
             return None, d_kernel
-        before = self.padding[0] - self._even
-        d_series = d_image[0].permute(1, 2, 0)[before : before + len(series)]
-        return d_series.contiguous(), d_kernel
+        d_series = d_image[0].permute(1, 2, 0)
+        return (d_series if self.transposed else self._cut(d_series)).contiguous(), d_kernel
 
     @property
     def _even(self) -> int:
@@ -112,6 +121,11 @@ class Geometry(NamedTuple):
         if not before + after:
             return series
         return torch.constant_pad_nd(series, (0, 0, 0, 0, before, after))
+
+    def _cut(self, series: Tensor) -> Tensor:
+        """Undo `_padded`."""
+        before, after = (ends - self._even for ends in self.padding)
+        return series[before : len(series) - after]
 
 
 @final
@@ -200,10 +214,10 @@ def _rows(series: Tensor, steps: slice) -> Tensor:
 
 
 def _image(series: Tensor) -> Tensor:
-    """View contiguous ``[L, M, C]`` as ``[1, C, L, M]``, channels last in memory."""
+    """Show ``[L, M, C]`` as ``[1, C, L, M]``, channels last in memory."""
     length, rows, channels = series.shape
     strides = (series.numel(), 1, rows * channels, channels)
-    return series.as_strided((1, channels, length, rows), strides)
+    return series.contiguous().as_strided((1, channels, length, rows), strides)
 
 
 def _upright(kernel: Tensor) -> Tensor:

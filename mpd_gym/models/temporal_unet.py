@@ -193,7 +193,7 @@ class TemporalUnet(nn.Module):
         self.middle = Stage(widths[-1], widths[-1], *sizes)
         self.decoder = nn.ModuleList(Stage(2 * before, after, *sizes) for before, after in falling)
         self.ups = nn.ModuleList(_upsample(after, config) for _, after in falling)
-        self._causal = config.causal
+        self.causal = config.causal
         self.head = nn.Sequential(
             _convolution(widths[0], widths[0], config),
             _norm(widths[0], config),
@@ -235,7 +235,7 @@ class TemporalUnet(nn.Module):
         for stage, up in zip(self.decoder, self.ups, strict=True):
             joined = torch.cat((hidden, skips.pop()), dim=1)
             hidden = up(stage(joined, next(per_stage)))
-        if self._causal:
+        if self.causal:
             hidden = hidden + skips[0]
         output: Tensor = self.head(hidden)
         return output.transpose(1, 2)
@@ -252,20 +252,20 @@ class CumulativeNorm(nn.Module):
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__()
-        self.groups = groups
+        self.num_groups, self.num_channels, self.eps = groups, channels, NORM_EPS
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise ``[M, C, L]``."""
         rows, _, length = hidden.shape
-        grouped = hidden.reshape(rows, self.groups, -1, length)
+        grouped = hidden.reshape(rows, self.num_groups, -1, length)
         steps = torch.arange(1, length + 1, device=hidden.device)
         mean, square = (
             part.mean(2, keepdim=True).cumsum(-1) / steps for part in (grouped, grouped.square())
         )
         variance = (square - mean.square()).clamp(min=0)
-        normed = (grouped - mean) * torch.rsqrt(variance + NORM_EPS)
+        normed = (grouped - mean) * torch.rsqrt(variance + self.eps)
         output: Tensor = normed.flatten(1, 2) * self.weight[:, None] + self.bias[:, None]
         return output
 

@@ -171,17 +171,26 @@ def agent_table(path: str, agent: TrainedAgent[Any]) -> Table:
         agent: The agent.
     """
     table = Table(title=path, show_header=False)
+    table.add_row("method", agent.name)
+    table.add_row("observations", str(agent.observation_space))
+    table.add_row("actions", str(agent.action_space))
+    table.add_row("plans", f"{agent.horizon} steps, {agent.num_levels} diffusion levels")
     for role, model in agent.models.items():
         count = sum(parameter.numel() for parameter in model.parameters())
-        table.add_row(f"{role} model", f"{count:,} parameters")
-    for name, entry in agent.history.items():
-        table.add_row(f"history: {name}", str(entry))
+        told = [f"{count:,} parameters"]
+        told += [f"{key} {_shown(entry)}" for key, entry in agent.history.get(role, {}).items()]
+        table.add_row(f"{role} model", ", ".join(told).replace("_", " "))
     config = asdict(replace(agent.config, sampling=agent.options))
+    config["conditions"] = ", ".join(spec.name for spec in agent.config.conditions) or "none"
     for name, value in config.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for part, entry in parts:
             table.add_row(f"{name}.{part}" if part else name, str(entry))
     return table
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def rollout_frames(

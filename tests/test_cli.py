@@ -148,6 +148,7 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
     options = ("--steps", "12", "--seed", "3", "--no-parallel", "--output", "a.safetensors")
     output = run("train", "me/try-v0", *options)
     assert "planner model" in output and "final_state" in output
+    assert "Box(-10.0" in output and "steps 12" in output and "diffusion levels" in output
     agent = MPDiffuserAgent.load(tmp_path / "a.safetensors")
     assert (agent.config.seed, agent.history["planner"]["steps"]) == (3, 12)
     assert "dynamics model" in run("info", "a.safetensors")

@@ -75,7 +75,7 @@ def test_few_expert_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(car_data, "DRIVES", (2, 3))
     report, cells = run_mini("car-data", tmp_path)
     used = {key.split(", starts")[0]: cell["of"]["network"] for key, cell in cells.items()}
-    assert len(cells) == 2 * 11 and len(networks(cells)) == 2 * 6
+    assert len(cells) == 2 * 10 and len(networks(cells)) == 2 * 5
     assert "MPDiffuser above planner alone, CarUMaze-v0, 2 expert drives" in report
 
     def planner(key: str) -> Any:

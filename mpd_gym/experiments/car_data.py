@@ -9,8 +9,7 @@ et al. 2025, with a known objective in the place of a learned one); so do the ot
 as many candidates.
 
 Random drives are not like those that are planned. So one dynamics model learns from 1,000 drives of
-the expert with errors in its actions in their place; and as these arrive as well, there is a
-planner that learns from them too.
+the expert with errors in its actions in their place.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ DRIVES = (50, 200)
 MANY = {"num_candidates": 64}  # ranked by the distance of their planned end to the goal
 ALONE, TOLD, DMPC = "planner alone", "MPDiffuser", "D-MPC"
 UNTOLD, CLEAN = f"{TOLD}, goal untold", f"{TOLD}, goal untold, x̂_0"
-NEAR, ALONE_NEAR = f"{TOLD}, noisy drives", f"{ALONE}, noisy drives"
+NEAR = f"{TOLD}, noisy drives"
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     ALONE: (PLANNER, TOLD),
     TOLD: (MATCHED, TOLD),
@@ -51,7 +50,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     CLEAN: (MATCHED, CLEAN),
     NEAR: (MATCHED, NEAR),
     f"{NEAR}, Algorithm 1": ({"composition": "alternating"}, NEAR),
-    ALONE_NEAR: (PLANNER, ALONE_NEAR),
     f"{ALONE}, N = 64": ({**PLANNER, **MANY}, TOLD),
     f"{CLEAN}, N = 64": ({**MATCHED, **MANY}, CLEAN),
     f"{DMPC}, N = 64": ({**PLANNER, **MANY}, DMPC),
@@ -79,10 +77,9 @@ def study(book: Book) -> Report:
         "starts with the first seed. N candidates are ranked by the distance of their planned end "
         "to the goal; otherwise N = 1. Goal untold: the dynamics model does not see it; x̂_0: it "
         "predicts the clean states, as D-MPC's does, in the place of their noise. Noisy drives: it "
-        "learned from noisy in the place of random drives; the planner alone from them as well."
+        "learned from noisy in the place of random drives."
     )
     pairs = [(name, ALONE) for name in (TOLD, UNTOLD, CLEAN, NEAR)]
-    pairs += [(NEAR, ALONE_NEAR)]
     pairs += [(f"{name}, N = 64", f"{ALONE}, N = 64") for name in (CLEAN, DMPC)]
     orderings: list[Ordering] = [
         outcome.ordering(*pair, UNPUBLISHED) for outcome in found for pair in pairs
@@ -98,11 +95,9 @@ def _network(scope: Scope, task: Task, seed: int, *, owner: str) -> Network:
     told = task.network(scope, seed)
     if owner == TOLD:
         return told
-    near = (*task.data, Data(NOISY))
     if owner == NEAR:
+        near = (*task.data, Data(NOISY))
         return task.network(scope, seed, dynamics_data=near, planner=told)
-    if owner == ALONE_NEAR:
-        return task.network(scope, seed, method="planner", data=near)
     return task.network(scope, seed, changes=CHANGES[owner], planner=told)
 
 

@@ -1,0 +1,127 @@
+"""What is wrong with plans of the car that are executed without looking: states or actions?
+
+``python benchmarks/car_actions.py [AGENT ...]``, the shipped agent by default. On starts that no
+table uses, one sample in 10 steps: (1) the planner alone and MPDiffuser; (2) MPDiffuser with the
+simulator in the place of its dynamics model, told the actions that the planner has in mind, at all
+levels or in the last tenth; (3) planned states, with actions read off them: what takes the car from
+one planned speed and steering angle to the next, in the place of the planned actions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpd_gym import MPDiffuserAgent
+from mpd_gym.agents.request import Request
+from mpd_gym.envs.car_model import DEFAULT, transition
+from mpd_gym.evaluation import execute_plans, proportion_interval, stacked, state_error
+from mpd_gym.types import Array, Denoiser
+
+ENV_ID = "CarUMaze-v0"
+SEEDS = range(100_000, 100_250)
+OPTIONS: dict[str, Any] = {
+    "num_candidates": 1,
+    "samples_per_candidate": 1,
+    "num_steps": 10,
+    "warm_start_steps": 0,
+    "guidance_scale": 1.0,
+    "temperature": 0.5,
+}
+MATCHED, LATE = "alternating_matched", (0.0, 0.1)
+
+
+def simulated(states: Array, actions: Array) -> Array:
+    """States x_1 … x_H ``[E, H, 5]`` that actions ``[E, H, 2]`` lead to from ``[E, 5]``."""
+    rows = []
+    for step in range(actions.shape[1]):
+        states = transition(states, actions[:, step])
+        rows.append(states)
+    return np.stack(rows, axis=1)
+
+
+def with_exact_dynamics(agent: MPDiffuserAgent) -> MPDiffuserAgent:
+    """Put the simulator in the place of an agent's dynamics model."""
+    learned = agent._denoiser
+    states, controls = agent.normalizers.observation, agent.normalizers.action
+
+    def denoiser(role: str, request: Request, levels: Sequence[int], *others: Any) -> Denoiser:
+        if role != "dynamics":
+            return learned(role, request, levels, *others)
+        planner = learned("planner", request, levels)
+
+        def predict(trajectory: Tensor, k: int) -> Tensor:
+            planned = planner(trajectory, k)[..., agent._nx :]
+            initial = states.unnormalize(request.initial.numpy())
+            led = simulated(initial, controls.unnormalize(planned.numpy()))
+            return torch.as_tensor(states.normalize(led), dtype=torch.float32)
+
+        return predict
+
+    agent._denoiser = denoiser  # type: ignore[method-assign, assignment]
+    return agent
+
+
+def read_off(initial: Array, planned: Array) -> Array:
+    """Actions that give the speeds and steering angles of planned states."""
+    states = np.concatenate([initial[:, None], planned], axis=1)
+    limits = np.array([DEFAULT.max_acceleration, DEFAULT.max_steering_rate])
+    return np.clip(np.diff(states[..., 3:], axis=1) / DEFAULT.dt, -limits, limits)
+
+
+def tell(name: str, planned: Array, actions: Array, goals: Array) -> None:
+    """Execute actions and print what became of them."""
+    rollouts = execute_plans(list(actions.astype(np.float32)), ENV_ID, seeds=SEEDS)
+    ends = np.stack([one.observations[-1, :2] for one in rollouts])
+    walls = np.array([any(info["collision"] for info in one.infos) for one in rollouts])
+    near = np.linalg.norm(ends - goals, axis=-1) < 1
+    errors = [
+        np.nanmean(state_error(plan, one.observations[1:], (0, 1)))
+        for plan, one in zip(planned, rollouts, strict=True)
+    ]
+    success, free = (100 * proportion_interval(flags).mean for flags in (near, near & ~walls))
+    interval = proportion_interval(near)
+    end = np.linalg.norm(planned[:, -1, :2] - goals, axis=-1).mean()
+    print(
+        f"  {name:46s} {success:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] "
+        f"{free:5.1f}  {np.mean(errors):.3f} m  {end:.2f} m"
+    )
+
+
+def main() -> None:
+    """Print a table for each agent."""
+    torch.set_num_threads(1)
+    env = gym.make(ENV_ID)
+    starts = stacked([env.reset(seed=seed)[0] for seed in SEEDS])
+    initial, goals = starts["observation"], starts["desired_goal"]
+    rows: tuple[tuple[str, bool, dict[str, Any]], ...] = (
+        ("planner alone", False, {"composition": "planner_only"}),
+        ("MPDiffuser", False, {"composition": MATCHED}),
+        ("exact dynamics", True, {"composition": MATCHED}),
+        ("exact dynamics, last levels", True, {"composition": MATCHED, "dynamics_levels": LATE}),
+    )
+    for path in sys.argv[1:] or [ENV_ID]:
+        print(
+            f"{Path(path).name}, {len(SEEDS)} starts, one sample: success % [95 %], without a "
+            "collision %, planned to executed position, planned end to goal"
+        )
+        for name, exact, options in rows:
+            agent = MPDiffuserAgent.load(path, device="cpu")
+            agent = agent.with_options(**OPTIONS, **options)
+            agent = with_exact_dynamics(agent) if exact else agent
+            _, state = agent.predict(starts)
+            planned, actions = agent.planned(state)
+            tell(name, planned, actions, goals)
+            if not exact:
+                tell(f"{name}, actions read off", planned, read_off(initial, planned), goals)
+
+
+if __name__ == "__main__":
+    main()

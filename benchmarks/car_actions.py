@@ -4,7 +4,8 @@
 table uses, one sample in 10 steps: (1) the planner alone and MPDiffuser; (2) MPDiffuser with the
 simulator in the place of its dynamics model, told the actions that the planner has in mind, at all
 levels or in the last tenth; (3) planned states, with actions read off them: what takes the car from
-one planned speed and steering angle to the next, in the place of the planned actions.
+one planned speed and steering angle to the next, in the place of the planned actions. Then whole
+episodes of 64 steps with two plans in each, with planned actions and with those read off.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents.request import Request
-from mpd_gym.envs.car_model import DEFAULT, transition
-from mpd_gym.evaluation import execute_plans, proportion_interval, stacked, state_error
+from mpd_gym.envs.car_model import inverse_transition, transition
+from mpd_gym.evaluation import evaluate, execute_plans, proportion_interval, stacked, state_error
 from mpd_gym.types import Array, Denoiser
 
 ENV_ID = "CarUMaze-v0"
@@ -69,13 +70,6 @@ def with_exact_dynamics(agent: MPDiffuserAgent) -> MPDiffuserAgent:
     return agent
 
 
-def read_off(initial: Array, planned: Array) -> Array:
-    """Actions that give the speeds and steering angles of planned states."""
-    states = np.concatenate([initial[:, None], planned], axis=1)
-    limits = np.array([DEFAULT.max_acceleration, DEFAULT.max_steering_rate])
-    return np.clip(np.diff(states[..., 3:], axis=1) / DEFAULT.dt, -limits, limits)
-
-
 def tell(name: str, planned: Array, actions: Array, goals: Array) -> None:
     """Execute actions and print what became of them."""
     rollouts = execute_plans(list(actions.astype(np.float32)), ENV_ID, seeds=SEEDS)
@@ -93,6 +87,23 @@ def tell(name: str, planned: Array, actions: Array, goals: Array) -> None:
         f"  {name:46s} {success:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] "
         f"{free:5.1f}  {np.mean(errors):.3f} m  {end:.2f} m"
     )
+
+
+def closed_loop(path: str) -> None:
+    """Play episodes with two plans of one sample in each, and print how many arrive."""
+    for composition in ("planner_only", MATCHED):
+        for reads in (False, True):
+            agent = MPDiffuserAgent.load(path, device="cpu").with_options(
+                **OPTIONS, composition=composition, action_chunk=32
+            )
+            if reads:
+                agent.set_inverse_dynamics(lambda x, _, y: inverse_transition(x, y))
+            played = evaluate(agent, ENV_ID, seeds=SEEDS, num_envs=len(SEEDS))
+            assert played.successes is not None and played.collisions is not None
+            share = proportion_interval(played.successes & ~played.collisions)
+            name = f"{composition}, {'read off' if reads else 'planned'}"
+            low, high = 100 * share.low, 100 * share.high
+            print(f"  closed loop, {name:33s} {100 * share.mean:5.1f} [{low:.1f}, {high:.1f}]")
 
 
 def main() -> None:
@@ -120,7 +131,9 @@ def main() -> None:
             planned, actions = agent.planned(state)
             tell(name, planned, actions, goals)
             if not exact:
-                tell(f"{name}, actions read off", planned, read_off(initial, planned), goals)
+                before = np.concatenate([initial[:, None], planned[:, :-1]], axis=1)
+                tell(f"{name}, read off", planned, inverse_transition(before, planned), goals)
+        closed_loop(path)
 
 
 if __name__ == "__main__":

@@ -293,6 +293,31 @@ def test_predicted_returns_are_discounted_sums(lqr: MPDiffuserAgent) -> None:
     np.testing.assert_allclose(plan.returns, expected)
 
 
+def test_actions_can_be_read_off_the_planned_states(lqr: MPDiffuserAgent, tmp_path: Path) -> None:
+    agent, observation = lqr.with_options(), pick(observations(lqr, 1), 0)
+    usual = agent.plan(observation, num_candidates=3)
+    agent.set_inverse_dynamics(lambda x, u, y: y[..., :1] - x[..., :1])
+    agent.set_reward(lambda x, u, y: u[..., 0])
+    plan = agent.with_options().plan(observation, num_candidates=3)
+    states = np.concatenate([np.tile(observation, (3, 1, 1)), plan.observations], axis=1)
+    expected = np.clip(np.diff(states[..., :1], axis=1), -10, 10)
+    np.testing.assert_allclose(plan.actions, expected, rtol=1e-6)
+    assert not np.allclose(plan.actions, usual.actions)
+    ranked = expected[..., 0] @ TINY.discount ** np.arange(expected.shape[1])
+    np.testing.assert_allclose(plan.returns, ranked)  # what is executed is ranked
+    action, _ = agent.predict(observation)
+    assert action.shape == (1,)
+    assert agent.has_caller_functions and not lqr.has_caller_functions
+    with pytest.warns(UserWarning, match="not saved"):
+        agent.save(tmp_path / "agent.safetensors")
+    for wrong in (np.zeros(3), np.full((1, 8, 1), np.nan)):
+        agent.set_inverse_dynamics(lambda x, u, y, wrong=wrong: wrong)
+        with pytest.raises(InputError, match="inverse dynamics"):
+            agent.predict(observation)
+    agent.set_inverse_dynamics(None)
+    agent.predict(observation)
+
+
 def test_termination_ends_rewards_and_costs_a_penalty(pendulum: MPDiffuserAgent) -> None:
     agent = pendulum.with_options(termination_penalty=10.0)
     ends = np.zeros(8)

@@ -23,6 +23,7 @@ from mpd_gym.envs.car_umaze import (
     collides,
     drive,
     footprint,
+    inverse_transition,
     path_length,
     transition,
 )
@@ -53,6 +54,19 @@ def exact(state: np.ndarray, action: np.ndarray) -> np.ndarray:
 
 
 # --- the bicycle ---------------------------------------------------------------------------------
+
+
+def test_the_inverse_transition_gives_back_the_action() -> None:
+    rng = np.random.default_rng(0)
+    states = rng.uniform([0, -3, -3, -0.5, -0.3], [8, 3, 3, 1.5, 0.3], (200, 5))
+    actions = rng.uniform([-3, -1.5], [3, 1.5], (200, 2))
+    after = transition(states, actions)
+    inside = (np.abs(after[:, 4]) < 0.6) & (after[:, 3] > -1) & (after[:, 3] < 3)
+    assert inside.mean() > 0.5
+    found = inverse_transition(states, after)
+    np.testing.assert_allclose(found[inside], actions[inside], atol=1e-9)
+    far = inverse_transition(states, after + np.array([0, 0, 0, 9.0, -9.0]))
+    np.testing.assert_array_equal(far, np.tile([3.0, -1.5], (200, 1)))
 
 
 def test_transition_solves_the_differential_equation() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
 from gymnasium import spaces
 
-from mpd_gym.errors import ConfigError
+from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.types import Array
 
-__all__ = ["ActionWriter", "action_size"]
+__all__ = ["ActionWriter", "InverseDynamics", "action_size", "read_off"]
+
+InverseDynamics = Callable[[Array, Array, Array], Array]
+"""``fn(observations [N, H, nx], actions [N, H, nu], next_observations [N, H, nx]) -> actions``, in
+environment units: ``[N, H, nu]`` that lead from each planned state to the next."""
 
 
 def action_size(space: spaces.Space[Any]) -> int:
@@ -22,6 +27,26 @@ def action_size(space: spaces.Space[Any]) -> int:
     if not isinstance(space, spaces.Box):
         raise ConfigError(f"action space: planners need a Box, got {space}")
     return int(np.prod(space.shape))
+
+
+def read_off(function: InverseDynamics, observations: Array, actions: Array) -> Array:
+    """Actions that lead along planned states, in the place of the planned actions.
+
+    Args:
+        function: The caller's inverse dynamics.
+        observations: x_0 … x_H, ``[N, H + 1, nx]``.
+        actions: u_0 … u_{H-1} as planned, ``[N, H, nu]``.
+
+    Raises:
+        InputError: If the function returns another shape, or what is not finite.
+    """
+    found = np.asarray(function(observations[:, :-1], actions, observations[:, 1:]), float)
+    if found.shape != actions.shape or not np.isfinite(found).all():
+        raise InputError(
+            f"inverse dynamics: expected finite actions of shape {actions.shape}, got "
+            f"{found.shape}{'' if np.isfinite(found).all() else ' with NaN or infinity'}"
+        )
+    return found
 
 
 @final

@@ -19,7 +19,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from mpd_gym.agents.actions import ActionWriter
+from mpd_gym.agents.actions import ActionWriter, InverseDynamics, read_off
 from mpd_gym.agents.candidates import Candidates, rank
 from mpd_gym.agents.latency import (
     LatencyChoice,
@@ -82,6 +82,7 @@ class Agent(ABC):
         self.num_levels = num_levels
         self._trajectory_shape = trajectory_shape
         self._ranker: Ranker | None = None
+        self._inverse: InverseDynamics | None = None
         self._constraint: Callable[[Tensor], Tensor] | None = None  # of methods that take one
         self._timings: dict[Any, Any] = {}  # of `mpd_gym.agents.latency`, shared by all copies
         self.latency: LatencyChoice | None = None
@@ -270,6 +271,20 @@ class Agent(ABC):
         """Count a caller's cost instead of the learned one, in ranking and against the budget."""
         self.objective = replace(self.objective, cost=function)
 
+    def set_inverse_dynamics(self, function: InverseDynamics | None) -> None:
+        """Execute the actions that lead along the planned states; None executes the planned ones.
+
+        Errors of planned actions add up over a plan, those of planned states do not. Where an
+        action is the rate of something that the state shows, such as an acceleration of a speed, it
+        is easily read off.
+
+        Args:
+            function: ``fn(observations, actions, next_observations) -> [N, H, nu]`` on NumPy arrays
+                ``[N, H, nx]``, ``[N, H, nu]``, ``[N, H, nx]`` in environment units; `actions` are
+                the planned ones. The result is cut to the bounds of actions.
+        """
+        self._inverse = function
+
     def set_budget(self, budget: float | None) -> None:
         """Limit the cost of an episode; None removes the limit."""
         self.options = self._checked(self.options.updated({"budget": budget}))
@@ -282,16 +297,16 @@ class Agent(ABC):
         self._ranker = ranker
 
     def follow(self, other: Agent) -> None:
-        """Take over the reward, cost and ranking functions that were set on another agent."""
+        """Take over the functions that were set on another agent."""
         objective = other.objective
         self.objective = replace(self.objective, reward=objective.reward, cost=objective.cost)
-        self._ranker = other._ranker
+        self._ranker, self._inverse = other._ranker, other._inverse
 
     @property
     def has_caller_functions(self) -> bool:
         """Whether any function of the caller is set; `save` cannot keep those."""
-        parts = (self.objective.reward, self.objective.cost, self._ranker, self._constraint)
-        return any(part is not None for part in parts)
+        ranked = (self.objective.reward, self.objective.cost, self._ranker)
+        return any(part is not None for part in (*ranked, self._inverse, self._constraint))
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -385,6 +400,8 @@ class Agent(ABC):
         u = self._writer.clip(self.normalizers.action.unnormalize(_numpy(controls)))
         start = np.broadcast_to(np.repeat(reading.x, num, 0)[:, None], (len(x), 1, x.shape[-1]))
         observations = np.concatenate([start, x], axis=1)
+        if self._inverse is not None:
+            u = self._writer.clip(read_off(self._inverse, observations, u))
         returns, costs = self.objective.totals(
             observations, u, self.options.termination_penalty, self.options.cost_threshold
         )

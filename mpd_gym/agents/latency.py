@@ -263,7 +263,7 @@ def measured(agent: Agent, num_samples: int, limit: float = math.inf) -> Timing 
         raise ConfigError(
             f"latency: {agent.name!r} takes no reverse steps, so there is nothing to time or cut"
         )
-    parts = (agent.objective, agent._ranker)
+    parts = (agent.objective, agent._ranker, agent._inverse)
     key = (
         repr(agent.options.updated(dict.fromkeys(_FREE, 1))),
         *map(id, parts),

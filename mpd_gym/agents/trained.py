@@ -211,7 +211,7 @@ class TrainedAgent(Agent, Generic[C]):
         """
         if self.has_caller_functions:
             warnings.warn(
-                "reward, cost, ranking and constraint functions that you set are not saved; set "
+                "functions that you set (reward, cost, ranking, …) are not saved; set "
                 "them again after load",
                 stacklevel=2,
             )

@@ -25,6 +25,7 @@ __all__ = [
     "footprint",
     "goal_distance",
     "goal_reward",
+    "inverse_transition",
     "path_length",
     "touches_wall",
     "transition",
@@ -232,6 +233,27 @@ def transition(state: Array, action: Array, parameters: CarUMazeParameters = DEF
         parameters: Physical constants.
     """
     return np.stack(drive(components(state), components(action), parameters)[-1], axis=-1)
+
+
+def inverse_transition(
+    state: Array, next_state: Array, parameters: CarUMazeParameters = DEFAULT
+) -> Array:
+    """Return the action that gives the next state its speed and steering angle.
+
+    Where both states are of one drive it is the action between them; where they are planned, cars
+    that execute it have the planned speeds and steering angles, whatever errors the rest has.
+
+    Args:
+        state: As in `transition`, ``[…, 5]``.
+        next_state: One environment step later, ``[…, 5]``.
+        parameters: Physical constants.
+
+    Returns:
+        Acceleration (m/s²) and steering rate (rad/s), ``[…, 2]``, cut to their bounds.
+    """
+    limits = np.array([parameters.max_acceleration, parameters.max_steering_rate])
+    rates: Array = (next_state[..., 3:5] - state[..., 3:5]) / parameters.dt
+    return np.clip(rates, -limits, limits)
 
 
 def footprint(state: Array, parameters: CarUMazeParameters = DEFAULT) -> Array:

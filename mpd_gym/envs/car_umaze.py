@@ -23,6 +23,7 @@ from mpd_gym.envs.car_model import (
     footprint,
     goal_distance,
     goal_reward,
+    inverse_transition,
     path_length,
     touches_wall,
     transition,
@@ -42,6 +43,7 @@ __all__ = [
     "collides",
     "drive",
     "footprint",
+    "inverse_transition",
     "path_length",
     "transition",
 ]

@@ -20,7 +20,7 @@ from mpd_gym.experiments.variants import CAR, LQR_NOISY, MATCHED, Task
 __all__ = ["study"]
 
 TASKS = (LQR_NOISY, CAR)
-STEPS = (1, 2, 5, 10, 20, 0)  # of a warm-started plan; 0 plans from scratch with all K
+STEPS = (1, 2, 5, 10, 0)  # of a warm-started plan; 0 plans from scratch with all K
 OPTIONS: dict[str, Any] = {
     **MATCHED,
     "num_steps": None,

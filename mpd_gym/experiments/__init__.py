@@ -104,7 +104,9 @@ STUDIES = {
         "sensitivity", "T. 17, 18: guidance scale, and number of candidates", "30 min"
     ),
     "warm-start": Study(
-        "warm_start", "Fig. 13: return against milliseconds per action, warm starts", "2 h"
+        "warm_start",
+        "Fig. 13: the car's return against milliseconds per action, warm starts",
+        "30 min",
     ),
     "lqr-compositions": Study(
         "lqr_compositions",

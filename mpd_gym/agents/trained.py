@@ -211,8 +211,8 @@ class TrainedAgent(Agent, Generic[C]):
         """
         if self.has_caller_functions:
             warnings.warn(
-                "functions that you set (reward, cost, ranking, …) are not saved; set "
-                "them again after load",
+                "reward, cost, ranking, inverse dynamics and constraint functions that you set are "
+                "not saved; set them again after load",
                 stacklevel=2,
             )
         config = asdict(replace(self.config, sampling=self.options))

@@ -84,7 +84,7 @@ STUDIES = {
     "alternation": Study(
         "alternation",
         "T. 12: alternation against more denoising, K = 10 … 200, three environments",
-        "5 h; 2 h with one seed",
+        "6 h; 2 h with one seed",
     ),
     "combined-score": Study(
         "combined_score",

@@ -180,8 +180,13 @@ def agent_table(path: str, agent: TrainedAgent[Any]) -> Table:
         told = [f"{count:,} parameters"]
         told += [f"{key} {_shown(entry)}" for key, entry in agent.history.get(role, {}).items()]
         table.add_row(f"{role} model", ", ".join(told).replace("_", " "))
+    for name in agent.history.keys() - agent.models.keys():
+        table.add_row(f"history: {name}", str(agent.history[name]))
     config = asdict(replace(agent.config, sampling=agent.options))
-    config["conditions"] = ", ".join(spec.name for spec in agent.config.conditions) or "none"
+    config["conditions"] = ", ".join(
+        f"{spec.name} ({spec.horizon})" if spec.horizon else spec.name
+        for spec in agent.config.conditions
+    )
     for name, value in config.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for part, entry in parts:

@@ -67,7 +67,7 @@ class NoisyPolicy:
         self._smooth.reseed(seed)
         reseed: Any = getattr(self.policy, "reseed", None)
         if reseed is not None:
-            reseed(seed)
+            reseed(seed ^ 1)  # or both would draw the same numbers
 
     def predict(
         self,

@@ -32,7 +32,9 @@ CODE = f"mpd_gym/collect/recipes.py of mpd-gym {__version__}"
 LQR_RETURNS = (-358.0, -0.239)  # no control, and the optimal gain; both expectations
 CAR_RETURNS = (-64.0, -24.6)  # never at the goal, and nonlinear MPC
 PENDULUM_RETURNS = (-1225.0, -150.0)  # random actions, and a trained SAC
-DRIVING_NOISE = 0.5  # largest error as a share of the largest action; no drive ends in a wall
+DRIVING_NOISE = (
+    0.5  # largest error as a share of the largest action; 7 drives of 1,000 end in a wall
+)
 SAFE_PENALTY = 100.0  # of one step beyond the limit; 10 leaves some violations
 # Ten copies and two updates for each step of all of them: 100,000 steps in two minutes on a core.
 COPIES = 10

@@ -44,8 +44,8 @@ def read_off(function: InverseDynamics, observations: Array, actions: Array) -> 
     if found.shape != actions.shape or not np.isfinite(found).all():
         raise InputError(
             f"inverse dynamics: expected finite actions of shape {actions.shape}, got "
-            f"{found.shape}{'' if np.isfinite(found).all() else ' with NaN or infinity'}: correct the "
-            "function that set_inverse_dynamics was given"
+            f"{found.shape}{'' if np.isfinite(found).all() else ' with NaN or infinity'}: "
+            "correct the function that set_inverse_dynamics was given"
         )
     return found
 

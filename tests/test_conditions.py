@@ -85,11 +85,13 @@ def test_a_finite_sum_of_zeros_is_zero_whatever_comes_later() -> None:
     assert discounted_sums(series, 0.997, 3)[:2].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("horizon", ["to_go", "window"])
-def test_return_runs_from_zero_to_one_also_below_zero(horizon: str) -> None:
+@pytest.mark.parametrize(("horizon", "steps"), [("to_go", None), ("window", 4), (7, 7)])
+def test_return_runs_from_zero_to_one_also_below_zero(
+    horizon: str | int, steps: int | None
+) -> None:
     found = [replace(e, rewards=e.rewards - 50) for e in episodes()]
     conditions = fitted(found, ConditionSpec("return", horizon=horizon))
-    raw = [brute_force(e.rewards, 4 if horizon == "window" else None) for e in found]
+    raw = [brute_force(e.rewards, steps) for e in found]
     low, high = min(map(np.min, raw)), max(map(np.max, raw))
     assert high < 0
     scaled = [conditions.values(e)["return"] for e in found]
@@ -301,6 +303,8 @@ def test_functions_must_match_the_declared_conditions() -> None:
         ({"kind": "goal", "horizon": "window"}, "horizon and scaling are for kinds"),
         ({"kind": "goal", "scaling": "range"}, "horizon and scaling are for kinds"),
         ({"kind": "return", "horizon": "windw"}, r"horizon: .*Did you mean 'window'\?"),
+        ({"kind": "return", "horizon": 0}, "horizon: expected one of to_go, window, or a whole"),
+        ({"kind": "return", "horizon": 7.5}, r"number of steps >= 1, got 7\.5"),
         ({"kind": "return", "scaling": "raw"}, "scaling: expected one of authors, range"),
         ({"kind": "cost", "scaling": "authors"}, "scaling: expected one of range, raw"),
         ({"kind": "cost", "scale": 2.0}, "scale is a positive factor of scaling='raw'"),

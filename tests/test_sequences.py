@@ -430,6 +430,18 @@ def test_without_padding_windows_end_with_their_episode(memory_limit: int) -> No
     assert set(drawn["initial"][:, 0]) == set(complete)
 
 
+def test_without_padding_sums_beyond_the_window_are_complete() -> None:
+    specs = (ConditionSpec("return", horizon=HORIZON + 3),)
+    windows, normalizers = sampler(marked_source(goals=False), padding="none", specs=specs)
+    batch = windows.windows(np.arange(len(windows)))
+    starts = decoded(batch, normalizers)["initial"][:, 0]
+    last = [length - HORIZON - 3 for length in LENGTHS]
+    complete = [1000 * (i + 1) + t for i, end in enumerate(last) for t in range(end + 1)]
+    assert_array_equal(starts, complete)
+    padded, _ = sampler(marked_source(goals=False), specs=specs)
+    assert len(padded) == sum(LENGTHS)
+
+
 def test_windows_without_padding_are_drawn_by_weight() -> None:
     sources = [marked_source(goals=False), second_source()]
     windows, normalizers = sampler(sources, padding="none", weights=[1, 3])
@@ -441,7 +453,7 @@ def test_windows_without_padding_are_drawn_by_weight() -> None:
 
 def test_a_source_without_a_complete_window_is_refused() -> None:
     sources = [marked_source(goals=False), second_source()]
-    with pytest.raises(DataError, match="no episode has horizon=20 steps; shorten it"):
+    with pytest.raises(DataError, match="no episode has the 20 steps .*; shorten horizon"):
         sampler(sources, padding="none", horizon=20)
 
 

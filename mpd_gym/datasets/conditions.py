@@ -243,8 +243,7 @@ def _sums(spec: ConditionSpec, episode: Episode, config: WindowConfig) -> Array:
         raise InputError(f"condition {spec.name!r} needs costs; the episode has none")
     else:
         series = episode.costs
-    horizon = config.horizon if spec.horizon == "window" else None
-    return discounted_sums(series, config.discount, horizon)
+    return discounted_sums(series, config.discount, config.steps_summed(spec))
 
 
 def _failures(episode: Episode) -> Array:

@@ -38,7 +38,9 @@ class ConditionSpec:
         horizon: Of a sum: ``"to_go"``, up to the end of the episode (default of ``"return"``), or
             ``"window"``, over the H steps of the window (default of ``"cost"``). Where an episode
             has a time limit, what is left to collect depends on the time that is left, which a
-            planner cannot see; ``"window"`` does so in the last H steps only.
+            planner cannot see; ``"window"`` does so in the last H steps only. A number: over so
+            many steps, for tasks that take longer than a plan. Without padding, windows with
+            fewer steps left are not drawn.
         scaling: Of a sum: ``"range"``, from 0 for the smallest value in the data to 1 for the
             largest, also where values are negative; for ``"return"`` also ``"authors"``, divided
             by the largest value at t = 0; for ``"cost"`` also ``"raw"``, multiplied by `scale`.
@@ -53,7 +55,7 @@ class ConditionSpec:
     kind: str
     name: str = ""
     size: int | None = None
-    horizon: str | None = None
+    horizon: str | int | None = None
     scaling: str | None = None
     scale: float = 1.0
     terminal_penalty: float = 0.0
@@ -101,12 +103,17 @@ class ConditionSpec:
                 )
             return
         horizon, scalings = _SUMS[self.kind]
-        for field, value, known in (
-            ("horizon", self.horizon or horizon, HORIZONS),
-            ("scaling", self.scaling or scalings[0], scalings),
-        ):
-            check_choice(f"condition {self.name!r}, {field}", value, known)
-            object.__setattr__(self, field, value)
+        for field, default in ("horizon", horizon), ("scaling", scalings[0]):
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, default)
+        check_choice(f"condition {self.name!r}, scaling", self.scaling, scalings)
+        if isinstance(self.horizon, str):
+            check_choice(f"condition {self.name!r}, horizon", self.horizon, HORIZONS)
+        elif not _whole(self.horizon):
+            raise ConfigError(
+                f"condition {self.name!r}, horizon: expected one of {', '.join(HORIZONS)}, or a "
+                f"whole number of steps >= 1, got {self.horizon!r}"
+            )
 
 
 @final
@@ -156,6 +163,18 @@ class WindowConfig:
         if len(set(names)) < len(names):
             raise ConfigError(f"conditions: names must differ, got {names}; pass name=...")
         object.__setattr__(self, "conditions", specs)
+
+    def steps_summed(self, spec: ConditionSpec) -> int | None:
+        """Steps that a return or cost is summed over; None for all up to the episode's end."""
+        if isinstance(spec.horizon, int):
+            return spec.horizon
+        return self.horizon if spec.horizon == "window" else None
+
+    @property
+    def steps_needed(self) -> int:
+        """Steps that a window without padding needs: its own, and those that sums look ahead."""
+        ahead = (spec.horizon for spec in self.conditions)
+        return max([self.horizon, *(steps for steps in ahead if isinstance(steps, int))])
 
 
 def _spec(values: Mapping[str, Any]) -> ConditionSpec:

@@ -60,7 +60,8 @@ def fit_normalizers(sources: EpisodeSource | Sequence[EpisodeSource], kind: str)
 class WindowSampler:
     """Draws windows from episodes. None crosses an episode's end.
 
-    Windows start at every step, without padding at every step with H steps left.
+    Windows start at every step, without padding at every step with H steps left, and those that
+    a condition sums over.
 
     A window at step t has x_0 = observation t, targets x_1 … x_H and actions u_0 … u_{H-1}; steps
     after the episode's end are padded as the configuration says and have mask 0. For Dict
@@ -202,13 +203,14 @@ class _Index:
         self.windows = np.arange(self.steps)  # first step of each window
         if config.padding == "none":
             left = np.repeat(self._ends, self.lengths) - self.windows
-            self.windows = self.windows[left >= config.horizon]
+            self.windows = self.windows[left >= config.steps_needed]
         limits = np.cumsum([0, *(int(source.lengths.sum()) for source in sources)])
         self.source_bounds = np.searchsorted(self.windows, limits)  # windows of each source
         for source, count in zip(sources, np.diff(self.source_bounds), strict=True):
             if not count:
                 raise DataError(
-                    f"no episode has horizon={config.horizon} steps; shorten it, or pad windows",
+                    f"no episode has the {config.steps_needed} steps that a window and its "
+                    "conditions need; shorten horizon, or pad windows",
                     source=source.name,
                 )
 

@@ -453,7 +453,7 @@ def test_windows_without_padding_are_drawn_by_weight() -> None:
 
 def test_a_source_without_a_complete_window_is_refused() -> None:
     sources = [marked_source(goals=False), second_source()]
-    with pytest.raises(DataError, match="no episode has the 20 steps .*; shorten horizon"):
+    with pytest.raises(DataError, match=r"no episode has the 20 steps .*; shorten horizon"):
         sampler(sources, padding="none", horizon=20)
 
 

@@ -6,7 +6,7 @@ import sys
 
 from mpd_gym.cli.data import collect, info
 from mpd_gym.cli.learning import train, train_encoder
-from mpd_gym.cli.playing import compare, demo, evaluate, plans
+from mpd_gym.cli.playing import compare, demo, evaluate, plans, watch
 from mpd_gym.cli.shared import app, console
 from mpd_gym.cli.studies import reproduce
 from mpd_gym.errors import MpdError
@@ -24,6 +24,7 @@ __all__ = [
     "reproduce",
     "train",
     "train_encoder",
+    "watch",
 ]
 
 

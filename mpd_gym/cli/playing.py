@@ -1,4 +1,4 @@
-"""``mpd-gym compare``, ``evaluate``, ``plans`` and ``demo``: policies at work."""
+"""``mpd-gym compare``, ``evaluate``, ``watch``, ``plans`` and ``demo``: policies at work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from mpd_gym.cli.shared import OUTPUTS, Device, app, console, file_name
 
-__all__ = ["compare", "demo", "evaluate", "plans"]
+__all__ = ["compare", "demo", "evaluate", "plans", "watch"]
 
 POLICIES = """[LABEL=]SOURCE[,OPTION=VALUE,...] each. SOURCE: an agent's file, the id of a shipped
 agent, "shipped" for the one that ships for ENV, or sb3:FILE for a Stable-Baselines3 zip. OPTION: a
@@ -87,6 +87,46 @@ def evaluate(
     """Compare without writing files."""
     _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
              deterministic, device, folder=None, film=False)  # fmt: skip
+
+
+@app.command()
+def watch(
+    env: EnvId,
+    policy: Policies,
+    seed: FirstSeed = 0,
+    episodes: Annotated[
+        int | None, typer.Option(help="Starts; without it, until the window is closed.", min=1)
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Pictures per second; the environment's own by default.", min=1),
+    ] = None,
+    option: SamplingOptions = None,
+    env_option: EnvOptions = None,
+    deterministic: Deterministic = None,
+    device: Device = "auto",
+) -> None:
+    """Watch policies in a window, side by side, each with its plan drawn in.
+
+    Space pauses, the right arrow goes one step, N goes to the next start, R begins again, + and -
+    change the speed, Q ends.
+
+        mpd-gym watch CarUMaze-v0 shipped
+    """
+    from mpd_gym.comparison import load_entries, parse_options
+    from mpd_gym.watch import watch as watch_window
+
+    env_kwargs = parse_options(env_option or [])
+    options = parse_options(option or [])
+    entries = load_entries(
+        policy,
+        env,
+        options=options,
+        env_kwargs=env_kwargs,
+        deterministic=deterministic,
+        device=device,
+    )
+    watch_window(entries, env, seed=seed, episodes=episodes, env_kwargs=env_kwargs, fps=fps)
 
 
 @app.command()

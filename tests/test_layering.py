@@ -25,7 +25,7 @@ LAYERS = [
     ("agents",),
     ("evaluation", "plan_errors"),
     ("reports",),
-    ("comparison", "experiments", "demo"),
+    ("comparison", "experiments", "demo", "watch"),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

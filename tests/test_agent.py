@@ -582,13 +582,21 @@ def test_more_noise_than_fits_through_a_network_is_not_what_it_predicts() -> Non
 
 @pytest.mark.parametrize(("width", "prediction"), [(8, "x0"), (16, "noise")])
 def test_what_is_predicted_is_settled_once(width: int, prediction: str, tmp_path: Path) -> None:
-    config = replace(TINY, loss=LossConfig(prediction="auto"), unet=replace(TINY.unet, width=width))
+    config = replace(
+        TINY,
+        loss=LossConfig(prediction="auto"),
+        unet=replace(TINY.unet, width=width),
+        conditions=(ConditionSpec("return", horizon="auto"),),
+        padding="terminal",
+    )
     agent = MPDiffuserAgent.fit(source("LQR-v0"), config, progress=False)
     agent.save(tmp_path / "agent.safetensors")
     assert MPDiffuserAgent.load(tmp_path / "agent.safetensors").config == agent.config
     assert agent.config.loss.prediction == prediction
+    assert [spec.horizon for spec in agent.config.conditions] == [12]  # half of 24 steps
     again = agent.with_new_dynamics(source("LQR-v0"), config, progress=False)
     assert again.config.loss.prediction == prediction
+    assert again.config.conditions == agent.config.conditions
     other = replace(config, loss=LossConfig(prediction="x0" if prediction == "noise" else "noise"))
     with pytest.raises(ConfigError, match=f"another planner.*predicts {prediction}"):
         agent.with_new_dynamics(source("LQR-v0"), other, progress=False)

@@ -442,6 +442,50 @@ def test_without_padding_sums_beyond_the_window_are_complete() -> None:
     assert len(padded) == sum(LENGTHS)
 
 
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_only_ends_that_the_environment_made_are_padded(memory_limit: int) -> None:
+    source = marked_source(goals=False)  # episodes 1 and 3 end by a time limit
+    windows, normalizers = sampler(source, padding="terminal", memory_limit=memory_limit)
+    batch = windows.windows(np.arange(len(windows)))
+    found = decoded(batch, normalizers)
+    starts = [(1, t) for t in range(3)] + [(2, 0)] + [(3, t) for t in range(8)]
+    starts += [(4, t) for t in range(3)]
+    assert_array_equal(found["initial"][:, 0], [1000 * number + t for number, t in starts])
+    for row, (number, t) in enumerate(starts):
+        left = LENGTHS[number - 1] - t
+        assert batch.mask[row].sum() == min(left, HORIZON)
+        assert_array_equal(
+            found["observations"][row, :, 0],
+            1000 * number + np.minimum(t + 1 + np.arange(HORIZON), LENGTHS[number - 1]),
+        )
+
+
+def test_an_end_that_the_environment_made_completes_every_sum() -> None:
+    specs = (ConditionSpec("return", horizon=HORIZON + 3),)
+    source = marked_source(goals=False)
+    windows, normalizers = sampler(source, padding="terminal", specs=specs)
+    batch = windows.windows(np.arange(len(windows)))
+    starts = decoded(batch, normalizers)["initial"][:, 0]
+    ended = [2000, *range(4000, 4003)]
+    assert_array_equal(starts, sorted([*ended, *range(3000, 3005)]))
+    raw = [
+        sum(0.9**i * (1000 * n + s + 0.125) for i, s in enumerate(range(t, LENGTHS[n - 1])[:8]))
+        for n, t in (divmod(int(start), 1000) for start in starts)
+    ]
+    scaled = (np.array(raw) - min(raw)) / (max(raw) - min(raw))  # of drawn windows alone
+    assert_allclose(batch.conditions["return"][:, 0], scaled, atol=1e-6)
+
+
+def test_an_automatic_horizon_is_half_the_longest_episode_in_bounds() -> None:
+    config = WindowConfig(horizon=32, conditions=(ConditionSpec("return", horizon="auto"),))
+    for longest, ahead in (20, 32), (100, 50), (1000, 100):
+        assert [spec.horizon for spec in config.settled(longest).conditions] == [ahead]
+    with pytest.raises(ConfigError, match=r"horizon='auto' needs .* settled\(longest\) first"):
+        fit_conditions(marked_source(), config, fit_normalizers(marked_source(), "minmax"))
+    plain = WindowConfig(conditions=ALL)
+    assert plain.settled(1000) == plain
+
+
 def test_windows_without_padding_are_drawn_by_weight() -> None:
     sources = [marked_source(goals=False), second_source()]
     windows, normalizers = sampler(sources, padding="none", weights=[1, 3])

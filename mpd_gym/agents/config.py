@@ -65,8 +65,9 @@ class AgentConfig(ABC):
     Attributes:
         conditions: What plans are conditioned on: kinds such as ``"return"``, or `ConditionSpec`s.
         discount: γ of returns and costs.
-        padding: What follows the end of an episode: ``"repeat"``, ``"zeros"`` (the authors'), or
-            ``"none"`` where windows end with it, see `WindowConfig`.
+        padding: What follows the end of an episode: ``"repeat"``, ``"zeros"`` (the authors'),
+            ``"terminal"`` where only the environment's own ends are padded, or ``"none"`` where
+            windows end with their episode, see `WindowConfig`.
         normalizer: ``"minmax"``, ``"cdf"`` (the authors') or ``"gaussian"``.
         reward_model: Learn rewards, for ranking.
         cost_model: Learn costs, for ranking and budgets.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 from torch import Tensor
@@ -58,6 +59,12 @@ class MPDiffuserAgent(FactoredAgent[MPDiffuserConfig]):
         """
         sizes = self.conditions.sizes
         planner = self.models["planner"].config
+        settled = {spec.name: spec for spec in self.config.conditions}
+        conditions = tuple(
+            settled.get(spec.name, spec) if spec.horizon == "auto" else spec
+            for spec in config.conditions
+        )
+        config = replace(config, conditions=conditions)
         config = config.resolved(self._nx, self._writer.size, sizes)
         same = config.denoiser("planner", self._nx, self._writer.size, sizes) == planner
         if not same or config.loss.prediction != self.config.loss.prediction:

@@ -46,7 +46,7 @@ def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig:
     task = _TASKS.get(env_id or "", _general)()
     if name == "paper":
         return replace(task, **_PAPER)
-    return replace(task, **{**_LAPTOP, **_LAPTOP_SIZES.get(env_id or "", _GENERAL_SIZE)})
+    return replace(task, **{**_LAPTOP, **_LAPTOP_TASKS.get(env_id or "", _GENERAL)})
 
 
 def _general() -> MPDiffuserConfig:
@@ -137,15 +137,18 @@ def _constrained_pendulum() -> MPDiffuserConfig:
 
 
 def _latent_pendulum() -> MPDiffuserConfig:
-    """Conditioned on the return of the window, ranked by a learned reward.
+    """Conditioned on the return of the next 96 steps, ranked by a learned reward.
 
-    No window is padded: an episode ends by its time limit, after which there is nothing to lose.
+    A swing-up takes longer than a plan, and within the 32 steps of one all actions near hanging
+    are about as bad: conditioned on the return of these alone, 5 of 64 episodes never came up; of
+    96 steps, none. No window is padded: an episode ends by its time limit, after which there is
+    nothing to lose.
     The networks predict x̂_0: the noise of 33 columns does not fit through a width of 32. On 32
     starts from 100000 on, the return was -666 with noise predicted, after 12,000 steps of training,
     and -166 with x̂_0 after 6,000.
     """
     return MPDiffuserConfig(
-        conditions=(ConditionSpec("return", horizon="window"),),
+        conditions=(ConditionSpec("return", horizon=96),),
         padding="none",
         loss=LossConfig(prediction="x0"),
         reward_model=True,
@@ -174,8 +177,13 @@ def _size(width: int, steps: int) -> dict[str, Any]:
 
 
 _LAPTOP: dict[str, Any] = {"diffusion_steps": 50}
-_GENERAL_SIZE = _size(width=32, steps=20_000)
-_LAPTOP_SIZES = {
+# A time limit is no end of the task: what it cuts says nothing of how good a plan is.
+_GENERAL: dict[str, Any] = {
+    **_size(width=32, steps=20_000),
+    "conditions": (ConditionSpec("return", horizon="auto"),),
+    "padding": "terminal",
+}
+_LAPTOP_TASKS = {
     "LQR-v0": _size(width=32, steps=6_000),
     "CarUMaze-v0": _size(width=32, steps=24_000),
     "LatentPendulum-v0": _size(width=32, steps=12_000),

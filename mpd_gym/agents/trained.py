@@ -151,6 +151,8 @@ class TrainedAgent(Agent, Generic[C]):
         sources = as_data(dataset)
         others = sources if dynamics_dataset is None else as_data(dynamics_dataset)
         encoder = encoder_of((*sources, *others))
+        longest = max(int(source.lengths.max()) for source in sources)
+        config = replace(config, conditions=config.windows.settled(longest).conditions)
         data = TrainingData.prepare(
             sources,
             others,

@@ -12,7 +12,12 @@ import numpy as np
 from mpd_gym.datasets.config import ConditionSpec, WindowConfig
 from mpd_gym.datasets.normalizers import Normalizer, Normalizers
 from mpd_gym.datasets.source import EpisodeSource
-from mpd_gym.datasets.traversal import flat_observations, goal_observations, visit_episodes
+from mpd_gym.datasets.traversal import (
+    as_sources,
+    flat_observations,
+    goal_observations,
+    visit_episodes,
+)
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_choice
 from mpd_gym.types import Array, Episode
 
@@ -185,6 +190,8 @@ def fit_conditions(
 ) -> FittedConditions:
     """Find the scaling of every return and cost condition, in one pass over the data.
 
+    Only steps at which windows begin count.
+
     Args:
         sources: Episodes, all taken together.
         config: Declares the conditions.
@@ -206,12 +213,15 @@ def fit_conditions(
     found: dict[str, list[tuple[float, float, float]]] = {spec.name: [] for spec in scaled}
 
     def visit(episode: Episode) -> None:
-        for spec in scaled:
-            sums = _sums(spec, episode, config)
+        drawn = config.windows_in(len(episode), bool(episode.terminations[-1]))
+        for spec in scaled if drawn else ():
+            sums = _sums(spec, episode, config)[:drawn]
             found[spec.name].append((sums.min(), sums.max(), sums[0]))
 
     if scaled:
         visit_episodes(sources, visit)
+        if not all(found.values()):
+            raise config.no_windows(", ".join(one.name for one in as_sources(sources)))
     scalings = {spec.name: _scaling(spec, np.array(found[spec.name])) for spec in scaled}
     return FittedConditions(config, normalizers, scalings, functions)
 

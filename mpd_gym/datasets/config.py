@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
-from mpd_gym.errors import ConfigError, check_choice
+from mpd_gym.errors import ConfigError, DataError, check_choice
 
 __all__ = ["ConditionSpec", "WindowConfig"]
 
 KINDS = ("cost", "custom", "final_state", "goal", "return")
-HORIZONS = ("to_go", "window")
-PADDINGS = ("repeat", "zeros", "none")
+HORIZONS = ("to_go", "window", "auto")
+_AUTO_AT_MOST = 100  # steps; a plan of 32 has told good from bad by then
+PADDINGS = ("repeat", "zeros", "terminal", "none")
 # Kind of a discounted sum -> its default horizon, and its scalings with the default first.
 _SUMS = {"return": ("to_go", ("range", "authors")), "cost": ("window", ("range", "raw"))}
 
@@ -39,8 +40,9 @@ class ConditionSpec:
             ``"window"``, over the H steps of the window (default of ``"cost"``). Where an episode
             has a time limit, what is left to collect depends on the time that is left, which a
             planner cannot see; ``"window"`` does so in the last H steps only. A number: over so
-            many steps, for tasks that take longer than a plan. Without padding, windows with
-            fewer steps left are not drawn.
+            many steps, for tasks that take longer than a plan; with the paddings ``"terminal"`` and
+            ``"none"``, windows whose sum a time limit cuts are not drawn. ``"auto"``: half the
+            longest episode, at most 100 steps and at least H; `fit` puts the number in its place.
         scaling: Of a sum: ``"range"``, from 0 for the smallest value in the data to 1 for the
             largest, also where values are negative; for ``"return"`` also ``"authors"``, divided
             by the largest value at t = 0; for ``"cost"`` also ``"raw"``, multiplied by `scale`.
@@ -129,7 +131,8 @@ class WindowConfig:
             in environment units; where the data never comes near them, the nearest value inside
             the normaliser's `clip_range` stands in. ``"none"``: nothing; windows end with their
             episode at the latest, for episodes that end by a time limit, which means nothing to a
-            plan.
+            plan. ``"terminal"``: as ``"repeat"`` where the environment ended the episode, as
+            ``"none"`` where a time limit did.
         conditions: What plans are conditioned on; mappings of fields are accepted.
         first_step_share: Probability with which a drawn window is moved to the first step of its
             episode, for plans that are executed whole from a reset; 0 draws all steps alike.
@@ -165,16 +168,60 @@ class WindowConfig:
         object.__setattr__(self, "conditions", specs)
 
     def steps_summed(self, spec: ConditionSpec) -> int | None:
-        """Steps that a return or cost is summed over; None for all up to the episode's end."""
+        """Steps that a return or cost is summed over; None for all up to the episode's end.
+
+        Raises:
+            ConfigError: If that is still ``"auto"``.
+        """
+        if spec.horizon == "auto":
+            raise ConfigError(
+                f"condition {spec.name!r}: horizon='auto' needs the lengths of the episodes; call "
+                "settled(longest) first, as fit does"
+            )
         if isinstance(spec.horizon, int):
             return spec.horizon
         return self.horizon if spec.horizon == "window" else None
 
+    def settled(self, longest: int) -> WindowConfig:
+        """Put a number in the place of the horizon ``"auto"``.
+
+        Args:
+            longest: Steps of the longest episode.
+        """
+        ahead = max(self.horizon, min(_AUTO_AT_MOST, longest // 2))
+        specs = (
+            replace(spec, horizon=ahead) if spec.horizon == "auto" else spec
+            for spec in self.conditions
+        )
+        return replace(self, conditions=tuple(specs))
+
+    def windows_in(self, length: int, terminated: bool) -> int:
+        """Number of windows in an episode: they begin at its first steps.
+
+        Args:
+            length: Steps of the episode.
+            terminated: Whether the environment ended it, and not a time limit.
+        """
+        if self.padding in ("repeat", "zeros"):
+            return length
+        needed = self.steps_ahead
+        if terminated:
+            needed = 1 if self.padding == "terminal" else self.horizon
+        return max(0, length - needed + 1)
+
     @property
-    def steps_needed(self) -> int:
-        """Steps that a window without padding needs: its own, and those that sums look ahead."""
+    def steps_ahead(self) -> int:
+        """Steps that a window and its conditions need where a time limit ends an episode."""
         ahead = (spec.horizon for spec in self.conditions)
         return max([self.horizon, *(steps for steps in ahead if isinstance(steps, int))])
+
+    def no_windows(self, source: str) -> DataError:
+        """What to raise where no episode of a source is long enough."""
+        return DataError(
+            f"no episode has the {self.steps_ahead} steps that a window and its conditions need; "
+            "shorten horizon, or pad windows",
+            source=source,
+        )
 
 
 def _spec(values: Mapping[str, Any]) -> ConditionSpec:

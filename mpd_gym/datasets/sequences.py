@@ -20,7 +20,7 @@ from mpd_gym.datasets.traversal import (
     goal_observations,
     visit_episodes,
 )
-from mpd_gym.errors import ConfigError, DataError, InputError
+from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.types import Array, Batch, Episode
 
 __all__ = ["WindowSampler", "fit_normalizers"]
@@ -60,8 +60,8 @@ def fit_normalizers(sources: EpisodeSource | Sequence[EpisodeSource], kind: str)
 class WindowSampler:
     """Draws windows from episodes. None crosses an episode's end.
 
-    Windows start at every step, without padding at every step with H steps left, and those that
-    a condition sums over.
+    Windows start at every step; without padding at every step with H steps left, and as many as a
+    condition sums over where a time limit ended the episode.
 
     A window at step t has x_0 = observation t, targets x_1 … x_H and actions u_0 … u_{H-1}; steps
     after the episode's end are padded as the configuration says and have mask 0. For Dict
@@ -98,7 +98,7 @@ class WindowSampler:
     ) -> None:
         _check_conditions(config, conditions)
         self.config = config
-        self._index = _Index(as_sources(sources), config)
+        self._index = _Index(as_sources(sources))
         self._shares = None if weights is None else _shares(weights, len(self._index.sources))
         encoder = _Encoder.make(normalizers, config)
         rows = self._index.steps + len(self._index.lengths) * config.horizon
@@ -110,20 +110,20 @@ class WindowSampler:
         )
         self._conditions = _ConditionTable(self._index, conditions)
         self._nx, self._nu = encoder.nx, encoder.nu
-        self._load(conditions is not None)
+        self._load()
 
-    def _load(self, conditioned: bool) -> None:
-        """Go through the data once, if anything is kept of it."""
-        if not self.in_memory and not conditioned:
-            return
-        numbers = iter(range(len(self._index.lengths)))
+    def _load(self) -> None:
+        """Go through the data once, and settle which windows there are."""
+        terminated: list[bool] = []
 
         def visit(episode: Episode) -> None:
-            number = next(numbers)
+            number = len(terminated)
+            terminated.append(bool(episode.terminations[-1]))
             self._blocks.store(number, episode)
             self._conditions.store(number, episode)
 
         visit_episodes(self._index.sources, visit)
+        self._index.choose(self.config, terminated)
 
     def __len__(self) -> int:
         """Return the number of windows."""
@@ -191,7 +191,12 @@ class WindowSampler:
 class _Index:
     """Where each window begins. Steps and episodes are numbered through all sources."""
 
-    def __init__(self, sources: tuple[EpisodeSource, ...], config: WindowConfig) -> None:
+    windows: Array
+    """First step of each window."""
+    source_bounds: Array
+    """Numbers of the windows of each source: from one bound to the next."""
+
+    def __init__(self, sources: tuple[EpisodeSource, ...]) -> None:
         self.sources = sources
         self.lengths = np.concatenate([source.lengths for source in sources]).astype(np.int64)
         self._ends = np.cumsum(self.lengths)
@@ -200,19 +205,26 @@ class _Index:
         counts = np.array([len(source) for source in sources])
         self._owners = np.repeat(np.arange(len(sources)), counts)
         self._first_episodes = np.cumsum(counts) - counts
-        self.windows = np.arange(self.steps)  # first step of each window
-        if config.padding == "none":
-            left = np.repeat(self._ends, self.lengths) - self.windows
-            self.windows = self.windows[left >= config.steps_needed]
-        limits = np.cumsum([0, *(int(source.lengths.sum()) for source in sources)])
-        self.source_bounds = np.searchsorted(self.windows, limits)  # windows of each source
-        for source, count in zip(sources, np.diff(self.source_bounds), strict=True):
+
+    def choose(self, config: WindowConfig, terminated: Sequence[bool]) -> None:
+        """Settle where windows begin.
+
+        Args:
+            config: Shape of the windows.
+            terminated: Whether the environment ended each episode, and not a time limit.
+
+        Raises:
+            DataError: If a source has none.
+        """
+        counts = map(config.windows_in, self.lengths.tolist(), terminated)
+        lasts = self.starts + np.fromiter(counts, np.int64, len(self.lengths))
+        steps = np.arange(self.steps)
+        self.windows = steps[steps < np.repeat(lasts, self.lengths)]
+        limits = np.cumsum([0, *(int(source.lengths.sum()) for source in self.sources)])
+        self.source_bounds = np.searchsorted(self.windows, limits)
+        for source, count in zip(self.sources, np.diff(self.source_bounds), strict=True):
             if not count:
-                raise DataError(
-                    f"no episode has the {config.steps_needed} steps that a window and its "
-                    "conditions need; shorten horizon, or pad windows",
-                    source=source.name,
-                )
+                raise config.no_windows(source.name)
 
     def locate(self, indices: Array) -> tuple[Array, Array]:
         """Return the episode of each step, and its number within it."""
@@ -240,7 +252,7 @@ class _Encoder:
     def make(cls, normalizers: Normalizers, config: WindowConfig) -> _Encoder:
         return cls(
             normalizers,
-            config.padding == "repeat",
+            config.padding in ("repeat", "terminal"),
             _normalized_zeros(normalizers.observation),
             _normalized_zeros(normalizers.action),
         )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpd_gym.agents.peer_presets import VALUE_GUIDANCE_SCALE
+from mpd_gym.agents.presets import preset
 from mpd_gym.experiments.estimates import Estimate, average
 from mpd_gym.experiments.frame import Book, Cell, Choice, Contender, Scope, of_seeds
 from mpd_gym.experiments.measures import episodes
@@ -45,11 +46,13 @@ def study(book: Book) -> Report:
     returns = {
         name: average(of_seeds(cells, name, seeds=scope.seeds), "return", 1) for name in METHODS
     }
+    ahead = preset(scope.preset, ENV_ID).conditions[0].horizon
     scales = ", ".join(f"{scale:g}" for scale in VALUE_GUIDANCES)
     text = (
         f"Return of {scope.trials} episodes of 200 steps, the same starts for all, with the 95 % "
         f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). A plan is "
-        f"the best of {OPTIONS['num_candidates']} candidates by a learned reward. Temperature "
+        f"the best of {OPTIONS['num_candidates']} candidates by a learned reward, asked for the "
+        f"highest return of the next {ahead} steps. Temperature "
         f"{TEMPERATURES} and guidance {GUIDANCES} (Diffuser: {scales}) were chosen on "
         "validation starts with the first seed."
     )

@@ -43,7 +43,7 @@ def main() -> None:
     )
     print("composition          guidance  " + "  ".join(f"{angle:>14.1f}" for angle in ANGLES))
     for composition in ("alternating_matched", "planner_only"):
-        for guidance in (0.0, 1.0, agent.options.guidance_scale):
+        for guidance in (0.0, 1.0, 1.5):
             told = []
             for angle in ANGLES:
                 sampler = agent.with_options(composition=composition, guidance_scale=guidance)

@@ -130,10 +130,13 @@ class _Window:
         while picture.shape[1] > _WIDEST:
             picture = halved(picture)
         surface = self._opened((picture.shape[1], picture.shape[0]))
-        state = f"{self._fps:g} pictures per second" if self._running else "paused"
-        self._pygame.display.set_caption(f"{self.title} | {state} | {KEYS}")
+        self._entitle()
         self._pygame.surfarray.blit_array(surface, np.swapaxes(picture, 0, 1))
         self._pygame.display.flip()
+
+    def _entitle(self) -> None:
+        state = f"{self._fps:g} pictures per second" if self._running else "paused"
+        self._pygame.display.set_caption(f"{self.title} | {state} | {KEYS}")
 
     def _opened(self, size: tuple[int, int]) -> Any:
         """The window in a size; opened again where an environment's `close` ended pygame."""
@@ -199,6 +202,7 @@ class _Window:
             self._fps = max(_SLOWEST, self._fps / 2)
         elif event.key == game.K_RIGHT:
             self._running = False
+        self._entitle()
         wishes = {game.K_RIGHT: "step", game.K_n: "next", game.K_r: "again",
                   game.K_q: "quit", game.K_ESCAPE: "quit"}  # fmt: skip
         return wishes.get(event.key)

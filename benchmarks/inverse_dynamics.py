@@ -1,0 +1,91 @@
+"""How precisely actions can be read off two successive states, and how far noise on them spoils it.
+
+Decision Diffuser plans states and reads its actions off them with a perceptron on (x_t, x_{t+1}),
+which is trained here alone, as the laptop preset does, on recorded states. Beside it stands one
+that sees (x_t, x_{t+1} - x_t), the difference in units of its standard deviation. Everything is
+normalised; the noise stands for errors of planned states.
+
+Usage: ``python benchmarks/inverse_dynamics.py [ENV ...]``
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mpd_gym.agents.peer_presets import peer_preset
+from mpd_gym.agents.presets import DATASETS
+from mpd_gym.agents.tasks import PERCEPTRON_TARGETS
+from mpd_gym.datasets import WindowConfig, WindowSampler, fit_normalizers, load_episodes
+from mpd_gym.datasets.traversal import split_episodes
+from mpd_gym.models.perceptron import perceptron_layers
+
+ENVS = ("CarUMaze-v0", "LatentPendulum-v0")
+NOISE = (0.0, 0.002, 0.01)
+HIDDEN = (256, 256)
+
+
+def main() -> None:
+    """Print the error of the actions for each environment, kind of input and noise."""
+    torch.set_num_threads(1)
+    table = Table(title=f"RMS error of actions, {platform.machine()}, torch {torch.__version__}")
+    for head in ("environment", "input", "std of actions", *(f"noise {one:g}" for one in NOISE)):
+        table.add_column(head)
+    for env_id in sys.argv[1:] or ENVS:
+        for row in _rows(env_id):
+            table.add_row(*row)
+    Console(width=120).print(table)
+
+
+def _rows(env_id: str) -> list[list[str]]:
+    config = peer_preset("decision_diffuser", env_id)
+    source = load_episodes(DATASETS[env_id][0][0])
+    normalizers = fit_normalizers(source, config.normalizer)
+    windows = WindowConfig(config.horizon, padding="none")
+    train, kept = (
+        WindowSampler(part, windows, normalizers) for part in split_episodes(source, 0.05, 0)
+    )
+
+    def pairs(sampler: WindowSampler, size: int, seed: np.random.Generator) -> tuple[Tensor, ...]:
+        inputs, actions = PERCEPTRON_TARGETS["inverse_dynamics"](sampler.sample(size, seed))
+        return *torch.as_tensor(inputs).chunk(2, dim=-1), torch.as_tensor(actions)
+
+    before, after, _ = pairs(train, 1000, np.random.default_rng(1))
+    scale = (after - before).flatten(0, 1).std(dim=0).clamp(min=1e-6)
+    kinds: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "pair": lambda x, y: torch.cat((x, y), dim=-1),
+        "difference": lambda x, y: torch.cat((x, (y - x) / scale), dim=-1),
+    }
+    held_out = pairs(kept, 1000, np.random.default_rng(2))
+    rows = []
+    for kind, view in kinds.items():
+        rng, settings = np.random.default_rng(0), config.regressor_training
+        torch.manual_seed(0)
+        network = perceptron_layers((2 * before.shape[-1], *HIDDEN, held_out[2].shape[-1]))
+        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+        for _ in range(settings.steps):
+            x, y, u = pairs(train, settings.batch_size, rng)
+            loss = (network(view(x, y)) - u).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        x, y, u = held_out
+        errors = []
+        for size in NOISE:
+            noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0))
+            with torch.no_grad():
+                read = network(view(x + size * noise[0], y + size * noise[1]))
+            errors.append(f"{(read - u).square().mean().sqrt():.4f}")
+        rows.append([env_id, kind, f"{u.std():.3f}", *errors])
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ __all__ = ["ConditionSpec", "WindowConfig"]
 
 KINDS = ("cost", "custom", "final_state", "goal", "return")
 HORIZONS = ("to_go", "window", "auto")
-_AUTO_AT_MOST = 100  # steps; a plan of 32 has told good from bad by then
+_AUTO_AT_MOST = 100  # steps; 96 serve the pendulum from pictures
 PADDINGS = ("repeat", "zeros", "terminal", "none")
 # Kind of a discounted sum -> its default horizon, and its scalings with the default first.
 _SUMS = {"return": ("to_go", ("range", "authors")), "cost": ("window", ("range", "raw"))}
@@ -219,7 +219,7 @@ class WindowConfig:
         """What to raise where no episode of a source is long enough."""
         return DataError(
             f"no episode has the {self.steps_ahead} steps that a window and its conditions need; "
-            "shorten horizon, or pad windows",
+            "shorten horizon, or set padding to 'repeat'",
             source=source,
         )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from mpd_gym.models.perceptron import perceptron_layers
 ENVS = ("CarUMaze-v0", "LatentPendulum-v0")
 NOISE = (0.0, 0.002, 0.01)
 HIDDEN = (256, 256)
+View = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
@@ -59,24 +60,19 @@ def _rows(env_id: str) -> list[list[str]]:
 
     before, after, _ = pairs(train, 1000, np.random.default_rng(1))
     scale = (after - before).flatten(0, 1).std(dim=0).clamp(min=1e-6)
-    kinds: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    kinds: dict[str, View] = {
         "pair": lambda x, y: torch.cat((x, y), dim=-1),
         "difference": lambda x, y: torch.cat((x, (y - x) / scale), dim=-1),
     }
     held_out = pairs(kept, 1000, np.random.default_rng(2))
+    x, y, u = held_out
     rows = []
     for kind, view in kinds.items():
-        rng, settings = np.random.default_rng(0), config.regressor_training
+        settings, rng = config.regressor_training, np.random.default_rng(0)
+        batches = (pairs(train, settings.batch_size, rng) for _ in range(settings.steps))
         torch.manual_seed(0)
-        network = perceptron_layers((2 * before.shape[-1], *HIDDEN, held_out[2].shape[-1]))
-        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-        for _ in range(settings.steps):
-            x, y, u = pairs(train, settings.batch_size, rng)
-            loss = (network(view(x, y)) - u).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        x, y, u = held_out
+        network = perceptron_layers((2 * x.shape[-1], *HIDDEN, u.shape[-1]))
+        _train(network, view, batches, settings.learning_rate)
         errors = []
         for size in NOISE:
             noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0))
@@ -85,6 +81,18 @@ def _rows(env_id: str) -> list[list[str]]:
             errors.append(f"{(read - u).square().mean().sqrt():.4f}")
         rows.append([env_id, kind, f"{u.std():.3f}", *errors])
     return rows
+
+
+def _train(
+    network: torch.nn.Module, view: View, batches: Iterable[tuple[Tensor, ...]], rate: float
+) -> None:
+    """Minimise the squared error of the actions."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    for x, y, u in batches:
+        loss = (network(view(x, y)) - u).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 if __name__ == "__main__":

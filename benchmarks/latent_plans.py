@@ -1,4 +1,6 @@
-"""Whether plans made from pictures are possible: ``python benchmarks/latent_plans.py [AGENT]``.
+"""Whether plans made from pictures are possible.
+
+Usage: ``python benchmarks/latent_plans.py [AGENT [TEMPERATURE]]``
 
 Latents of plans are decoded, and the rod's angle is read from the pictures. The pendulum turns by
 0.4 rad in a step at most; a plan that turns further between two steps jumps.
@@ -35,6 +37,8 @@ def read_angles(frames: Array) -> Array:
 def main() -> None:
     """Print, for each way of sampling and each start, how many plans jump, and where they end."""
     agent = MPDiffuserAgent.load(sys.argv[1] if len(sys.argv) > 1 else ENV_ID)
+    if len(sys.argv) > 2:
+        agent = agent.with_options(temperature=float(sys.argv[2]))
     encoder = agent.encoder
     assert encoder is not None, "the agent plans from pictures"
     env = gym.make(ENV_ID)

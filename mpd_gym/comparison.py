@@ -20,7 +20,15 @@ from mpd_gym.files import write_csv
 from mpd_gym.reports import captioned, draws_plan, halved, rollout_frames, save_gif, side_by_side
 from mpd_gym.types import Array, Policy
 
-__all__ = ["Entry", "check_fits", "compare", "load_entries", "parse_entry", "parse_options"]
+__all__ = [
+    "Entry",
+    "check_fits",
+    "compare",
+    "load_entries",
+    "make_env",
+    "parse_entry",
+    "parse_options",
+]
 
 SHIPPED = "shipped"
 SB3 = "sb3:"
@@ -73,7 +81,7 @@ def load_entries(
             labels are equal, or an agent's spaces are not those of the environment.
         CheckpointError: If a file is missing, damaged, or does not fit the environment.
     """
-    env = _make(env_id, env_kwargs)
+    env = make_env(env_id, env_kwargs)
     try:
         entries = [
             _load_entry(text, env, env_id, options or {}, deterministic, device) for text in texts
@@ -232,7 +240,7 @@ def _alike(wanted: spaces.Space[Any], there: spaces.Space[Any]) -> bool:
     return wanted == there
 
 
-def _make(env_id: str, env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, Any]:
+def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, Any]:
     """Make an environment.
 
     Raises:
@@ -285,7 +293,7 @@ def _first_observation(
     """What the first episode begins with, after a check that it can be filmed if it must be."""
     if not len(seeds):
         raise InputError("seeds: expected at least one, got none")
-    env = _make(env_id, env_kwargs)
+    env = make_env(env_id, env_kwargs)
     try:
         if film and "rgb_array" not in env.metadata.get("render_modes", ()):
             raise ConfigError(f"env: {env_id} draws no pictures; ask for no GIF (--no-gif)")

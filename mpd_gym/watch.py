@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, final
 
-import gymnasium as gym
 import numpy as np
 
-from mpd_gym.comparison import Entry
+from mpd_gym.comparison import Entry, make_env
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.reports import captioned, draws_plan, halved, rollout_frames, side_by_side
 from mpd_gym.types import Array
@@ -46,12 +46,15 @@ def watch(
         The number of starts that were played to their end.
 
     Raises:
-        InputError: If there is nothing to watch.
-        ConfigError: If the environment draws no pictures, or no window can be opened.
+        InputError: If there is nothing to watch, or `fps` is not positive.
+        ConfigError: If there is no such environment, it draws no pictures, or no window can be
+            opened.
     """
     if not entries:
         raise InputError("entries: expected at least one policy, got none")
-    env = gym.make(env_id, **(env_kwargs or {}))
+    if fps is not None and not 0 < fps < math.inf:
+        raise InputError(f"fps: expected a positive number, got {fps}")
+    env = make_env(env_id, env_kwargs)
     metadata = env.metadata
     env.close()
     if "rgb_array" not in metadata.get("render_modes", ()):

@@ -570,6 +570,12 @@ def test_custom_conditions_are_learned_and_asked_for() -> None:
 # --- training ------------------------------------------------------------------------------------
 
 
+def test_the_general_preset_minds_time_limits_and_the_papers_does_not() -> None:
+    laptop, paper = preset("laptop"), preset("paper")
+    assert ([spec.horizon for spec in laptop.conditions], laptop.padding) == (["auto"], "terminal")
+    assert ([spec.horizon for spec in paper.conditions], paper.padding) == (["to_go"], "zeros")
+
+
 def test_more_noise_than_fits_through_a_network_is_not_what_it_predicts() -> None:
     """A width of 32 carries the noise of 8 columns."""
     general = preset("laptop")

@@ -154,6 +154,11 @@ def test_without_a_display_a_film_is_named(played: Shown, monkeypatch: pytest.Mo
 def test_what_cannot_be_watched_is_refused() -> None:
     with pytest.raises(InputError, match="at least one policy, got none"):
         watch([], "LQR-v0")
+    for fps in (0.0, float("nan")):
+        with pytest.raises(InputError, match="fps: expected a positive number"):
+            watch([Entry("still", Still())], "LQR-v0", fps=fps)
+    with pytest.raises(ConfigError, match="Nowhere-v0 cannot be made"):
+        watch([Entry("still", Still())], "Nowhere-v0")
 
     gym.register("test/Invisible-v0", lambda **_: Invisible(gym.make("LQR-v0")))
     try:

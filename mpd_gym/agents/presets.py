@@ -142,8 +142,8 @@ def _latent_pendulum() -> MPDiffuserConfig:
     A swing-up takes longer than a plan, and within the 32 steps of one all actions near hanging
     are about as bad: asked for the return of these alone, 5 of 64 episodes returned less than -400,
     of 96 steps none (starts from 100000 on). Temperature and guidance no longer matter then
-    (``mpd-gym reproduce pendulum-images``); guidance 1 takes half the time. No window is padded: an
-    episode ends by its time limit, after which there is nothing to lose.
+    (``mpd-gym reproduce pendulum-images``); guidance 1 needs half the network calls. No window is
+    padded: an episode ends by its time limit, after which there is nothing to lose.
 
     The networks predict x̂_0: the noise of 33 columns does not fit through a width of 32. On 32
     starts from 100000 on, the return was -666 with noise predicted, after 12,000 steps of training,

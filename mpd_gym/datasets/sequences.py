@@ -113,7 +113,7 @@ class WindowSampler:
         self._load()
 
     def _load(self) -> None:
-        """Go through the data once, and settle which windows there are."""
+        """Go through the data once, if anything is learned from it, and settle the windows."""
         terminated: list[bool] = []
 
         def visit(episode: Episode) -> None:
@@ -122,8 +122,9 @@ class WindowSampler:
             self._blocks.store(number, episode)
             self._conditions.store(number, episode)
 
-        visit_episodes(self._index.sources, visit)
-        self._index.choose(self.config, terminated)
+        if self.in_memory or self._conditions.needed or self.config.padding in ("terminal", "none"):
+            visit_episodes(self._index.sources, visit)
+        self._index.choose(self.config, terminated or [False] * len(self._index.lengths))
 
     def __len__(self) -> int:
         """Return the number of windows."""
@@ -338,6 +339,10 @@ class _ConditionTable:
             )
             for name, size in sizes.items()
         }
+
+    @property
+    def needed(self) -> bool:
+        return self._conditions is not None
 
     def store(self, number: int, episode: Episode) -> None:
         if self._conditions is None:

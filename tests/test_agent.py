@@ -572,8 +572,26 @@ def test_custom_conditions_are_learned_and_asked_for() -> None:
 
 def test_the_general_preset_minds_time_limits_and_the_papers_does_not() -> None:
     laptop, paper = preset("laptop"), preset("paper")
-    assert ([spec.horizon for spec in laptop.conditions], laptop.padding) == (["auto"], "terminal")
-    assert ([spec.horizon for spec in paper.conditions], paper.padding) == (["to_go"], "zeros")
+    for config, horizon, padding in (laptop, "auto", "terminal"), (paper, "to_go", "zeros"):
+        goal, asked = config.conditions
+        assert (goal.kind, goal.optional) == ("goal", True)
+        assert (asked.kind, asked.horizon, config.padding) == ("return", horizon, padding)
+
+
+@pytest.mark.parametrize(("env_id", "kinds"), [("LQR-v0", set()), ("CarUMaze-v0", {"goal"})])
+def test_goals_in_the_data_are_seen_without_being_asked_for(env_id: str, kinds: set[str]) -> None:
+    config = replace(TINY, conditions=(ConditionSpec("goal", optional=True), "return"))
+    agent = MPDiffuserAgent.fit(source(env_id), config, progress=False)
+    assert set(agent.conditions.sizes) == {"return", *kinds}
+    assert not any(spec.optional for spec in agent.config.conditions)
+    again = agent.with_new_dynamics(source(env_id), config, progress=False)
+    assert again.config.conditions == agent.config.conditions
+
+
+def test_a_warning_tells_of_goals_that_an_agent_does_not_see() -> None:
+    config = replace(TINY, conditions=("return",))
+    with pytest.warns(UserWarning, match=r"desired_goal .* not see; add ConditionSpec\('goal'\)"):
+        MPDiffuserAgent.fit(source("CarUMaze-v0"), config, progress=False)
 
 
 def test_more_noise_than_fits_through_a_network_is_not_what_it_predicts() -> None:

@@ -479,11 +479,19 @@ def test_an_end_that_the_environment_made_completes_every_sum() -> None:
 def test_an_automatic_horizon_is_half_the_longest_episode_in_bounds() -> None:
     config = WindowConfig(horizon=32, conditions=(ConditionSpec("return", horizon="auto"),))
     for longest, ahead in (20, 32), (100, 50), (1000, 100):
-        assert [spec.horizon for spec in config.settled(longest).conditions] == [ahead]
-    with pytest.raises(ConfigError, match=r"horizon='auto' needs .* settled\(longest\) first"):
+        settled = config.settled(longest, goals=False)
+        assert [spec.horizon for spec in settled.conditions] == [ahead]
+    with pytest.raises(ConfigError, match=r"horizon='auto' needs .* settled\(longest, .* first"):
         fit_conditions(marked_source(), config, fit_normalizers(marked_source(), "minmax"))
     plain = WindowConfig(conditions=ALL)
-    assert plain.settled(1000) == plain
+    assert plain.settled(1000, goals=False) == plain
+
+
+def test_an_optional_goal_is_kept_where_there_are_goals() -> None:
+    goal, asked = ConditionSpec("goal"), ConditionSpec("return")
+    config = WindowConfig(conditions=(replace(goal, optional=True), asked))
+    assert config.settled(100, goals=True).conditions == (goal, asked)
+    assert config.settled(100, goals=False).conditions == (asked,)
 
 
 def test_windows_without_padding_are_drawn_by_weight() -> None:

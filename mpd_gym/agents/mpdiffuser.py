@@ -61,8 +61,9 @@ class MPDiffuserAgent(FactoredAgent[MPDiffuserConfig]):
         planner = self.models["planner"].config
         settled = {spec.name: spec for spec in self.config.conditions}
         conditions = tuple(
-            settled.get(spec.name, spec) if spec.horizon == "auto" else spec
+            settled.get(spec.name, spec) if spec.horizon == "auto" or spec.optional else spec
             for spec in config.conditions
+            if spec.name in settled or not spec.optional
         )
         config = replace(config, conditions=conditions)
         config = config.resolved(self._nx, self._writer.size, sizes)

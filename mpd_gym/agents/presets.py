@@ -50,9 +50,9 @@ def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig:
 
 
 def _general() -> MPDiffuserConfig:
-    """Any environment with rewards: conditioned on return, ranked by a learned reward."""
+    """Any environment: asked for return, and the goal if it has one; ranked by learned rewards."""
     return MPDiffuserConfig(
-        conditions=(ConditionSpec("return"),),
+        conditions=(ConditionSpec("goal", optional=True), ConditionSpec("return")),
         loss=LossConfig(prediction="auto"),
         reward_model=True,
         sampling=SamplingConfig(guidance_scale=2.0, action_chunk=4),
@@ -182,7 +182,10 @@ _LAPTOP: dict[str, Any] = {"diffusion_steps": 50}
 # A time limit is no end of the task: what it cuts says nothing of how good a plan is.
 _GENERAL: dict[str, Any] = {
     **_size(width=32, steps=20_000),
-    "conditions": (ConditionSpec("return", horizon="auto"),),
+    "conditions": (
+        ConditionSpec("goal", optional=True),
+        ConditionSpec("return", horizon="auto"),
+    ),
     "padding": "terminal",
 }
 _LAPTOP_TASKS = {

@@ -152,7 +152,10 @@ class TrainedAgent(Agent, Generic[C]):
         others = sources if dynamics_dataset is None else as_data(dynamics_dataset)
         encoder = encoder_of((*sources, *others))
         longest = max(int(source.lengths.max()) for source in sources)
-        config = replace(config, conditions=config.windows.settled(longest).conditions)
+        space, actions = (
+            sources[0].metadata[f"{part}_space"] for part in ("observation", "action")
+        )
+        config = _settled(config, longest, goals=ObservationReader(space).goal_size > 0)
         data = TrainingData.prepare(
             sources,
             others,
@@ -161,9 +164,6 @@ class TrainedAgent(Agent, Generic[C]):
             condition_functions or {},
             config.validation_fraction,
             config.seed,
-        )
-        space, actions = (
-            sources[0].metadata[f"{part}_space"] for part in ("observation", "action")
         )
         nx, nu = ObservationReader(space).size, action_size(actions)
         config = config.resolved(nx, nu, data.conditions.sizes)
@@ -268,6 +268,18 @@ class TrainedAgent(Agent, Generic[C]):
         )
         agent.set_encoder(stored.encoder)
         return agent.with_options(**options) if options else agent
+
+
+def _settled(config: C, longest: int, *, goals: bool) -> C:
+    """Decide what conditions leave to the data; warn where goals would not be seen."""
+    conditions = config.windows.settled(longest, goals=goals).conditions
+    if goals and not {"goal", "custom"} & {spec.kind for spec in conditions}:
+        warnings.warn(
+            "conditions: observations have a desired_goal that the agent will not see; add "
+            "ConditionSpec('goal')",
+            stacklevel=3,
+        )
+    return replace(config, conditions=conditions)
 
 
 def _device(name: str) -> torch.device:

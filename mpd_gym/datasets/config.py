@@ -49,6 +49,8 @@ class ConditionSpec:
         scale: Factor of the scaling ``"raw"``.
         terminal_penalty: At most 0; added to the reward of a step that terminates the episode
             without success (the authors use -100 where a robot falls).
+        optional: Of ``"goal"``: `fit` leaves the condition out where observations have no
+            ``desired_goal``.
 
     Raises:
         ConfigError: If a field is unknown, out of range or has no meaning for the kind.
@@ -61,6 +63,7 @@ class ConditionSpec:
     scaling: str | None = None
     scale: float = 1.0
     terminal_penalty: float = 0.0
+    optional: bool = False
 
     def __post_init__(self) -> None:
         check_choice("condition kind", self.kind, KINDS)
@@ -79,6 +82,10 @@ class ConditionSpec:
             raise ConfigError(
                 f"condition {self.name!r}: terminal_penalty is for kind 'return', finite and at "
                 f"most 0 (such as -100), got {penalty} with kind {self.kind!r}"
+            )
+        if self.optional and self.kind != "goal":
+            raise ConfigError(
+                f"condition {self.name!r}: optional is for kind 'goal', got kind {self.kind!r}"
             )
 
     def _check_size(self) -> None:
@@ -176,24 +183,26 @@ class WindowConfig:
         if spec.horizon == "auto":
             raise ConfigError(
                 f"condition {spec.name!r}: horizon='auto' needs the lengths of the episodes; call "
-                "settled(longest) first, as fit does"
+                "settled(longest, goals=...) first, as fit does"
             )
         if isinstance(spec.horizon, int):
             return spec.horizon
         return self.horizon if spec.horizon == "window" else None
 
-    def settled(self, longest: int) -> WindowConfig:
-        """Put a number in the place of the horizon ``"auto"``.
+    def settled(self, longest: int, *, goals: bool) -> WindowConfig:
+        """Decide what depends on the data: the horizon ``"auto"``, and optional conditions.
 
         Args:
             longest: Steps of the longest episode.
+            goals: Whether observations have a ``desired_goal``.
         """
         ahead = max(self.horizon, min(_AUTO_AT_MOST, longest // 2))
-        specs = (
-            replace(spec, horizon=ahead) if spec.horizon == "auto" else spec
+        specs = tuple(
+            replace(spec, horizon=ahead if spec.horizon == "auto" else spec.horizon, optional=False)
             for spec in self.conditions
+            if goals or not spec.optional
         )
-        return replace(self, conditions=tuple(specs))
+        return replace(self, conditions=specs)
 
     def windows_in(self, length: int, terminated: bool) -> int:
         """Number of windows in an episode: they begin at its first steps.

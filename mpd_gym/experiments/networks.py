@@ -152,6 +152,9 @@ class Network:
         for part in _SIZES:  # a field that came later counts where it is set
             if config.get(part) and not config[part]["causal"]:
                 config[part].pop("causal")
+        for spec in config["conditions"]:
+            if not spec["optional"]:
+                spec.pop("optional")
         if config.get("dynamics_prediction") is None:
             config.pop("dynamics_prediction", None)
         content = {

@@ -73,22 +73,6 @@ def test_pendulum_ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_pendulum_ranking_names_the_rows_that_it_leaves_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pendulum_ranking, "CANDIDATES", (1, 4))
-    monkeypatch.setattr(pendulum_ranking, "MOST", {"SafeDiffuser": 1})
-    monkeypatch.setattr(pendulum_ranking, "OPTIONS", {"num_steps": 1, "action_chunk": 16})
-    monkeypatch.setattr(pendulum_ranking, "TUNED_AT", 1)
-    monkeypatch.setattr(pendulum_ranking, "TEMPERATURES", (1.0,))
-    report, cells = run_mini("pendulum-ranking", tmp_path)
-    assert report.count("| 1 | ") == 3
-    assert report.count("| 4 | ") == 2
-    assert "SafeDiffuser has no rows above N = 1" in report
-    assert not any(key.startswith("SafeDiffuser, N=4") for key in cells)
-
-
-@pytest.mark.slow
 def test_pendulum_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pendulum_promises, "CANDIDATES", (1, 2))
     monkeypatch.setattr(pendulum_promises, "CLOSED_CANDIDATES", (2,))

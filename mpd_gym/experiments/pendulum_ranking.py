@@ -32,7 +32,6 @@ COMPOSITIONS = {
     "MPDiffuser": "alternating_matched",
 }
 CANDIDATES = (1, 4, 8, 16, 32, 64)
-MOST = {"SafeDiffuser": 16}  # candidates, where fewer are measured to save time
 OPTIONS: dict[str, Any] = {}  # the agent's own, such as its budget
 TUNED_AT = 8  # candidates with which options are chosen
 TEMPERATURES = (0.5, 1.0)
@@ -49,9 +48,7 @@ def study(book: Book) -> Report:
     scope = book.scope
     tuned = book.tune(_contenders(scope), lambda cell: float(np.mean(cell["success"])))
     chosen = {name: choice.options for name, choice in tuned.items()}
-    places = [
-        (name, count) for count in CANDIDATES for name in COMPOSITIONS if _is_measured(name, count)
-    ]
+    places = [(name, count) for count in CANDIDATES for name in COMPOSITIONS]
     cells = book.measure(
         {
             (name, f"N={count}", seed): Cell(
@@ -88,9 +85,6 @@ def _text(scope: Scope, chosen: Mapping[str, Mapping[str, Any]]) -> str:
         f"validation starts with the first seed at N = {TUNED_AT}: "
         + "; ".join(_choice(name, options) for name, options in chosen.items())
         + "."
-        + "".join(
-            f" {name} has no rows above N = {most}, to save time." for name, most in MOST.items()
-        )
     )
 
 
@@ -146,10 +140,6 @@ def _method(name: str) -> str:
     return "safediffuser" if name == "SafeDiffuser" else ""
 
 
-def _is_measured(name: str, count: int) -> bool:
-    return count <= MOST.get(name, count)
-
-
 def _starts(scope: Scope, seed: int) -> range:
     """Starts of a training seed's share of the episodes."""
     bounds = np.linspace(0, scope.trials, len(scope.seeds) + 1).round().astype(int)
@@ -189,8 +179,8 @@ def _orderings(success: Mapping[tuple[str, int], Estimate]) -> list[Ordering]:
 def _figure(success: Mapping[tuple[str, int], Estimate]) -> Any:
     lines = {}
     for name in COMPOSITIONS:
-        counts = [count for count in CANDIDATES if _is_measured(name, count)]
-        estimates = [success[name, count] for count in counts]
-        lines[name] = Curve(counts, estimates, [PUBLISHED[name][count] for count in counts])
+        estimates = [success[name, count] for count in CANDIDATES]
+        published = [PUBLISHED[name][count] for count in CANDIDATES]
+        lines[name] = Curve(CANDIDATES, estimates, published)
     y = "success % (dashed: published)"
     return curves([Panel("", lines, "candidates N", y, log=True, ticks=True)])

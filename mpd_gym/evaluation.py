@@ -13,7 +13,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from mpd_gym.errors import InputError
-from mpd_gym.types import Array, BoolArray, Policy
+from mpd_gym.types import Array, BoolArray, Policy, succeeded
 
 __all__ = [
     "Evaluation",
@@ -86,7 +86,7 @@ class Evaluation:
         returns: Undiscounted return.
         lengths: Steps.
         costs: Sum of ``info["cost"]``; None where the environment gives none.
-        successes: ``info["is_success"]`` at the last step; None where it gives none.
+        successes: Success as of the last step; None where the environment does not tell it.
         collisions: ``info["collision"]`` at any step; None where it gives none.
         seconds: Wall-clock time of each call of `predict`, divided by the environments it
             served, ``[calls]``.
@@ -220,8 +220,8 @@ class _Record:
         self.done = done
         if "cost" in info:
             self.cost = (self.cost or 0.0) + float(info["cost"])
-        if "is_success" in info:
-            self.success = bool(info["is_success"])
+        success = succeeded(info)
+        self.success = self.success if success is None else success
         if "collision" in info:
             self.collision = bool(self.collision) or bool(info["collision"])
         if done and isinstance(observation, Mapping) and GOALS <= set(observation):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "SUCCESS_KEYS",
     "Array",
     "Batch",
     "BoolArray",
@@ -30,11 +31,20 @@ __all__ = [
     "Ranker",
     "Ranking",
     "Step",
+    "succeeded",
 ]
 
 Array = NDArray[Any]
 BoolArray = NDArray[np.bool_]
 Observation = Array | Mapping[str, Array]
+
+SUCCESS_KEYS = ("is_success", "success")
+"""Names of success in an environment's infos: Fetch's and ours; PointMaze's and Adroit's."""
+
+
+def succeeded(info: Mapping[str, Any]) -> bool | None:
+    """What the infos of a step say of success; None where they do not."""
+    return next((bool(info[key]) for key in SUCCESS_KEYS if key in info), None)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Episode:
         terminations: ``[T]``, True where the environment ended the episode.
         truncations: ``[T]``, True where a time limit did.
         costs: ``[T]``, ``info["cost"]`` after each step; None where the data has no costs.
-        successes: ``[T]``, ``info["is_success"]`` after each step; None where the data has none.
+        successes: ``[T]``, whether `succeeded` after each step; None where the data does not say.
         seed: Seed that the episode was reset with, if known.
     """
 

@@ -21,6 +21,7 @@ from mpd_gym.evaluation import (
     proportion_interval,
     state_error,
 )
+from mpd_gym.types import succeeded
 
 
 def optimal() -> tuple[Any, NoisyLQR]:
@@ -47,6 +48,31 @@ def test_the_number_of_copies_does_not_matter() -> None:
     assert one.costs is not None and one.successes is not None
     np.testing.assert_array_equal(one.costs, three.costs)
     assert one.costs.sum() == 0 and one.successes.all()
+
+
+class SaysSuccess(gym.Wrapper[Any, Any, Any, Any]):
+    """Names success as PointMaze and Adroit do."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("ConstrainedPendulum-v0"))
+
+    def step(self, action: Any) -> Any:
+        *outcome, info = super().step(action)
+        info["success"] = info.pop("is_success")
+        return *outcome, info
+
+
+gym.register("MpdTests/SaysSuccess-v0", SaysSuccess)
+
+
+def test_success_is_found_under_both_of_its_names() -> None:
+    ours, theirs = (
+        evaluate(PendulumSwingUp(6.5), env_id, seeds=range(3)).successes
+        for env_id in ("ConstrainedPendulum-v0", "MpdTests/SaysSuccess-v0")
+    )
+    assert ours is not None and theirs is not None and ours.any()
+    np.testing.assert_array_equal(ours, theirs)
+    assert succeeded({"success": np.False_}) is False and succeeded({"other": 1.0}) is None
 
 
 def test_episodes_that_end_early_stop_counting() -> None:

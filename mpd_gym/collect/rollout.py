@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from mpd_gym.collect.storage import Decision, Outcome, Status, store_shard
 from mpd_gym.errors import ConfigError, InputError, SolverError, check_integer
-from mpd_gym.types import Array, Episode, Policy
+from mpd_gym.types import Array, Episode, Policy, succeeded
 from mpd_gym.validation import (
     EpisodeRules,
     action_box,
@@ -234,7 +234,7 @@ class _Tape:
         self._ends.append((bool(terminated), bool(truncated)))
         if "cost" in info:
             self._costs.append(float(info["cost"]))
-        self._successes.append(bool(info["is_success"]) if "is_success" in info else None)
+        self._successes.append(succeeded(info))
 
     def episode(self, seed: int) -> Episode:
         observations = {key: _stack(rows, key) for key, rows in self._observations.items()}

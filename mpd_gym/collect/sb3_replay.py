@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from mpd_gym.errors import CheckpointError, ConfigError, DataError, require
-from mpd_gym.types import Array, Episode, Observation
+from mpd_gym.types import Array, Episode, Observation, succeeded
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -38,7 +38,7 @@ class Extras:
 
     Attributes:
         costs: ``info["cost"]``; NaN where there was none.
-        successes: ``info["is_success"]``; −1 where there was none.
+        successes: Whether `succeeded`; −1 where infos do not say.
         rewards: ``info["reward"]`` (as `CostPenalty` leaves it) or else the reward.
         cuts: True where the environment was reset although its episode had not ended.
     """
@@ -54,7 +54,8 @@ class Extras:
         """Keep the extras of one transition of every environment."""
         for i, info in enumerate(infos):
             self.costs[row, i] = info.get("cost", np.nan)
-            self.successes[row, i] = info.get("is_success", -1)
+            success = succeeded(info)
+            self.successes[row, i] = -1 if success is None else success
             self.rewards[row, i] = info.get("reward", rewards[i])
         self.cuts[row] = False
 

@@ -22,12 +22,10 @@ from PIL import Image
 from mpd_gym.datasets.hdf5_files import Hdf5File
 from mpd_gym.datasets.source import EpisodeSource
 from mpd_gym.errors import DataError
-from mpd_gym.types import Array, Episode
+from mpd_gym.types import SUCCESS_KEYS, Array, Episode
 from mpd_gym.validation import Column, check_structure
 
 __all__ = ["MinariSource"]
-
-_SUCCESS_KEYS = ("is_success", "success")  # ours and Gymnasium-Robotics', Adroit's
 
 
 @final
@@ -83,7 +81,7 @@ class MinariSource(EpisodeSource):
         if not known.get("jpeg_encoding", True):
             self._jpeg = set()
         self._has_costs = self._has_info("cost")
-        self._success = next((key for key in _SUCCESS_KEYS if self._has_info(key)), None)
+        self._success = next((key for key in SUCCESS_KEYS if self._has_info(key)), None)
 
     def _has_info(self, key: str) -> bool:
         """Return whether the data has an info: what the first episode has, all must have."""

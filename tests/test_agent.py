@@ -323,7 +323,7 @@ def test_termination_ends_rewards_and_costs_a_penalty(pendulum: MPDiffuserAgent)
     ends = np.zeros(8)
     ends[3] = ends[5] = 1.0  # only the first counts
 
-    def termination(x: Any, u: Any, y: Any) -> Any:
+    def termination(x: Any, u: Any, y: Any, goals: Any) -> Any:
         return np.broadcast_to(ends - 0.5, u.shape[:2])
 
     agent.objective = replace(agent.objective, learned_termination=termination)
@@ -338,7 +338,7 @@ def test_small_predicted_costs_count_as_none(pendulum: MPDiffuserAgent) -> None:
     learned = np.array([0.02, 0.3, 0.49, 0.5, 0.0, 0.9, 0.1, 0.2])
     agent = pendulum.with_options(cost_threshold=0.5)
     agent.objective = replace(
-        agent.objective, learned_cost=lambda x, u, y: np.broadcast_to(learned, u.shape[:2])
+        agent.objective, learned_cost=lambda x, u, y, goals: np.broadcast_to(learned, u.shape[:2])
     )
     plan = agent.plan(pick(observations(agent, 1), 0), num_candidates=2, budget=0.0)
     assert plan.costs is not None
@@ -588,6 +588,35 @@ def test_goals_in_the_data_are_seen_without_being_asked_for(env_id: str, kinds: 
     assert again.config.conditions == agent.config.conditions
 
 
+def test_a_learned_reward_sees_the_goal() -> None:
+    """Rewards are distances to the goal: what is learned of one goal must not be told of others."""
+    data = source("CarUMaze-v0", episodes=60, reward_type="dense")
+    config = replace(
+        TINY,
+        conditions=(ConditionSpec("goal", name="target"),),
+        reward_model=True,
+        regressor_training=TrainingConfig(steps=400, batch_size=64, learning_rate=3e-3),
+    )
+    agent = MPDiffuserAgent.fit(data, config, progress=False)
+    episode = data.episode(0)
+    start = episode.observations["observation"]
+    goals = np.stack([data.episode(i).observations["desired_goal"][0] for i in range(40)])
+    goals = goals[goals[:, 1] * start[0, 1] < 0]  # in the other arm, as in the data
+    states, actions = start[None, :2].repeat(len(goals), 0), np.zeros((len(goals), 1, 2))
+    returns, _ = agent.objective.totals(states, actions, goals, 0.0)
+    assert returns is not None
+    distances = np.linalg.norm(states[:, 0, :2] - goals, axis=1)
+    assert np.abs(returns + distances).mean() < 0.2 * distances.std()
+    # The same through the agent: candidates are scored with the goal that is in the observation.
+    plan = agent.plan(
+        {key: value[0] for key, value in episode.observations.items()}, num_candidates=2
+    )
+    assert plan.returns is not None
+    whole = np.concatenate([states[:2, :1], plan.observations], axis=1)
+    again, _ = agent.objective.totals(whole, plan.actions, goals[:1].repeat(2, 0), 0.0)
+    np.testing.assert_allclose(again, plan.returns)
+
+
 def test_a_warning_tells_of_goals_that_an_agent_does_not_see() -> None:
     config = replace(TINY, conditions=("return",))
     with pytest.warns(UserWarning, match=r"desired_goal .* not see; add ConditionSpec\('goal'\)"):
@@ -715,7 +744,7 @@ def test_binary_costs_are_learned_as_probabilities_and_other_costs_are_refused()
     agent = tiny_agent(PENDULUM, **options)
     rows = np.random.default_rng(0).normal(size=(2, 5, 3))
     assert agent.objective.learned_cost is not None
-    cost = agent.objective.learned_cost(rows, rows[..., :1], rows)
+    cost = agent.objective.learned_cost(rows, rows[..., :1], rows, None)
     assert ((cost > 0) & (cost < 1)).all()
     half = [replace(episode, costs=0.5 * np.ones(len(episode))) for episode in play(PENDULUM)]
     with pytest.raises(ConfigError, match=r"binary_costs.*from 0.5 to 0.5"):

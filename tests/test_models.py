@@ -243,9 +243,9 @@ def test_rows_that_cannot_share_modulations_are_refused() -> None:
         network.denoise(inputs(config, 3)[0], modulations)
 
 
-def regressor(target: Any, inputs: Any = "state_action") -> Regressor:
+def regressor(target: Any, inputs: Any = "state_action", goal_dim: int = 0) -> Regressor:
     torch.manual_seed(0)
-    return Regressor(RegressorConfig(3, 2, target, inputs, hidden=(16, 16)))
+    return Regressor(RegressorConfig(3, 2, target, inputs, (16, 16), goal_dim))
 
 
 @pytest.mark.parametrize("target", ["violation", "termination"])
@@ -322,6 +322,8 @@ def test_regressor_mistakes_are_named() -> None:
         regressor("reward", "transition")(states, actions)
     with pytest.raises(InputError, match="expected 5 columns in all; got 6"):
         regressor("reward")(states, torch.zeros(2, 3))
+    with pytest.raises(InputError, match="goals: needed by a regressor on a goal task; got None"):
+        regressor("reward", goal_dim=2)(states, actions)
     with pytest.raises(InputError, match="finite"):
         regressor("reward").set_target_statistics(float("nan"), 1.0)
     with pytest.raises(ConfigError, match="Did you mean 'reward'"):

@@ -352,6 +352,7 @@ class Agent(ABC):
             state.observation[spent],
             state.action[spent],
             reading.x[spent],
+            None if reading.goal is None else reading.goal[spent],
             self.options.cost_threshold,
         )
         remaining = state.budget.copy()
@@ -403,7 +404,11 @@ class Agent(ABC):
         if self._inverse is not None:
             u = self._writer.clip(read_off(self._inverse, observations, u))
         returns, costs = self.objective.totals(
-            observations, u, self.options.termination_penalty, self.options.cost_threshold
+            observations,
+            u,
+            None if reading.goal is None else np.repeat(reading.goal, num, 0),
+            self.options.termination_penalty,
+            self.options.cost_threshold,
         )
         returns = self._returns(trajectories) if returns is None else returns
         found = Candidates(

@@ -75,7 +75,7 @@ class AgentConfig(ABC):
             of a violation, which is sharp at a limit where a regression is blurred.
         termination_model: Learn where episodes end, for ranking.
         regressor_inputs: ``"state_action"``, or ``"transition"`` where reward or cost depend on
-            the state that is reached.
+            the state that is reached. A goal is an input where it is a condition.
         training: Of the method's networks.
         regressor_training: Of the other models.
         sampling: Default options of the agent.
@@ -121,7 +121,7 @@ class AgentConfig(ABC):
             )
         self._check()
         self.windows  # noqa: B018 - refuses wrong windows
-        self._regressor("reward", 1, 1)
+        self._regressor("reward", 1, 1, self.unit_sizes)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -160,15 +160,27 @@ class AgentConfig(ABC):
             for number, role in enumerate(self.roles()):
                 torch.manual_seed(self.seed * 1000 + number)
                 if role in REGRESSORS:
-                    models[role] = Regressor(self._regressor(role, nx, nu))
+                    models[role] = Regressor(self._regressor(role, nx, nu, sizes))
                 else:
                     models[role] = self.network(role, nx, nu, sizes)
         return models
 
-    def _regressor(self, role: str, nx: int, nu: int) -> RegressorConfig:
+    def _regressor(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> RegressorConfig:
         target: Any = "violation" if role == "cost" and self.binary_costs else role
         inputs: Any = self.regressor_inputs
-        return RegressorConfig(nx, nu, target, inputs)
+        goal = self.goal_condition
+        goal_dim = 0 if goal is None else sizes[goal.name]
+        return RegressorConfig(nx, nu, target, inputs, goal_dim=goal_dim)
+
+    @property
+    def goal_condition(self) -> ConditionSpec | None:
+        """Where the goal is among the conditions; None without one."""
+        return next((spec for spec in self.conditions if spec.kind == "goal"), None)
+
+    @property
+    def unit_sizes(self) -> dict[str, int]:
+        """Length 1 for each condition, for a check of the networks' configurations."""
+        return {spec.name: 1 for spec in self.conditions}
 
     # --- what a method supplies -------------------------------------------------------------
 
@@ -262,11 +274,6 @@ class DiffusionConfig(AgentConfig):
     def plan_horizon(self) -> int:
         """Future steps of a plan."""
         return self.horizon if self.initial_state == "film" else self.horizon - 1
-
-    @property
-    def unit_sizes(self) -> dict[str, int]:
-        """Length 1 for each condition, for a check of the networks' configurations."""
-        return {spec.name: 1 for spec in self.conditions}
 
     def condition_sizes(self, sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
         """(name, length) of each condition, in the order of a network's inputs."""

@@ -187,9 +187,15 @@ class DenoisingTask:
 @final
 @dataclass(frozen=True)
 class RegressionTask:
-    """How a reward, cost, violation or termination model learns from windows."""
+    """How a reward, cost, violation or termination model learns from windows.
+
+    Attributes:
+        target: As in `RegressorConfig`.
+        goal: Name of the condition that is the goal; empty for none.
+    """
 
     target: str
+    goal: str = ""
 
     def sampler(self, windows: WindowSampler) -> Any:
         """Function of batch size and random numbers that gives windows."""
@@ -207,7 +213,10 @@ class RegressionTask:
             "violation": batch.costs,
             "termination": batch.terminations,
         }[self.target]
-        inputs = (before, batch.actions, batch.observations)
+        inputs = [before, batch.actions, batch.observations]
+        if self.goal:
+            goals = batch.conditions[self.goal]
+            inputs.append(goals[:, None].expand(-1, before.shape[1], -1))
         return {"loss": regression_loss(module, inputs, targets, batch.mask)}
 
 

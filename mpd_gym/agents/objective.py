@@ -17,11 +17,14 @@ from mpd_gym.models import Regressor
 from mpd_gym.models.threads import enough_threads, threads
 from mpd_gym.types import Array
 
-__all__ = ["Objective", "StepFunction", "learned_objective"]
+__all__ = ["LearnedFunction", "Objective", "StepFunction", "learned_objective"]
 
 StepFunction = Callable[[Array, Array, Array], Array]
 """``fn(observations [N, H, nx], actions [N, H, nu], next_observations [N, H, nx]) -> [N, H]``, in
 environment units."""
+
+LearnedFunction = Callable[[Array, Array, Array, Array | None], Array]
+"""A `StepFunction` that takes the goals ``[N, ng]`` as well, which only some models need."""
 
 
 @final
@@ -44,14 +47,15 @@ class Objective:
     discount: float
     reward: StepFunction | None = None
     cost: StepFunction | None = None
-    learned_reward: StepFunction | None = None
-    learned_cost: StepFunction | None = None
-    learned_termination: StepFunction | None = None
+    learned_reward: LearnedFunction | None = None
+    learned_cost: LearnedFunction | None = None
+    learned_termination: LearnedFunction | None = None
 
     def totals(
         self,
         observations: Array,
         actions: Array,
+        goals: Array | None,
         termination_penalty: float,
         cost_threshold: float = 0.0,
     ) -> tuple[Array | None, Array | None]:
@@ -60,6 +64,7 @@ class Objective:
         Args:
             observations: x_0 … x_H, ``[N, H + 1, nx]``.
             actions: u_0 … u_{H-1}, ``[N, H, nu]``.
+            goals: ``[N, ng]``; None on a task without goals.
             termination_penalty: Subtracted, discounted, at a predicted termination; rewards after
                 it do not count.
             cost_threshold: Costs of a step below it count as none.
@@ -72,10 +77,10 @@ class Objective:
         """
         steps = (observations[:, :-1], actions, observations[:, 1:])
         weights = self.discount ** np.arange(actions.shape[1])
-        reward = _evaluated("reward", self.reward, self.learned_reward, steps)
-        cost = _evaluated("cost", self.cost, self.learned_cost, steps)
+        reward = _evaluated("reward", self.reward, self.learned_reward, steps, goals)
+        cost = _evaluated("cost", self.cost, self.learned_cost, steps, goals)
         if reward is not None and self.learned_termination is not None:
-            ends = np.asarray(self.learned_termination(*steps)) > 0
+            ends = self.learned_termination(*steps, goals) > 0
             ended_before = np.cumsum(ends, axis=1) - ends > 0
             reward = np.where(ended_before, 0.0, reward - termination_penalty * ends)
         returns = None if reward is None else reward @ weights
@@ -100,6 +105,7 @@ class Objective:
         observations: Array,
         actions: Array,
         next_observations: Array,
+        goals: Array | None,
         cost_threshold: float = 0.0,
     ) -> Array:
         """Cost of one executed step in each of E environments, ``[E]``, never negative.
@@ -112,7 +118,7 @@ class Objective:
         """
         self.check_cost()
         steps = (observations[:, None], actions[:, None], next_observations[:, None])
-        cost = _evaluated("cost", self.cost, self.learned_cost, steps)
+        cost = _evaluated("cost", self.cost, self.learned_cost, steps, goals)
         assert cost is not None
         if not np.isfinite(cost).all():
             raise InputError(f"cost function: expected finite costs, got {cost[:, 0]}")
@@ -122,14 +128,14 @@ class Objective:
 def _evaluated(
     name: str,
     function: StepFunction | None,
-    learned: StepFunction | None,
+    learned: LearnedFunction | None,
     steps: tuple[Array, Array, Array],
+    goals: Array | None,
 ) -> Array | None:
     """Values ``[N, H]`` of the caller's function, or else of the learned one."""
-    chosen = learned if function is None else function
-    if chosen is None:
-        return None
-    values = np.asarray(chosen(*steps), dtype=float)
+    if function is None:
+        return None if learned is None else learned(*steps, goals)
+    values = np.asarray(function(*steps), dtype=float)
     if values.shape != steps[1].shape[:2]:
         raise InputError(
             f"{name} function: expected values of shape {steps[1].shape[:2]} (N, H), got "
@@ -167,18 +173,24 @@ def _predicted(
     observations: Array,
     actions: Array,
     next_observations: Array,
+    goals: Array | None,
 ) -> Array:
-    """A learned `StepFunction`; of a termination model, positive where the episode ends."""
+    """A `LearnedFunction`; of a termination model, positive where the episode ends."""
 
     def tensor(values: Array) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=device)
 
     work = actions[..., 0].size * sum(weight.numel() for weight in model.parameters())
+    inputs = [
+        tensor(normalizers.observation.normalize(observations)),
+        tensor(normalizers.action.normalize(actions)),
+        tensor(normalizers.observation.normalize(next_observations)),
+    ]
+    if model.config.goal_dim:
+        assert goals is not None and normalizers.goal is not None  # the goal is a condition
+        rows = tensor(normalizers.goal.normalize(goals))
+        inputs.append(rows[:, None].expand(-1, actions.shape[1], -1))
     with torch.no_grad(), threads(enough_threads(work)):
-        output = model.predict(
-            tensor(normalizers.observation.normalize(observations)),
-            tensor(normalizers.action.normalize(actions)),
-            tensor(normalizers.observation.normalize(next_observations)),
-        )
+        output = model.predict(*inputs)
     values: Array = output.cpu().numpy().astype(float)
     return values - 0.5 if model.config.target == "termination" else values

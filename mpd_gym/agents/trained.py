@@ -183,7 +183,8 @@ class TrainedAgent(Agent, Generic[C]):
     def _job(self, role: str, data: TrainingData) -> Job:
         model, config = self.models[role], self.config
         if isinstance(model, Regressor):
-            task: Task = RegressionTask(model.config.target)
+            goal = config.goal_condition
+            task: Task = RegressionTask(model.config.target, "" if goal is None else goal.name)
         else:
             task = self._task(role)
         auxiliary = isinstance(model, Regressor) or role in self.auxiliary_roles

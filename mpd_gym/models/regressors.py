@@ -38,6 +38,7 @@ class RegressorConfig:
         inputs: ``"state_action"`` for (x_t, u_t), ``"transition"`` for (x_t, u_t, x_{t+1}), which
             is needed where the quantity depends on the state that is reached.
         hidden: Widths of the hidden layers.
+        goal_dim: Length of the goal, which is read, too; 0 for none.
 
     Raises:
         ConfigError: If a value is unknown or out of range.
@@ -48,6 +49,7 @@ class RegressorConfig:
     target: Literal["reward", "cost", "violation", "termination"]
     inputs: Literal["state_action", "transition"] = "state_action"
     hidden: tuple[int, ...] = (128, 128)
+    goal_dim: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -55,6 +57,7 @@ class RegressorConfig:
         check_choice("inputs", self.inputs, INPUTS)
         check_integer("observation_dim", self.observation_dim, 1)
         check_integer("action_dim", self.action_dim, 1)
+        check_integer("goal_dim", self.goal_dim, 0)
         for width in self.hidden:
             check_integer("hidden", width, 1)
 
@@ -62,7 +65,7 @@ class RegressorConfig:
     def input_dim(self) -> int:
         """Columns that the network reads."""
         states = 2 if self.inputs == "transition" else 1
-        return states * self.observation_dim + self.action_dim
+        return states * self.observation_dim + self.action_dim + self.goal_dim
 
 
 @final
@@ -100,7 +103,11 @@ class Regressor(nn.Module):
         self.std.fill_(std if std > SMALLEST_STD else 1.0)
 
     def forward(
-        self, observations: Tensor, actions: Tensor, next_observations: Tensor | None = None
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        next_observations: Tensor | None = None,
+        goals: Tensor | None = None,
     ) -> Tensor:
         """Return what the network is trained on: the standardised target, or the logit.
 
@@ -108,12 +115,14 @@ class Regressor(nn.Module):
             observations: x_t, normalised, ``[…, nx]``.
             actions: u_t, normalised, ``[…, nu]``.
             next_observations: x_{t+1}, normalised; needed by ``inputs="transition"`` only.
+            goals: Normalised, ``[…, goal_dim]``; needed where there are goals only.
 
         Returns:
             ``[…]``.
 
         Raises:
-            InputError: If `next_observations` is missing, or the last axes are of the wrong size.
+            InputError: If `next_observations` or `goals` are missing, or the last axes are of the
+                wrong size.
         """
         parts = [observations, actions]
         if self.config.inputs == "transition":
@@ -122,17 +131,25 @@ class Regressor(nn.Module):
                     "next_observations: needed by a regressor on transitions; got None"
                 )
             parts.append(next_observations)
+        if self.config.goal_dim:
+            if goals is None:
+                raise InputError("goals: needed by a regressor on a goal task; got None")
+            parts.append(goals)
         inputs = torch.cat(parts, dim=-1)
         if inputs.shape[-1] != self.config.input_dim:
             raise InputError(
-                f"observations, actions: expected {self.config.input_dim} columns in all; "
+                f"observations, actions, goals: expected {self.config.input_dim} columns in all; "
                 f"got {inputs.shape[-1]}"
             )
         output: Tensor = self.network(inputs)
         return output.squeeze(-1)
 
     def predict(
-        self, observations: Tensor, actions: Tensor, next_observations: Tensor | None = None
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        next_observations: Tensor | None = None,
+        goals: Tensor | None = None,
     ) -> Tensor:
         """Predict in the environment's units: reward, cost >= 0, or a probability.
 
@@ -145,7 +162,7 @@ class Regressor(nn.Module):
         Returns:
             ``[…]``.
         """
-        output = self(observations, actions, next_observations)
+        output = self(observations, actions, next_observations, goals)
         if self.config.target in PROBABILITIES:
             return torch.sigmoid(output)
         values: Tensor = output * self.std + self.mean

@@ -1,0 +1,155 @@
+"""How good a first try is: the general laptop preset on environments that are not this package's.
+
+Records data, trains with nothing set but the number of steps, and plays the agent, its planner
+alone and the policy that was recorded, on starts from 0 on; the preset's options were chosen on
+others, from 100000 on. Data sets and agents that are there are used again, the latter from
+`outputs/first-try`. Hopper-v5 needs the zip file of a Stable-Baselines3 policy, such as SAC's of
+the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
+
+Usage: ``python benchmarks/first_try.py pendulum|maze|hopper [--policy FILE.zip] [--steps 5000]
+[--episodes 50]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpd_gym import MPDiffuserAgent
+from mpd_gym.agents.presets import preset
+from mpd_gym.collect.record import record
+from mpd_gym.collect.sb3_zip import load_sb3
+from mpd_gym.collect.scripted import PendulumSwingUp
+from mpd_gym.datasets import load_episodes
+from mpd_gym.errors import DataError
+from mpd_gym.evaluation import evaluate
+from mpd_gym.types import Array, Policy
+
+FOLDER = Path("outputs/first-try")
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment and its data."""
+
+    env_id: str
+    episodes: int
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+TASKS = {
+    "pendulum": Task("Pendulum-v1", 100),
+    "maze": Task(
+        "gymnasium_robotics:PointMaze_UMaze-v3",
+        500,
+        {"continuing_task": False, "reset_target": False},
+    ),
+    "hopper": Task("Hopper-v5", 200),
+}
+
+
+class MazeWalker:
+    """Walks through the cells of PointMaze's U to the goal, with some noise."""
+
+    cells = ((1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1))  # row and column, end to end
+
+    def __init__(self) -> None:
+        self.reseed(0)
+
+    def reseed(self, seed: int) -> None:
+        """Start the random numbers of an episode."""
+        self._rng = np.random.default_rng(seed)
+
+    def predict(
+        self,
+        observation: Mapping[str, Array],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, Any]:
+        """Pull towards the middle of the next cell, or the goal where that is nearer."""
+        ball, goal = observation["observation"], observation["desired_goal"]
+        here, there = self._cell(ball), self._cell(goal)
+        aim = goal
+        if abs(there - here) > 1:
+            row, column = self.cells[here + int(np.sign(there - here))]
+            aim = np.array([column - 2.0, 2.0 - row])
+        pull = 10 * (aim - ball[:2]) - 2.0 * ball[2:] + 0.3 * self._rng.normal(size=2)
+        return np.clip(pull, -1, 1).astype(np.float32), state
+
+    def _cell(self, place: Array) -> int:
+        return self.cells.index((int(np.floor(2.5 - place[1])), int(np.floor(place[0] + 2.5))))
+
+
+def main() -> None:
+    """Record, train, play, and print returns and success."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--policy", type=Path, help="zip file of a Stable-Baselines3 policy")
+    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--episodes", type=int, default=50)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    task = TASKS[options.task]
+    recorded = _policy(options.task, options.policy)
+    agent = _agent(options.task, recorded, options.steps)
+    played = {
+        "agent": agent,
+        "planner alone": agent.with_options(composition="planner_only"),
+        "recorded policy": recorded,
+    }
+    print(f"{task.env_id}, {options.episodes} episodes, {platform.machine()}, {torch.__version__}")
+    for name, policy in played.items():
+        found = evaluate(
+            policy,
+            task.env_id,
+            seeds=range(options.episodes),
+            num_envs=1 if policy is recorded else options.episodes,
+            env_kwargs=task.env_kwargs,
+        )
+        print(name, {key: str(value) for key, value in found.summary().items()})
+
+
+def _policy(name: str, path: Path | None) -> Policy:
+    if name == "hopper":
+        if path is None:
+            raise SystemExit("--policy: Hopper-v5 needs the zip file of a policy")
+        return load_sb3(path, TASKS[name].env_id)
+    return MazeWalker() if name == "maze" else PendulumSwingUp()
+
+
+def _agent(name: str, policy: Policy, steps: int) -> MPDiffuserAgent:
+    path = FOLDER / f"{name}-{steps}.safetensors"
+    if path.exists():
+        return MPDiffuserAgent.load(path)
+    config = preset("laptop")
+    config = replace(config, training=replace(config.training, steps=steps))
+    agent = MPDiffuserAgent.fit(_data(name, policy), config, directory=path.with_suffix(""))
+    agent.save(path)
+    return agent
+
+
+def _data(name: str, policy: Policy) -> Any:
+    dataset_id, task = f"first-try/{name}-v0", TASKS[name]
+    try:
+        return load_episodes(dataset_id, download=False)
+    except DataError:
+        return record(
+            policy,
+            task.env_id,
+            dataset_id,
+            episodes=task.episodes,
+            seed=0,
+            env_kwargs=task.env_kwargs,
+        )
+
+
+if __name__ == "__main__":
+    main()

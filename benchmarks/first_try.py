@@ -74,15 +74,20 @@ class MazeWalker:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Any]:
-        """Pull towards the middle of the next cell, or the goal where that is nearer."""
-        ball, goal = observation["observation"], observation["desired_goal"]
+        """Pull each ball towards the middle of its next cell, or the goal where that is nearer."""
+        balls, goals = (np.atleast_2d(observation[key]) for key in ("observation", "desired_goal"))
+        pulls = np.stack([self._pull(*pair) for pair in zip(balls, goals, strict=True)])
+        single = np.ndim(observation["observation"]) == 1
+        return pulls[0] if single else pulls, state
+
+    def _pull(self, ball: Array, goal: Array) -> Array:
         here, there = self._cell(ball), self._cell(goal)
         aim = goal
         if abs(there - here) > 1:
             row, column = self.cells[here + int(np.sign(there - here))]
             aim = np.array([column - 2.0, 2.0 - row])
         pull = 10 * (aim - ball[:2]) - 2.0 * ball[2:] + 0.3 * self._rng.normal(size=2)
-        return np.clip(pull, -1, 1).astype(np.float32), state
+        return np.clip(pull, -1, 1).astype(np.float32)
 
     def _cell(self, place: Array) -> int:
         return self.cells.index((int(np.floor(2.5 - place[1])), int(np.floor(place[0] + 2.5))))

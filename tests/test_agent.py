@@ -574,16 +574,17 @@ def test_the_general_preset_minds_time_limits_and_the_papers_does_not() -> None:
     laptop, paper = preset("laptop"), preset("paper")
     for config, horizon, padding in (laptop, "auto", "terminal"), (paper, "to_go", "zeros"):
         goal, asked = config.conditions
-        assert (goal.kind, goal.optional) == ("goal", True)
-        assert (asked.kind, asked.horizon, config.padding) == ("return", horizon, padding)
+        assert (goal.kind, goal.when) == ("goal", "goals")
+        assert (asked.kind, asked.when) == ("return", "no_goals")
+        assert (asked.horizon, config.padding) == (horizon, padding)
 
 
-@pytest.mark.parametrize(("env_id", "kinds"), [("LQR-v0", set()), ("CarUMaze-v0", {"goal"})])
-def test_goals_in_the_data_are_seen_without_being_asked_for(env_id: str, kinds: set[str]) -> None:
-    config = replace(TINY, conditions=(ConditionSpec("goal", optional=True), "return"))
+@pytest.mark.parametrize(("env_id", "kind"), [("LQR-v0", "return"), ("CarUMaze-v0", "goal")])
+def test_goals_in_the_data_are_seen_without_being_asked_for(env_id: str, kind: str) -> None:
+    config = replace(TINY, conditions=preset("laptop").conditions)
     agent = MPDiffuserAgent.fit(source(env_id), config, progress=False)
-    assert set(agent.conditions.sizes) == {"return", *kinds}
-    assert not any(spec.optional for spec in agent.config.conditions)
+    assert list(agent.conditions.sizes) == [kind]
+    assert all(spec.is_settled for spec in agent.config.conditions)
     again = agent.with_new_dynamics(source(env_id), config, progress=False)
     assert again.config.conditions == agent.config.conditions
 

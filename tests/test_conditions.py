@@ -316,7 +316,7 @@ def test_functions_must_match_the_declared_conditions() -> None:
         ({"kind": "return", "terminal_penalty": 100.0}, r"at most 0 \(such as -100\), got 100"),
         ({"kind": "return", "terminal_penalty": float("nan")}, "finite and at most 0"),
         ({"kind": "cost", "terminal_penalty": -1.0}, "terminal_penalty is for kind 'return'"),
-        ({"kind": "final_state", "optional": True}, "optional is for kind 'goal', got kind 'final"),
+        ({"kind": "goal", "when": "goal"}, "when: .*Did you mean 'goals'"),
     ],
 )
 def test_bad_specs_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -487,11 +487,13 @@ def test_an_automatic_horizon_is_half_the_longest_episode_in_bounds() -> None:
     assert plain.settled(1000, goals=False) == plain
 
 
-def test_an_optional_goal_is_kept_where_there_are_goals() -> None:
-    goal, asked = ConditionSpec("goal"), ConditionSpec("return")
-    config = WindowConfig(conditions=(replace(goal, optional=True), asked))
-    assert config.settled(100, goals=True).conditions == (goal, asked)
-    assert config.settled(100, goals=False).conditions == (asked,)
+def test_conditions_are_kept_where_they_belong() -> None:
+    goal, asked, always = (ConditionSpec(kind) for kind in ("goal", "return", "final_state"))
+    config = WindowConfig(
+        conditions=(replace(goal, when="goals"), replace(asked, when="no_goals"), always)
+    )
+    assert config.settled(100, goals=True).conditions == (goal, always)
+    assert config.settled(100, goals=False).conditions == (asked, always)
 
 
 def test_windows_without_padding_are_drawn_by_weight() -> None:

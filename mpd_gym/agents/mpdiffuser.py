@@ -61,9 +61,9 @@ class MPDiffuserAgent(FactoredAgent[MPDiffuserConfig]):
         planner = self.models["planner"].config
         settled = {spec.name: spec for spec in self.config.conditions}
         conditions = tuple(
-            settled.get(spec.name, spec) if spec.horizon == "auto" or spec.optional else spec
+            spec if spec.is_settled else settled.get(spec.name, spec)
             for spec in config.conditions
-            if spec.name in settled or not spec.optional
+            if spec.when == "always" or spec.name in settled
         )
         config = replace(config, conditions=conditions)
         config = config.resolved(self._nx, self._writer.size, sizes)

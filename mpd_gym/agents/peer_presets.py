@@ -93,11 +93,10 @@ def _dmpc(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
     nearly known: predicted noise leaves them 0.6 m off in the maze, predicted x̂_0 0.2 m (``python
     benchmarks/dynamics_accuracy.py``).
     """
-    kinds = {spec.kind for spec in base.conditions}
-    value = () if "return" in kinds else (ConditionSpec("return"),)
-    kept = tuple(spec for spec in base.conditions if spec.kind != "cost")
+    kept = tuple(spec for spec in base.conditions if spec.kind not in ("cost", "return"))
+    value = next((spec for spec in base.conditions if spec.kind == "return"), None)
     return {
-        "conditions": (*kept, *value),
+        "conditions": (*kept, replace(value or ConditionSpec("return"), when="always")),
         "reward_model": False,
         "dynamics_conditions": False,
         "dynamics_prediction": "x0",

@@ -14,6 +14,7 @@ __all__ = ["ConditionSpec", "WindowConfig"]
 KINDS = ("cost", "custom", "final_state", "goal", "return")
 HORIZONS = ("to_go", "window", "auto")
 _AUTO_AT_MOST = 100  # steps; 96 serve the pendulum from pictures
+WHEN = ("always", "goals", "no_goals")
 PADDINGS = ("repeat", "zeros", "terminal", "none")
 # Kind of a discounted sum -> its default horizon, and its scalings with the default first.
 _SUMS = {"return": ("to_go", ("range", "authors")), "cost": ("window", ("range", "raw"))}
@@ -49,8 +50,8 @@ class ConditionSpec:
         scale: Factor of the scaling ``"raw"``.
         terminal_penalty: At most 0; added to the reward of a step that terminates the episode
             without success (the authors use -100 where a robot falls).
-        optional: Of ``"goal"``: `fit` leaves the condition out where observations have no
-            ``desired_goal``.
+        when: ``"always"``; or ``"goals"`` for data whose observations have a ``desired_goal``, or
+            ``"no_goals"`` for other data: `fit` leaves the condition out elsewhere.
 
     Raises:
         ConfigError: If a field is unknown, out of range or has no meaning for the kind.
@@ -63,7 +64,7 @@ class ConditionSpec:
     scaling: str | None = None
     scale: float = 1.0
     terminal_penalty: float = 0.0
-    optional: bool = False
+    when: str = "always"
 
     def __post_init__(self) -> None:
         check_choice("condition kind", self.kind, KINDS)
@@ -83,10 +84,12 @@ class ConditionSpec:
                 f"condition {self.name!r}: terminal_penalty is for kind 'return', finite and at "
                 f"most 0 (such as -100), got {penalty} with kind {self.kind!r}"
             )
-        if self.optional and self.kind != "goal":
-            raise ConfigError(
-                f"condition {self.name!r}: optional is for kind 'goal', got kind {self.kind!r}"
-            )
+        check_choice(f"condition {self.name!r}, when", self.when, WHEN)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left for the data to decide, see `WindowConfig.settled`."""
+        return self.when == "always" and self.horizon != "auto"
 
     def _check_size(self) -> None:
         fixed = 1 if self.kind in _SUMS else None
@@ -190,7 +193,7 @@ class WindowConfig:
         return self.horizon if spec.horizon == "window" else None
 
     def settled(self, longest: int, *, goals: bool) -> WindowConfig:
-        """Decide what depends on the data: the horizon ``"auto"``, and optional conditions.
+        """Decide what depends on the data: the horizon ``"auto"``, and `when` a condition is kept.
 
         Args:
             longest: Steps of the longest episode.
@@ -198,9 +201,9 @@ class WindowConfig:
         """
         ahead = max(self.horizon, min(_AUTO_AT_MOST, longest // 2))
         specs = tuple(
-            replace(spec, horizon=ahead if spec.horizon == "auto" else spec.horizon, optional=False)
+            replace(spec, horizon=ahead if spec.horizon == "auto" else spec.horizon, when="always")
             for spec in self.conditions
-            if goals or not spec.optional
+            if spec.when in ("always", "goals" if goals else "no_goals")
         )
         return replace(self, conditions=specs)
 

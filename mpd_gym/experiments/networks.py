@@ -153,8 +153,8 @@ class Network:
             if config.get(part) and not config[part]["causal"]:
                 config[part].pop("causal")
         for spec in config["conditions"]:
-            if not spec["optional"]:
-                spec.pop("optional")
+            if spec["when"] == "always":
+                spec.pop("when")
         if config.get("dynamics_prediction") is None:
             config.pop("dynamics_prediction", None)
         content = {

@@ -117,6 +117,16 @@ def weights(agent: TrainedAgent[Any]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
+def test_general_conditions_suit_goal_tasks(name: str) -> None:
+    """The goal is seen; a return is there only where the method needs one as its value."""
+    agent = fitted(name, CAR, conditions=peer_preset(name).conditions)
+    expected = {"goal", "return"} if name == "dmpc" else {"goal"}
+    assert set(agent.conditions.sizes) == expected
+    observation = pick(observations(CAR, 1), 0)
+    assert np.isfinite(agent.predict(observation)[0]).all()
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
 def test_registered_names_are_those_of_the_classes(name: str) -> None:
     kind = agent_class(name)
     assert kind.name == name

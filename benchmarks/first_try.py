@@ -1,13 +1,13 @@
 """How good a first try is: the general laptop preset on environments that are not this package's.
 
 Records data, trains with nothing set but the number of steps, and plays the agent, its planner
-alone and the policy that was recorded, on starts from 0 on; the preset's options were chosen on
-others, from 100000 on. Data sets and agents that are there are used again, the latter from
-`outputs/first-try`. Hopper-v5 needs the zip file of a Stable-Baselines3 policy, such as SAC's of
-the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
+alone and the policy that was recorded. The preset's options were chosen on starts from 100000 on,
+and what it is conditioned on in the maze on those from 0 on as well. Data sets and agents that are
+there are used again, the latter from `outputs/first-try`. Hopper-v5 needs the zip file of a
+Stable-Baselines3 policy, such as SAC's of the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
 
 Usage: ``python benchmarks/first_try.py pendulum|maze|hopper [--policy FILE.zip] [--steps 5000]
-[--episodes 50]``
+[--episodes 50] [--seed 0]``
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, help="zip file of a Stable-Baselines3 policy")
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = TASKS[options.task]
@@ -115,7 +116,7 @@ def main() -> None:
         found = evaluate(
             policy,
             task.env_id,
-            seeds=range(options.episodes),
+            seeds=range(options.seed, options.seed + options.episodes),
             num_envs=1 if policy is recorded else options.episodes,
             env_kwargs=task.env_kwargs,
         )

@@ -31,7 +31,7 @@ def cell(
 
 
 def named(*cells: dict[str, Any]) -> dict[Setting, dict[str, Any]]:
-    return {Setting("ddpm", 1 + i, 0, 1, 1): one for i, one in enumerate(cells)}
+    return {Setting("ddpm", 1 + i, 0, 1, 1, 1, 0.5): one for i, one in enumerate(cells)}
 
 
 FULL = [1.0, 2.0, 3.0, 2.0]  # 95 % interval 0.7 to 3.3
@@ -61,12 +61,22 @@ def test_successes_and_violations_count_too() -> None:
 @pytest.mark.parametrize("env_id", real_time.ENVIRONMENTS)
 def test_settings_differ_and_the_reference_comes_first(env_id: str) -> None:
     own = SamplingConfig(num_candidates=8, action_chunk=4)
-    found = settings(own, CANDIDATES[env_id])
-    assert found[0] == Setting("ddpm", None, 0, 4, 8)
+    found = settings(own, {}, CANDIDATES[env_id])
+    assert found[0] == Setting("ddpm", None, 0, 4, 8, 1, own.temperature)
     assert len({str(one) for one in found}) == len(found) >= 10
     for one in found:
         assert own.updated(one.options).action_chunk == one.chunk
     assert {one.sampler for one in found} == {"ddpm", "ddim", "dpm++"}
+
+
+def test_means_of_samples_stand_beside_single_ones() -> None:
+    own = SamplingConfig(samples_per_candidate=8, temperature=0.5, num_steps=10, warm_start_steps=1)
+    found = settings(own, {"samples_per_candidate": 1, "temperature": 0.1}, (1,))
+    assert {one.temperature for one in found if one.samples == 1} == {0.1}
+    means = [one for one in found if one.samples == 8]
+    assert {one.warm for one in means} == set(real_time.WARM_STEPS)
+    assert any(own.updated(one.options) == own for one in means)  # as it ships
+    assert len({str(one) for one in found}) == len(found)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """What a setting costs: return against milliseconds per action, on the agents that ship.
 
 Samplers, reverse steps, warm starts, action chunks and candidates are varied around each agent's
-own options. The reference visits all K levels. A setting is as good if its return is not lower from
+own options; where those plan with means of samples, around single samples, too. The reference
+visits all K levels. A setting is as good if its return is not lower from
 the same starts, by the 95 % interval of the differences, and if at most 2 % of the episodes more
 fail, or violate; of those that are, the cheapest per action is recommended.
 """
@@ -39,9 +40,9 @@ CANDIDATES = {
     "CarUMaze-v0": (1, 4),
     "ConstrainedPendulum-v0": (1, 4, 8, 16),
 }
-# Around which settings vary, where not around the agent's own: a mean of samples at a higher
-# temperature needs its warm starts.
-OPTIONS: dict[str, dict[str, Any]] = {
+# Single samples, around which settings vary where the agent's own plans are means of samples: these
+# have a higher temperature, for which only warm-started plans are meant.
+SINGLE: dict[str, dict[str, Any]] = {
     "LQR-v0": {"samples_per_candidate": 1, "temperature": 0.1, "action_chunk": 8},
     "CarUMaze-v0": {"num_candidates": 4, "samples_per_candidate": 1, "temperature": 0.01},
 }
@@ -64,6 +65,8 @@ class Setting(NamedTuple):
         warm: Reverse steps of a warm-started plan; 0 for full plans.
         chunk: Actions executed of each plan.
         candidates: N.
+        samples: Samples whose mean is a candidate.
+        temperature: Of the reverse process.
     """
 
     sampler: str
@@ -71,6 +74,8 @@ class Setting(NamedTuple):
     warm: int
     chunk: int
     candidates: int
+    samples: int
+    temperature: float
 
     @property
     def options(self) -> dict[str, Any]:
@@ -81,37 +86,52 @@ class Setting(NamedTuple):
             "warm_start_steps": self.warm,
             "action_chunk": self.chunk,
             "num_candidates": self.candidates,
+            "samples_per_candidate": self.samples,
+            "temperature": self.temperature,
         }
 
     def __str__(self) -> str:
         steps = "all steps" if self.steps is None else f"{self.steps} steps"
         warm = f", warm start {self.warm}" if self.warm else ""
-        return f"{self.sampler}, {steps}{warm}, chunk {self.chunk}, N = {self.candidates}"
+        mean = f", mean of {self.samples}" if self.samples > 1 else ""
+        return f"{self.sampler}, {steps}{warm}, chunk {self.chunk}, N = {self.candidates}{mean}"
 
 
-def settings(own: SamplingConfig, candidates: Sequence[int]) -> list[Setting]:
+def settings(
+    own: SamplingConfig, single: Mapping[str, Any], candidates: Sequence[int]
+) -> list[Setting]:
     """What is measured; the reference comes first.
 
     Args:
         own: The agent's options.
+        single: Options in their place for plans that are single samples.
         candidates: Numbers of candidates that make sense in its environment.
     """
-    chunk, num = own.action_chunk, own.num_candidates
-    found = [Setting("ddpm", None, 0, chunk, num)]
-    found += [Setting("ddpm", steps, 0, chunk, num) for steps in STEPS]
-    found += [Setting(name, FEW, 0, chunk, num) for name in SAMPLERS]
-    found += [
-        Setting("ddpm", GRID, warm, *others)
-        for others in ((chunk, num), EVERY_ACTION)
-        for warm in WARM_STEPS
-    ]
-    found += [
-        Setting("ddpm", steps, warm, size, num)
-        for size in CHUNKS
-        for steps, warm in ((FEW, 0), (GRID, WARM_STEPS[-1]))
-    ]
-    found += [Setting("ddpm", FEW, 0, chunk, count) for count in candidates]
-    return list(dict.fromkeys(found))
+    base = _setting(own.updated(dict(single)))._replace(sampler="ddpm", steps=None, warm=0)
+    few = base._replace(steps=FEW)
+    found = [base, *(base._replace(steps=steps) for steps in STEPS)]
+    found += [few._replace(sampler=name) for name in SAMPLERS]
+    for warm in WARM_STEPS:
+        warmed = base._replace(steps=GRID, warm=warm)
+        found += [warmed, warmed._replace(chunk=EVERY_ACTION[0], candidates=EVERY_ACTION[1])]
+        found += [_setting(own)._replace(sampler="ddpm", steps=GRID, warm=warm)] if single else []
+    for chunk in CHUNKS:
+        found += [few._replace(chunk=chunk)]
+        found += [base._replace(steps=GRID, warm=WARM_STEPS[-1], chunk=chunk)]
+    found += [few._replace(candidates=count) for count in candidates]
+    return list(dict.fromkeys([*found, _setting(own)]))
+
+
+def _setting(options: SamplingConfig) -> Setting:
+    return Setting(
+        options.sampler,
+        options.num_steps,
+        options.warm_start_steps,
+        options.action_chunk,
+        options.num_candidates,
+        options.samples_per_candidate,
+        options.temperature,
+    )
 
 
 def study(book: Book) -> Report:
@@ -124,14 +144,19 @@ def study(book: Book) -> Report:
     scope = book.scope
     if book.read_only and not all(_file(scope.folder, env).exists() for env in ENVIRONMENTS):
         raise DataError("the study has not run", source=str(scope.folder))
-    return _report({env: _cells(scope, env) for env in ENVIRONMENTS}, scope)
+    return _report({env: _measured(scope, env) for env in ENVIRONMENTS}, scope)
 
 
 def _file(folder: Path, env_id: str) -> Path:
     return folder / f"real-time-{env_id}.json"
 
 
-def _cells(scope: Scope, env_id: str) -> dict[Setting, Cell]:
+class _Measured(NamedTuple):
+    own: Setting  # of the agent as it ships
+    cells: Mapping[Setting, Cell]  # the reference first
+
+
+def _measured(scope: Scope, env_id: str) -> _Measured:
     """Outcomes and times of every setting in one environment."""
     folder, trials = scope.folder, scope.trials
     precision = {} if scope.precision == "fp32" else {"precision": scope.precision}
@@ -142,10 +167,10 @@ def _cells(scope: Scope, env_id: str) -> dict[Setting, Cell]:
         _file(folder, env_id),
         {"trials": trials, "timed_episodes": TIMED_EPISODES, "agent": digest, **precision},
     )
-    around = OPTIONS.get(env_id, {})
-    own = MPDiffuserAgent.load(path, device="cpu", **around).options
-    chosen = settings(own, CANDIDATES[env_id])
-    options = {one: {**around, **one.options, **precision} for one in chosen}
+    own = MPDiffuserAgent.load(path, device="cpu").options
+    single = SINGLE.get(env_id, {}) if own.samples_per_candidate > 1 else {}
+    chosen = settings(own, single, CANDIDATES[env_id])
+    options = {one: {**one.options, **precision} for one in chosen}
     played = results.fill(
         {str(one): (path, env_id, options[one], trials) for one in chosen}, play, PROCESSES
     )
@@ -154,7 +179,8 @@ def _cells(scope: Scope, env_id: str) -> dict[Setting, Cell]:
         clock,
         processes=1,
     )
-    return {one: {**played[str(one)], **timed[f"time of {one}"]} for one in chosen}
+    cells = {one: {**played[str(one)], **timed[f"time of {one}"]} for one in chosen}
+    return _Measured(_setting(own), cells)
 
 
 def play(path: Path, env_id: str, options: dict[str, Any], trials: int) -> dict[str, Any]:
@@ -227,7 +253,7 @@ def _difference(cell: Cell, reference: Cell) -> Interval:
     return mean_interval(np.subtract(cell["returns"], reference["returns"]))
 
 
-def _report(found: Mapping[str, Mapping[Setting, Cell]], scope: Scope) -> Report:
+def _report(found: Mapping[str, _Measured], scope: Scope) -> Report:
     text = (
         f"{scope.trials} episodes of each setting in {scope.precision}, the same starts for all; "
         "mean with its 95 % interval. Milliseconds: one environment, one thread, mean over the "
@@ -235,22 +261,24 @@ def _report(found: Mapping[str, Mapping[Setting, Cell]], scope: Scope) -> Report
         "The first row of each table visits all levels; differences from it are taken start by "
         "start. Recommended, in bold: the cheapest setting whose difference has an interval that "
         f"does not end below 0, with at most {100 * MARGIN:g} % of the episodes more that fail, or "
-        "violate."
+        "violate. In italics: the options of the agent as it ships. A mean of samples has the "
+        "agent's own temperature; single samples the one that suits them."
     )
     heads = (
         *("setting", "return", "difference", "success %", "violations %"),
         *("ms per action", "p99 ms", "× all levels"),
     )
     tables = []
-    for env_id, cells in found.items():
+    for env_id, (own, cells) in found.items():
         best, (reference, *others) = recommended(cells), cells
         order = [reference, *sorted(others, key=lambda one: -float(cells[one]["milliseconds"]))]
-        rows = [_row(one, cells, one == best) for one in order]
+        names = {own: f"*{own}*", best: f"**{best}**" if best != own else f"***{best}***"}
+        rows = [[names.get(one, str(one)), *_row(one, cells)] for one in order]
         tables.append(Table(env_id, heads, rows, f"Recommended: **{best}**."))
     return Report("Return against milliseconds per action", text, tables, (), _figure(found))
 
 
-def _row(setting: Setting, cells: Mapping[Setting, Cell], best: bool) -> list[str]:
+def _row(setting: Setting, cells: Mapping[Setting, Cell]) -> list[str]:
     cell, reference = cells[setting], next(iter(cells.values()))
     shares = []
     for name in ("successes", "violations"):
@@ -260,18 +288,17 @@ def _row(setting: Setting, cells: Mapping[Setting, Cell], best: bool) -> list[st
             if known is None
             else f"{100 * known.mean:.1f} [{100 * known.low:.1f}, {100 * known.high:.1f}]"
         )
-    name = f"**{setting}**" if best else str(setting)
     times = [f"{cell[key]:.2f}" for key in ("milliseconds", "p99")]
     times.append(f"{reference['milliseconds'] / cell['milliseconds']:.1f}")
     returns = mean_interval(cell["returns"]), _difference(cell, reference)
-    return [name, *map(str, returns), *shares, *times]
+    return [*map(str, returns), *shares, *times]
 
 
-def _figure(found: Mapping[str, Mapping[Setting, Cell]]) -> Figure:
+def _figure(found: Mapping[str, _Measured]) -> Figure:
     """Return over milliseconds per action, one panel for each environment."""
     figure = Figure(figsize=(4.2 * len(found), 3.8), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(found)))
-    for axes, (env_id, cells) in zip(panels, found.items(), strict=True):
+    for axes, (env_id, (_, cells)) in zip(panels, found.items(), strict=True):
         _draw(axes, cells)
         axes.set(xlabel="milliseconds per action", ylabel="return", title=env_id)
     for name, color in COLORS.items():

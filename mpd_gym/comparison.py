@@ -32,6 +32,7 @@ __all__ = [
 
 SHIPPED = "shipped"
 SB3 = "sb3:"
+SUFFIXES = {".safetensors", ".zip"}  # of files of policies
 MAX_FRAMES = 200
 _NEXT_OPTION = re.compile(r",(?=[A-Za-z_]\w*=)")
 _LABEL = re.compile(r"[^/\\:]+")
@@ -98,14 +99,16 @@ def load_entries(
 def parse_entry(text: str) -> tuple[str, str, dict[str, Any]]:
     """Split ``[LABEL=]SOURCE[,OPTION=VALUE…]`` into label, source and options.
 
-    Where no label is given it is the text without the folder. Values are JSON, or else words.
+    Where no label is given it is the text without folder and file suffix. Values are JSON, or else
+    words.
     """
     head, *pairs = _NEXT_OPTION.split(text)
     label, separator, source = head.partition("=")
     if not separator or not _LABEL.fullmatch(label) or Path(head).exists():
         prefix = SB3 if head.startswith(SB3) else ""
-        name = prefix + Path(head.removeprefix(SB3)).name
-        label, source = ",".join([name, *pairs]), head
+        file = Path(head.removeprefix(SB3))
+        name = file.stem if file.suffix in SUFFIXES else file.name
+        label, source = ",".join([prefix + name, *pairs]), head
     return label, source, parse_options(pairs)
 
 

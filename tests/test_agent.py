@@ -406,6 +406,27 @@ def test_a_function_of_the_wrong_shape_is_refused(lqr: MPDiffuserAgent) -> None:
         agent.predict(pick(observations(lqr, 1), 0))
 
 
+def test_reward_and_cost_functions_may_see_the_goals(
+    car: MPDiffuserAgent, lqr: MPDiffuserAgent
+) -> None:
+    agent = car.with_options(num_candidates=3)
+    agent.set_reward(
+        lambda x, u, y, goals: -np.abs(y[..., :2] - goals[:, None, :2]).sum(-1), goals=True
+    )
+    agent.set_cost(
+        lambda x, u, y, goals: np.zeros(u.shape[:2]) + goals[:, None, 0] ** 2, goals=True
+    )
+    for i in range(2):
+        one = pick(observations(car, 2), i)
+        plan, goal = agent.plan(one), one["desired_goal"]
+        weights = agent.objective.discount ** np.arange(plan.actions.shape[1])
+        misses = np.abs(plan.observations[..., :2] - goal[:2]).sum(-1)
+        np.testing.assert_allclose(plan.returns, -misses @ weights)
+        np.testing.assert_allclose(plan.costs, goal[0] ** 2 * weights.sum())
+    with pytest.raises(ConfigError, match="desired_goal"):
+        lqr.set_reward(lambda x, u, y, goals: u[..., 0], goals=True)
+
+
 def test_candidates_with_nan_scores_never_win(lqr: MPDiffuserAgent) -> None:
     agent = lqr.with_options(num_candidates=4)
 

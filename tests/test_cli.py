@@ -154,7 +154,7 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
     assert "dynamics model" in run("info", "a.safetensors")
     fast = ("-o", "action_chunk=32", "-o", "num_steps=2", "-o", "composition=planner_only")
     shown = run("evaluate", "LQR-v0", "a.safetensors", "--episodes", "2", *fast)
-    assert "return" in shown and "a.safetensors" in shown
+    assert "return" in shown and "a" in shown.split()
 
 
 def test_steps_and_seed_are_those_of_each_model() -> None:
@@ -188,17 +188,17 @@ def test_evaluate_compares_with_a_stable_baselines_policy(tmp_path: Path) -> Non
               hyperparameters={"n_steps": 64, "batch_size": 32, "n_epochs": 1})  # fmt: skip
     tiny_agent("LQR-v0").with_options(action_chunk=8).save("tiny.safetensors")
     shown = run("evaluate", "LQR-v0", "tiny.safetensors", "sb3:ppo.zip", "--episodes", "2")
-    assert "tiny.safetensors" in shown and "sb3:ppo.zip" in shown
+    assert "tiny" in shown and "sb3:ppo" in shown
     assert not (tmp_path / "outputs").exists()
     few = ("--episodes", "2", "--seed", "7", "-o", "num_steps=2", "-e", "start_range=[0.1,0.2]")
     policies = ("mine=tiny.safetensors", "alone=tiny.safetensors,composition=planner_only")
     shown = run("compare", "LQR-v0", *policies, "sb3:ppo.zip", *few, "--no-gif")
-    assert all(name in shown for name in ("mine", "alone", "sb3:ppo.zip", "seeds 7 to 8"))
+    assert all(name in shown for name in ("mine", "alone", "sb3:ppo", "seeds 7 to 8"))
     folder = tmp_path / "outputs/compare/LQR-v0"
     with (folder / "episodes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["policy"], row["seed"]) for row in rows] == [
-        (name, seed) for name in ("mine", "alone", "sb3:ppo.zip") for seed in ("7", "8")
+        (name, seed) for name in ("mine", "alone", "sb3:ppo") for seed in ("7", "8")
     ]
     assert len({row["return"] for row in rows if row["seed"] == "7"}) == 3
     assert sorted(path.name for path in folder.iterdir()) == ["episodes.csv", "summary.csv"]

@@ -28,7 +28,7 @@ from mpd_gym.agents.latency import (
     measured,
     profiled,
 )
-from mpd_gym.agents.objective import Objective, StepFunction
+from mpd_gym.agents.objective import GoalStepFunction, Objective, StepFunction, ignoring_goals
 from mpd_gym.agents.observations import ObservationReader, Reading
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, SharedNoise, condition_rows, shifted
@@ -258,18 +258,29 @@ class Agent(ABC):
         """
         self._reader = ObservationReader(self.observation_space, encoder)
 
-    def set_reward(self, function: StepFunction | None) -> None:
+    def set_reward(
+        self, function: StepFunction | GoalStepFunction | None, *, goals: bool = False
+    ) -> None:
         """Rank by a caller's reward instead of the learned one; None takes the learned one again.
 
         Args:
             function: ``fn(observations, actions, next_observations) -> [N, H]`` on NumPy arrays
                 ``[N, H, nx]``, ``[N, H, nu]``, ``[N, H, nx]`` in environment units.
-        """
-        self.objective = replace(self.objective, reward=function)
+            goals: Whether it takes a fourth argument, the goals ``[N, ng]`` of the candidates.
 
-    def set_cost(self, function: StepFunction | None) -> None:
-        """Count a caller's cost instead of the learned one, in ranking and against the budget."""
-        self.objective = replace(self.objective, cost=function)
+        Raises:
+            ConfigError: If it wants goals and observations have no ``desired_goal``.
+        """
+        self.objective = replace(self.objective, reward=self._seeing(function, goals))
+
+    def set_cost(
+        self, function: StepFunction | GoalStepFunction | None, *, goals: bool = False
+    ) -> None:
+        """Count a caller's cost instead of the learned one, in ranking and against the budget.
+
+        Arguments and errors are those of `set_reward`.
+        """
+        self.objective = replace(self.objective, cost=self._seeing(function, goals))
 
     def set_inverse_dynamics(self, function: InverseDynamics | None) -> None:
         """Execute the actions that lead along the planned states; None executes the planned ones.
@@ -309,6 +320,12 @@ class Agent(ABC):
         return any(part is not None for part in (*ranked, self._inverse, self._constraint))
 
     # --- inside --------------------------------------------------------------------------------
+
+    def _seeing(self, function: Any, goals: bool) -> GoalStepFunction | None:
+        if goals and not self._reader.goal_size:
+            raise ConfigError("goals: observations of this agent have no 'desired_goal'")
+        seeing: GoalStepFunction | None = function
+        return seeing if function is None or goals else ignoring_goals(function)
 
     def _checked(self, options: SamplingConfig) -> SamplingConfig:
         if options.action_chunk > self.horizon:

@@ -17,14 +17,19 @@ from mpd_gym.models import Regressor
 from mpd_gym.models.threads import enough_threads, threads
 from mpd_gym.types import Array
 
-__all__ = ["LearnedFunction", "Objective", "StepFunction", "learned_objective"]
+__all__ = ["GoalStepFunction", "Objective", "StepFunction", "ignoring_goals", "learned_objective"]
 
 StepFunction = Callable[[Array, Array, Array], Array]
 """``fn(observations [N, H, nx], actions [N, H, nu], next_observations [N, H, nx]) -> [N, H]``, in
 environment units."""
 
-LearnedFunction = Callable[[Array, Array, Array, Array | None], Array]
-"""A `StepFunction` that takes the goals ``[N, ng]`` as well, which only some models need."""
+GoalStepFunction = Callable[[Array, Array, Array, Array | None], Array]
+"""A `StepFunction` that takes the goals ``[N, ng]`` as well; None on a task without goals."""
+
+
+def ignoring_goals(function: StepFunction) -> GoalStepFunction:
+    """The same function, which leaves goals aside."""
+    return lambda observations, actions, after, goals: function(observations, actions, after)
 
 
 @final
@@ -45,11 +50,11 @@ class Objective:
     """
 
     discount: float
-    reward: StepFunction | None = None
-    cost: StepFunction | None = None
-    learned_reward: LearnedFunction | None = None
-    learned_cost: LearnedFunction | None = None
-    learned_termination: LearnedFunction | None = None
+    reward: GoalStepFunction | None = None
+    cost: GoalStepFunction | None = None
+    learned_reward: GoalStepFunction | None = None
+    learned_cost: GoalStepFunction | None = None
+    learned_termination: GoalStepFunction | None = None
 
     def totals(
         self,
@@ -127,15 +132,15 @@ class Objective:
 
 def _evaluated(
     name: str,
-    function: StepFunction | None,
-    learned: LearnedFunction | None,
+    function: GoalStepFunction | None,
+    learned: GoalStepFunction | None,
     steps: tuple[Array, Array, Array],
     goals: Array | None,
 ) -> Array | None:
     """Values ``[N, H]`` of the caller's function, or else of the learned one."""
     if function is None:
         return None if learned is None else learned(*steps, goals)
-    values = np.asarray(function(*steps), dtype=float)
+    values = np.asarray(function(*steps, goals), dtype=float)
     if values.shape != steps[1].shape[:2]:
         raise InputError(
             f"{name} function: expected values of shape {steps[1].shape[:2]} (N, H), got "
@@ -175,7 +180,7 @@ def _predicted(
     next_observations: Array,
     goals: Array | None,
 ) -> Array:
-    """A `LearnedFunction`; of a termination model, positive where the episode ends."""
+    """A `GoalStepFunction`; of a termination model, positive where the episode ends."""
 
     def tensor(values: Array) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=device)

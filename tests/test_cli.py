@@ -234,6 +234,19 @@ def test_errors_are_one_line(
         assert message in printed and "Traceback" not in printed
 
 
+def test_extras_in_errors_keep_their_brackets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("minari.download_dataset", offline)
+    monkeypatch.setattr("sys.argv", ["mpd-gym", "train", "D4RL/nothing/of-the-kind-v0"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "pip install 'minari[hdf5,hf]'" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.slow
 def test_reproduce_writes_a_study_and_the_page_of_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from rich.text import Text
+
 from mpd_gym.cli.data import collect, info
 from mpd_gym.cli.learning import train, train_encoder
 from mpd_gym.cli.playing import compare, demo, evaluate, plans, watch
@@ -33,8 +35,8 @@ def main() -> None:
     try:
         app()
     except MpdError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(Text.assemble(("error:", "red"), f" {error}"))
         sys.exit(2)
     except KeyboardInterrupt as error:
-        console.print(f"[yellow]stopped.[/yellow] {error}", highlight=False)
+        console.print(Text.assemble(("stopped.", "yellow"), f" {error}"))
         sys.exit(130)

@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
+console = Console(markup=False)  # or what stands in brackets, such as pip's extras, is not shown
 
 OUTPUTS = Path("outputs")
 

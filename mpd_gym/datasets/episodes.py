@@ -157,7 +157,7 @@ def _download(dataset_id: str, folder: Path) -> None:
         raise DataError(
             f"there is no such data set in {folder.parent}, and it could not be downloaded "
             f"({type(error).__name__}: {error}): where there is a network, run "
-            f"'minari download {dataset_id}' (pip install 'minari[hf,gcs]'), then copy the folder "
+            f"'minari download {dataset_id}' (pip install 'minari[hdf5,hf]'), then copy the folder "
             f"to {folder}",
             source=dataset_id,
         ) from error

@@ -83,7 +83,7 @@ def _trained(method: str, data: Any, steps: int) -> Path:
     path = FOLDER / f"{method}-{steps}.safetensors"
     if not path.exists():
         config = peer_preset(method)
-        config = replace(config, training=replace(config.training, steps=steps))
+        config = replace(config, training=config.training.with_steps(steps))
         agent_class(method).fit(data, config, directory=path.with_suffix("")).save(path)
     return path
 

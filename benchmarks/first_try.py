@@ -136,7 +136,7 @@ def _agent(name: str, policy: Policy, steps: int) -> MPDiffuserAgent:
     if path.exists():
         return MPDiffuserAgent.load(path)
     config = preset("laptop")
-    config = replace(config, training=replace(config.training, steps=steps))
+    config = replace(config, training=config.training.with_steps(steps))
     agent = MPDiffuserAgent.fit(_data(name, policy), config, directory=path.with_suffix(""))
     agent.save(path)
     return agent

@@ -701,7 +701,9 @@ def test_overfit_on_one_trajectory_reproduces_it() -> None:
 def test_finetuning_leaves_every_other_weight_bit_identical() -> None:
     agent = tiny_agent("LQR-v0", reward_model=True)
     before = {role: pickle.dumps(m.state_dict()) for role, m in agent.models.items()}
-    result = agent.finetune_dynamics(source("LQR-v0", episodes=3), 10, progress=False)
+    training = replace(agent.config.training, steps=100, warmup_steps=50)
+    data = source("LQR-v0", episodes=3)
+    result = agent.finetune_dynamics(data, 10, training=training, progress=False)
     changed = {r for r, m in agent.models.items() if pickle.dumps(m.state_dict()) != before[r]}
     assert changed == {"dynamics"}
     assert result.step == 10

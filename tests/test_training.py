@@ -587,6 +587,14 @@ def test_settings_out_of_range_are_refused_by_name(field: str, value: Any) -> No
         TrainingConfig(**{field: value})
 
 
+def test_another_number_of_steps_keeps_a_warm_up_that_fits() -> None:
+    config = TrainingConfig(steps=500, warmup_steps=200, ema_every=10)
+    assert config.with_steps(1_000) == dataclasses.replace(config, steps=1_000)
+    assert config.with_steps(5) == dataclasses.replace(config, steps=5, warmup_steps=4, ema_every=5)
+    with pytest.raises(ConfigError, match="steps"):
+        config.with_steps(0)
+
+
 def test_configuration_round_trips_through_json() -> None:
     text = json.dumps(dataclasses.asdict(CONFIG))
     assert TrainingConfig(**json.loads(text)) == CONFIG

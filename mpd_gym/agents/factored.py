@@ -45,7 +45,7 @@ class FactoredAgent(DiffusionAgent[C]):
         Returns:
             The losses.
         """
-        settings = replace(training or self.config.training, steps=steps)
+        settings = (training or self.config.training).with_steps(steps)
         return self._train_dynamics(
             dataset, "dynamics-finetuned", settings, directory, resume, progress
         )

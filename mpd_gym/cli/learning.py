@@ -117,9 +117,7 @@ def _config(
 
     def changed(training: Any) -> Any:
         training = replace(training, seed=seed)
-        if steps is None:
-            return training
-        return replace(training, steps=steps, warmup_steps=min(training.warmup_steps, steps - 1))
+        return training if steps is None else training.with_steps(steps)
 
     config: Any = peer_preset(method.value, env_id, preset.value)
     return replace(

@@ -89,11 +89,8 @@ def encoder_preset(
         ConfigError: If a value is out of range.
     """
     base = EncoderConfig()
-    count = base.training.steps if steps is None else steps
     training = replace(
-        base.training,
-        steps=count,
-        warmup_steps=max(0, min(base.training.warmup_steps, count - 1)),
+        base.training if steps is None else base.training.with_steps(steps),
         seed=seed,
         precision=precision or ("bf16" if computes_bf16() else "fp32"),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from mpd_gym.errors import ConfigError
+from mpd_gym.errors import ConfigError, check_integer
 
 __all__ = ["TrainingConfig", "averaging_rate", "check_continues", "learning_rate_factor"]
 
@@ -91,6 +91,16 @@ class TrainingConfig:
         self._check("warmup_steps", self.warmup_steps < self.steps, f"be {short}")
         reason = f"be at most steps={self.steps}, or the average never leaves the initial weights"
         self._check("ema_every", self.ema_every <= self.steps, reason)
+
+    def with_steps(self, steps: int) -> TrainingConfig:
+        """The same settings for another number of steps, with a warm-up that ends before them.
+
+        Raises:
+            ConfigError: If `steps` is not a whole number of at least 1.
+        """
+        check_integer("steps", steps, 1)
+        warmup, every = min(self.warmup_steps, steps - 1), min(self.ema_every, steps)
+        return dataclasses.replace(self, steps=steps, warmup_steps=warmup, ema_every=every)
 
     def _check_integer(self, name: str, lowest: int) -> None:
         value = getattr(self, name)

@@ -68,13 +68,13 @@ def main() -> None:
             "": trained,
             ", fine-tuned": _adapted(trained, options.finetune),
         }.items():
-            for name, agent in _policies(_loaded(path)).items():
+            for name, agent in _policies(_loaded(path), alone=not told).items():
                 for env_id in (SOUND, WEAK):
                     _play(f"{method}{name}{told}", agent, env_id, starts)
 
 
-def _policies(agent: Factored) -> dict[str, Factored]:
-    if isinstance(agent, DMPCAgent):
+def _policies(agent: Factored, *, alone: bool) -> dict[str, Factored]:
+    if isinstance(agent, DMPCAgent) or not alone:
         return {"": agent}
     return {"": agent, ", planner alone": agent.with_options(composition="planner_only")}
 

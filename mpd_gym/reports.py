@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from rich.table import Table
 
-from mpd_gym.datasets import load_episodes
+from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.envs.drawing import Canvas
 from mpd_gym.envs.palette import INK, PAPER
 from mpd_gym.errors import InputError
@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 Draw = Callable[[gym.Env[Any, Any], Any], None]
+
+UNKNOWN = "–"
 FRAMES_PER_SECOND = 20
 SHARES = {"success", "violation", "collision"}
 
@@ -79,7 +81,7 @@ def evaluation_table(
 def _cell(measure: str, interval: Interval | None) -> str:
     """``12.3 ± 0.4``, or ``93 % [85, 97]`` for shares."""
     if interval is None:
-        return "–"
+        return UNKNOWN
     if measure in SHARES:
         return f"{interval.mean:.0%} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
     half = interval.high - interval.mean
@@ -123,32 +125,37 @@ def plan_errors_table(title: str, found: Mapping[str, PlanErrors]) -> Table:
 
 
 def dataset_table(names: Sequence[str]) -> Table:
-    """One row for each data set: episodes, steps, returns, costs, lengths and success.
+    """One row for each data set: episodes, steps, returns, lengths, and costs and success if told.
 
     Args:
         names: Minari ids or files; each is read through once and checked.
     """
     table = Table(title="data sets", caption="mean ± standard deviation over episodes")
-    columns = ("data set", "episodes", "steps", "return", "cost", "violating", "length", "success")
-    for column in columns:
-        first = column == "data set"
-        table.add_column(column, justify="left" if first else "right", no_wrap=first)
-    for name in names:
-        source = load_episodes(name)
-        rows = [_episode_row(source.episode(index)) for index in range(len(source))]
-        returns, costs, successes = zip(*rows, strict=True)
-        known = None not in costs
-        table.add_row(
-            source.name,
-            str(len(source)),
-            str(int(source.lengths.sum())),
-            _spread(returns),
-            _spread(costs) if known else "–",
-            f"{np.mean([cost > 0 for cost in costs]):.1%}" if known else "–",
-            _spread(source.lengths),
-            "–" if None in successes else f"{np.mean(successes):.1%}",
-        )
+    columns = ("data set", "episodes", "steps", "return", "length", "cost", "violating", "success")
+    rows = [_dataset_row(load_episodes(name)) for name in names]
+    told = [i for i in range(len(columns)) if any(row[i] != UNKNOWN for row in rows)]
+    for i in told:
+        kind: Any = {"justify": "right"} if i else {"min_width": 16}
+        table.add_column(columns[i], overflow="fold", **kind)  # numbers are never cut
+    for row in rows:
+        table.add_row(*(row[i] for i in told))
     return table
+
+
+def _dataset_row(source: EpisodeSource) -> list[str]:
+    episodes = [_episode_row(source.episode(index)) for index in range(len(source))]
+    returns, costs, successes = zip(*episodes, strict=True)
+    known = None not in costs
+    return [
+        source.name,
+        str(len(source)),
+        str(int(source.lengths.sum())),
+        _spread(returns),
+        _spread(source.lengths),
+        _spread(costs) if known else UNKNOWN,
+        f"{np.mean([cost > 0 for cost in costs]):.1%}" if known else UNKNOWN,
+        UNKNOWN if None in successes else f"{np.mean(successes):.1%}",
+    ]
 
 
 def _episode_row(episode: Episode) -> tuple[float, float | None, bool | None]:
@@ -160,7 +167,15 @@ def _episode_row(episode: Episode) -> tuple[float, float | None, bool | None]:
 
 
 def _spread(values: Any) -> str:
-    return f"{np.mean(values):.4g} ± {np.std(values):.3g}"
+    return f"{_plain(np.mean(values), 4)} ± {_plain(np.std(values), 3)}"
+
+
+def _plain(number: float, digits: int) -> str:
+    """At least so many digits, never an exponent: ``12345``, ``1.234``."""
+    whole = len(str(int(abs(number))))
+    return np.format_float_positional(
+        number, precision=max(digits, whole), unique=False, fractional=False, trim="-"
+    )
 
 
 def agent_table(path: str, agent: TrainedAgent[Any]) -> Table:

@@ -18,6 +18,8 @@ from mpd_gym.agents import AGENTS
 from mpd_gym.cli.learning import Method, _config
 from mpd_gym.cli.shared import Preset
 from mpd_gym.collect.recipes import RECIPES
+from mpd_gym.collect.record import record
+from mpd_gym.collect.scripted import PendulumSwingUp
 from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
 from mpd_gym.errors import DataError
@@ -245,6 +247,16 @@ def test_extras_in_errors_keep_their_brackets(
     with pytest.raises(SystemExit):
         cli.main()
     assert "pip install 'minari[hdf5,hf]'" in " ".join(capsys.readouterr().out.split())
+
+
+def test_narrow_tables_of_data_sets_cut_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = PendulumSwingUp()
+    record(policy, "Pendulum-v1", "narrow/swing-v0", episodes=2, seed=0, progress=False)
+    monkeypatch.setattr(cli.console, "width", 60)
+    shown = run("info", "narrow/swing-v0")
+    assert "…" not in shown and "e+" not in shown
+    assert "cost" not in shown, "columns without content are left out"
+    assert "200 ±" in shown and "400" in shown
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ STUDIES = {
     "real-time": Study(
         "real_time",
         "return against milliseconds per action of the shipped agents: steps, warm starts, chunks",
-        "1 h with --trials 100",
+        "1 h 15 min with --trials 100",
     ),
 }
 

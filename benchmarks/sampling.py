@@ -35,7 +35,7 @@ from mpd_gym.diffusion import Parts, compose, guided, make_move, make_schedule, 
 from mpd_gym.diffusion import sample as run
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
 from mpd_gym.models.cpu import computes_bf16
-from mpd_gym.models.packed import PackedNetworks
+from mpd_gym.models.packed import InferenceNetwork, PackedDenoiser, PackedNetworks
 from mpd_gym.models.packed_ops import Convolution, packs
 
 NX, NU, HORIZON, GUIDANCE = 11, 3, 32, 2.0  # sizes of Hopper
@@ -51,8 +51,8 @@ SETTINGS = {
     "warm 10": ("ddpm", 10, True),
     "warm 4": ("ddpm", 4, True),
 }
-PATHS = ("plain", "fp32", "bf16")
-DTYPES = {"plain": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
+PATHS = ("plain", "operators", "fp32", "bf16")
+DTYPES = {path: torch.bfloat16 if path == "bf16" else torch.float32 for path in PATHS}
 PEER = "authors"
 clock = time.perf_counter
 
@@ -64,6 +64,7 @@ class Models:
     planner: TrajectoryDenoiser
     dynamics: TrajectoryDenoiser
     packed: PackedNetworks
+    operators: dict[TrajectoryDenoiser, PackedDenoiser]
     call_flops: float  # of one trajectory
     call_weights: int
     once_flops: float  # of the conditioning of one trajectory and level
@@ -95,7 +96,22 @@ def models(preset: str) -> Models:
         for name, weight in planner.named_parameters()
         if "films" in name or "embedding" in name
     )
-    return Models(planner, dynamics, PackedNetworks(), call, total - outside, once, outside)
+    return Models(planner, dynamics, PackedNetworks(), {}, call, total - outside, once, outside)
+
+
+def network_of(
+    preset: str, network: TrajectoryDenoiser, path: str, candidates: int
+) -> InferenceNetwork:
+    """What computes a network.
+
+    ``"operators"`` are PyTorch's, which ``"fp32"`` takes where there is no C compiler.
+    """
+    parts = models(preset)
+    if path != "operators":
+        return parts.packed.get(network, path, candidates)
+    if network not in parts.operators:
+        parts.operators[network] = PackedDenoiser(network, native=False)
+    return parts.operators[network]
 
 
 @torch.no_grad()
@@ -109,7 +125,7 @@ def plan(preset: str, setting: str, path: str, candidates: int, steps: int) -> T
     conditioning = torch.zeros(1, NX), torch.ones(1, 1), torch.ones(1, 1)
     planner, dynamics = (
         guided(
-            parts.packed.get(network, path, candidates),
+            network_of(preset, network, path, candidates),
             schedule,
             *conditioning,
             GUIDANCE,

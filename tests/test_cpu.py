@@ -31,8 +31,16 @@ def test_mkl_is_slow_where_the_cpu_is_not_intels(
     mkl: bool, description: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    monkeypatch.setattr(cpu, "_description", lambda: description)
+    monkeypatch.setattr(cpu, "description", lambda: description)
     assert cpu.multiplies_slowly() is expected
+
+
+def test_a_description_stays_the_same() -> None:
+    cpu.description.cache_clear()
+    first = cpu.description()
+    cpu.description.cache_clear()
+    assert cpu.description() == first
+    assert "MHz" not in first  # which changes from call to call
 
 
 def test_a_system_without_cpuinfo_is_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,4 +49,6 @@ def test_a_system_without_cpuinfo_is_asked_otherwise(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cpu.Path, "read_text", missing)
     monkeypatch.setattr(cpu.platform, "processor", lambda: "some CPU")
-    assert cpu._description() == "some CPU"
+    cpu.description.cache_clear()
+    assert cpu.description() == "some CPU"
+    cpu.description.cache_clear()

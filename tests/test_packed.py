@@ -21,6 +21,7 @@ from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, packed_ops
 from mpd_gym.models import packed as packed_module
 from mpd_gym.models.cpu import computes_bf16
+from mpd_gym.models.native import library
 from mpd_gym.models.packed import PackedDenoiser, PackedNetworks, departure
 from mpd_gym.models.packed_cuda import GraphedDenoiser
 from mpd_gym.models.packed_ops import (
@@ -32,6 +33,7 @@ from mpd_gym.models.packed_ops import (
 )
 
 BF16_BOUND = 5e-2  # of the largest output
+FORMS = ("NativeUnet", "Unet")
 NEEDS_BF16 = pytest.mark.skipif(not computes_bf16(), reason="the CPU has no bfloat16")
 
 SMALL = UnetConfig(width=16, multipliers=(1, 2, 4), groups=4)
@@ -92,6 +94,16 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.fixture
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of what computes the U-Net: compiled code, or PyTorch's operators."""
+    if request.param == "Unet":
+        monkeypatch.setattr(packed_module, "library", lambda: None)
+    elif library() is None:
+        pytest.skip("no C compiler")
+    return str(request.param)
+
+
+@pytest.fixture
 def public_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A PyTorch without the private operators."""
 
@@ -110,7 +122,8 @@ def public_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("groups", "rows"), [(1, 1), (2, 2), (4, 4), (1, 5), (2, 16), (9, 9)])
-def test_packed_is_plain_in_float32(name: str, groups: int, rows: int) -> None:
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_packed_is_plain_in_float32(name: str, groups: int, rows: int, form: str) -> None:
     plain = network(name)
     expected, found = outputs(plain, PackedDenoiser(plain), groups, rows)
     assert found.shape == expected.shape
@@ -134,7 +147,7 @@ def test_public_operators_serve_where_private_ones_are_missing(
 ) -> None:
     assert not packs(torch.float32)
     plain = network()
-    expected, found = outputs(plain, PackedDenoiser(plain), 2, rows)
+    expected, found = outputs(plain, PackedDenoiser(plain, native=False), 2, rows)
     assert relative(found, expected) < 1e-5
 
 
@@ -168,7 +181,8 @@ def test_guided_denoisers_agree(
 
 
 @pytest.mark.parametrize("rows", [2, 16])
-def test_equal_calls_give_equal_bits_and_leave_their_inputs(rows: int) -> None:
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_equal_calls_give_equal_bits_and_leave_their_inputs(rows: int, form: str) -> None:
     packed = PackedDenoiser(network())
     trajectory, conditioning = inputs(packed.config, 2, rows)
     modulations = packed.modulations(packed.embed(*conditioning))
@@ -267,11 +281,13 @@ def test_plain_precision_and_other_types_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("form", FORMS, indirect=True)
 def test_a_packed_network_that_disagrees_is_not_used(
-    rows: int, monkeypatch: pytest.MonkeyPatch
+    rows: int, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = packed_module.Unet.__call__
-    monkeypatch.setattr(packed_module.Unet, "__call__", lambda *args: 1.001 * real(*args))
+    real = getattr(packed_module, form).__call__
+    wrong = lambda *args: 1.001 * real(*args)  # noqa: E731
+    monkeypatch.setattr(getattr(packed_module, form), "__call__", wrong)
     plain, networks = network(), PackedNetworks()
     with pytest.warns(RuntimeWarning, match=r"departs from the plain one by 1\.0e-03"):
         assert networks.get(plain, "fp32", rows) is plain
@@ -283,6 +299,7 @@ def test_a_packed_network_that_disagrees_is_not_used(
 def test_networks_that_are_not_finite_cannot_be_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(packed_module, "library", lambda: None)
     plain, broken = network(), network()
     with torch.no_grad():
         broken.unet.head[3].bias += torch.nan

@@ -1,4 +1,4 @@
-"""What the CPU at hand is good at."""
+"""What the CPU at hand is, and what it is good at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["computes_bf16", "multiplies_slowly"]
+__all__ = ["computes_bf16", "description", "multiplies_slowly"]
 
 
 def computes_bf16() -> bool:
@@ -28,12 +28,14 @@ def multiplies_slowly() -> bool:
     of 250 GFLOP/s on a core); the latter are oneDNN's.
     """
     uses_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return uses_mkl and "GenuineIntel" not in _description()
+    return uses_mkl and "GenuineIntel" not in description()
 
 
-def _description() -> str:
-    """Text that names the CPU's maker."""
+@functools.cache
+def description() -> str:
+    """Text that names the CPU's maker and what its instructions are."""
     try:
-        return Path("/proc/cpuinfo").read_text()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:  # not Linux
         return platform.processor()
+    return "\n".join(line for line in first.splitlines() if "MHz" not in line)

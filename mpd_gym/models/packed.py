@@ -3,13 +3,15 @@
 `PackedDenoiser` has the three parts of `TrajectoryDenoiser` (embed, modulations, denoise), so that
 `mpd_gym.diffusion.guided` takes either. Everything that a reverse pass does not change is out of
 its loop: the affine part of a normalisation and its modulation are one scale and one shift, for
-which the network's weights are multiplied out once. `PackedNetworks` makes packed networks, keeps
-them, and makes them anew when weights have changed.
+which the network's weights are multiplied out once. The loop itself is C where the machine has a
+compiler (`mpd_gym.models.native`), and PyTorch's operators elsewhere. `PackedNetworks` makes packed
+networks, keeps them, and makes them anew when weights have changed.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import TypeAlias, final
@@ -20,6 +22,8 @@ from torch import Tensor
 from mpd_gym.errors import ConfigError, InputError, check_choice
 from mpd_gym.models.cpu import computes_bf16
 from mpd_gym.models.denoisers import TrajectoryDenoiser
+from mpd_gym.models.native import library
+from mpd_gym.models.native_unet import NativeUnet
 from mpd_gym.models.packed_cuda import GraphedDenoiser
 from mpd_gym.models.packed_ops import PRODUCT_ROWS, packs
 from mpd_gym.models.packed_unet import Films, Unet
@@ -153,12 +157,16 @@ class PackedDenoiser:
         network: Weights in float32. They are copied; `is_current` tells whether they have changed
             since.
         precision: ``"fp32"`` or ``"bf16"``.
+        native: Whether float32 on a CPU may go through compiled code; see
+            `mpd_gym.models.native`.
 
     Raises:
         ConfigError: If `precision` is unknown, or is bfloat16 where the CPU lacks it.
     """
 
-    def __init__(self, network: TrajectoryDenoiser, precision: str = "fp32") -> None:
+    def __init__(
+        self, network: TrajectoryDenoiser, precision: str = "fp32", native: bool = True
+    ) -> None:
         check_choice("precision", precision, DTYPES)
         on_cpu = next(network.parameters()).device.type == "cpu"
         if precision == "bf16" and on_cpu and not computes_bf16():
@@ -168,22 +176,20 @@ class PackedDenoiser:
         self.config = network.config
         self.precision = precision
         self.network = network
-        self._weights = [
-            (module._parameters, name, weight, _version(weight))
-            for module in network.modules()
-            for name, weight in module.named_parameters(recurse=False)
-        ]
+        self._origin = _Origin(network)
         dtype = DTYPES[precision]
+        compiled = library() if native and on_cpu and precision == "fp32" else None
+        self._native: NativeUnet | None = None
         with torch.no_grad():
             self._films = Films(network.unet, on_cpu and packs(torch.float32))
-            self._unet = Unet(network.unet, dtype, on_cpu and packs(dtype))
+            if compiled is None:
+                self._unet = Unet(network.unet, dtype, on_cpu and packs(dtype))
+            else:
+                self._native = NativeUnet(network.unet, self._films.offsets, compiled)
 
     def is_current(self) -> bool:
         """Whether the network's weights are those that were packed."""
-        return all(
-            holder.get(name) is weight and _version(weight) == version
-            for holder, name, weight, version in self._weights
-        )
+        return self._origin.is_current()
 
     def embed(self, k: Tensor, initial: Tensor, conditions: Tensor, present: Tensor) -> Tensor:
         """Embed everything but the trajectory, as `TrajectoryDenoiser.embed`."""
@@ -210,6 +216,9 @@ class PackedDenoiser:
         scale, shift = modulations[0]
         if rows % len(scale):
             raise InputError(f"trajectory: expected a multiple of {len(scale)} rows; got {rows}")
+        if self._native is not None:
+            found = self._native(trajectory.float(), scale, shift)
+            return found.to(trajectory.dtype)
         with torch.inference_mode():
             parts = (self._films.split(part, rows) for part in (scale, shift))
             output = self._unet(trajectory, zip(*parts, strict=True))
@@ -217,6 +226,26 @@ class PackedDenoiser:
         return output.transpose(0, 1).to(trajectory.dtype, copy=True)
 
 
-def _version(weight: Tensor) -> tuple[int, int]:
-    """Changes when a tensor is written to or its memory replaced."""
-    return -1 if weight.is_inference() else weight._version, weight.data_ptr()
+@final
+class _Origin:
+    """Weights of a network as they are now; asked before every plan, hence the loops in C."""
+
+    def __init__(self, network: TrajectoryDenoiser) -> None:
+        found = [
+            (module._parameters, name, weight)
+            for module in network.modules()
+            for name, weight in module.named_parameters(recurse=False)
+        ]
+        self._holders, self._names, self._weights = zip(*found, strict=True)
+        # PyTorch counts no writes to tensors of inference mode.
+        self._counted = [weight for weight in self._weights if not weight.is_inference()]
+        self._state = self._seen()
+
+    def is_current(self) -> bool:
+        """Whether each weight is the same tensor in the same memory, not written to since."""
+        weights = map(dict.get, self._holders, self._names)
+        return all(map(operator.is_, weights, self._weights)) and self._seen() == self._state
+
+    def _seen(self) -> tuple[list[int], list[int]]:
+        writes = list(map(operator.attrgetter("_version"), self._counted))
+        return writes, list(map(Tensor.data_ptr, self._weights))

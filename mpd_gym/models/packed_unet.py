@@ -7,6 +7,7 @@ once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, cast, final
 
@@ -49,6 +50,7 @@ class Films:
             self._outputs.append((weights, biases.detach()[:, None]))
         self._last = [getattr(last, name).detach().clone() for name in _NAMES]
         self._groups = [*layers.items(), (last.num_channels, [len(norms)])]
+        self.offsets = self._begins()
 
     def __call__(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Map ``[G, d]`` to scales and shifts, each ``[G, ΣC]``, group by group."""
@@ -64,6 +66,13 @@ class Films:
         pairs.append([part.expand(rows, -1) for part in self._last])
         scales, shifts = (torch.cat(parts, dim=-1) for parts in zip(*pairs, strict=True))
         return scales, shifts
+
+    def _begins(self) -> list[int]:
+        """Where each normalisation's channels begin in a row, in the order of the layers."""
+        order = [(index, channels) for channels, group in self._groups for index in group]
+        ends = itertools.accumulate(channels for _, channels in order)
+        begins = {index: end - channels for (index, channels), end in zip(order, ends, strict=True)}
+        return [begins[index] for index in range(len(begins))]
 
     def split(self, values: Tensor, rows: int) -> list[Tensor]:
         """Split ``[G, ΣC]`` into ``[M · C]`` for each normalisation, in the order of the layers.

@@ -1,0 +1,104 @@
+"""The C code of `native_unet.c`, compiled for the machine at hand at its first use.
+
+A U-Net for control is some sixty layers of a few microseconds each: PyTorch spends more time
+between them than in them, and its products of few rows read weights and multiply in turn. Where the
+machine has a C compiler, which PyTorch's own compiler needs as well, this code takes their place;
+it is compiled once, in a second, and kept in the user's cache. Without a compiler, or with
+``MPD_GYM_NATIVE=0``, PyTorch's operators do the same, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+from mpd_gym.files import atomic_path
+from mpd_gym.models.cpu import description
+
+__all__ = ["compiler", "library"]
+
+SOURCE = Path(__file__).with_name("native_unet.c")
+FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
+COMPILING = 120  # seconds; it takes one
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled code, or None where there is no compiler, or it is not wanted.
+
+    Warns:
+        RuntimeWarning: If a compiler is there and fails.
+    """
+    command = compiler()
+    if command is None:
+        return None
+    try:
+        return _load(_compiled(command))
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        warnings.warn(
+            f"{command} did not compile {SOURCE.name}, so that plans take longer than they could "
+            f"(MPD_GYM_NATIVE=0 says that this is wanted): {detail.strip().splitlines()[0]}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def compiler() -> str | None:
+    """Path of the C compiler, ``CC`` first; None where there is none or it is not wanted."""
+    if os.environ.get("MPD_GYM_NATIVE") == "0" or os.name == "nt":
+        return None
+    names = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def _compiled(command: str) -> Path:
+    """Path of the compiled code; its name tells source, compiler and CPU."""
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    flags = (*FLAGS, "-mcpu=native" if arm else "-march=native")
+    version = _run(command, "--version")
+    parts = (SOURCE.read_text(), *flags, command, version, description())
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    path = _cache() / f"native-{digest}.so"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            _run(command, *flags, "-o", str(temporary), str(SOURCE), "-lm")
+    return path
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=COMPILING
+    ).stdout
+
+
+def _cache() -> Path:
+    """The user's cache folder, or a temporary one where that cannot be written."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = (Path(home) if home else Path.home() / ".cache") / "mpd_gym"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # no home, or a read-only one
+        pass
+    return Path(tempfile.mkdtemp(prefix="mpd_gym-"))
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path))
+    found.mpd_lanes.restype = ctypes.c_int64
+    found.mpd_run.restype = None
+    found.mpd_run.argtypes = (
+        (ctypes.c_void_p, ctypes.c_int64) + (ctypes.c_void_p,) * 5 + (ctypes.c_int64,) * 4
+    )
+    return found

@@ -1,0 +1,339 @@
+/* A temporal U-Net's forward pass as a list of steps; native_unet.py writes the list.
+ *
+ * Series are [L, M, C]: time first, then the series of a batch, channels last and padded to whole
+ * vectors, zeros before the first and after the last step of time. Row t·M + m of such a series
+ * and the rows of its neighbours in time are at fixed distances, so that a convolution is a product
+ * of rows with weights that needs no copy of its windows. Vectors are those of GCC and Clang.
+ */
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define TALL 24 /* rows of a tile one vector wide: accumulators that fit the registers */
+#define WIDE 12 /* rows of a tile two vectors wide */
+#elif defined(__AVX__)
+#define LANES 8
+#define TALL 12
+#define WIDE 6
+#elif defined(__aarch64__)
+#define LANES 4
+#define TALL 24
+#define WIDE 12
+#else
+#define LANES 4
+#define TALL 12
+#define WIDE 6
+#endif
+#define AHEAD 64 /* rows of weights, one vector each, fetched ahead of their use */
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
+
+enum { LOAD, STORE, COPY, PRODUCT, NORM };
+
+/* Input rows of a product: row r is at work + start + r · stride. */
+struct segment {
+    int64_t start, channels, stride;
+};
+
+/* One step. Places are counts of floats from the start of the work space. */
+struct step {
+    int64_t kind;
+    int64_t length, rows, channels; /* L, M, C of what is written */
+    int64_t source, target;         /* first floats read and written */
+    int64_t source_stride;          /* from one row to the next */
+    int64_t target_stride;
+    int64_t source_time; /* from one step of time to the next */
+    int64_t target_time;
+    /* product */
+    int64_t count; /* of segments */
+    const struct segment *segments;
+    const float *weight; /* [C / LANES, K, LANES] */
+    const float *bias;   /* [C / LANES, LANES] */
+    int64_t depth;       /* K, sum of the segments' channels */
+    /* normalisation */
+    int64_t groups, film, residual, residual_stride, swish, scratch;
+    double eps;
+};
+
+struct call {
+    const struct step *steps;
+    int64_t count;
+    float *work;
+    const float *input; /* [M, L, D] */
+    float *output;
+    const float *scale, *shift; /* [G, film_stride] */
+    int64_t film_stride, share, first;
+    int64_t threads;
+    atomic_int begun, arrived, round;
+};
+
+/* --- products ----------------------------------------------------------------------------------- */
+
+struct tile {
+    const float *work;
+    const struct segment *segments;
+    int64_t count, row;
+    const float *weight;
+    int64_t panel; /* floats from one vector of outputs to the next: depth · LANES */
+};
+
+/* Accumulate R rows of V vectors of outputs; R and V are constants where this is inlined. */
+INLINE void multiply(const int R, const int V, const struct tile *t, const float *bias,
+                     vec acc[TALL]) {
+    vec sum[TALL];
+    UNROLL for (int r = 0; r < R; r++) {
+        UNROLL for (int v = 0; v < V; v++) sum[r * V + v] = *(const vec *)(bias + v * LANES);
+    }
+    const float *w = t->weight;
+    const int64_t panel = t->panel;
+    for (int64_t s = 0; s < t->count; s++) {
+        const int64_t stride = t->segments[s].stride, channels = t->segments[s].channels;
+        const float *x = t->work + t->segments[s].start + t->row * stride;
+        for (int64_t c = 0; c < channels; c++) {
+            vec weights[2];
+            UNROLL for (int v = 0; v < V; v++) {
+                weights[v] = *(const vec *)(w + v * panel);
+                __builtin_prefetch(w + v * panel + AHEAD * LANES);
+            }
+            UNROLL for (int r = 0; r < R; r++) {
+                UNROLL for (int v = 0; v < V; v++) sum[r * V + v] += weights[v] * x[r * stride];
+            }
+            x++;
+            w += LANES;
+        }
+    }
+    UNROLL for (int r = 0; r < R * V; r++) acc[r] = sum[r];
+}
+
+#define CASE(R, V)                                                                                 \
+    case R:                                                                                        \
+        multiply(R, V, t, bias, acc);                                                              \
+        break;
+
+static __attribute__((noinline)) void multiply_one(int rows, const struct tile *t,
+                                                   const float *bias, vec acc[TALL]) {
+    switch (rows) {
+        CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
+        CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1)
+#if TALL > 12
+        CASE(13, 1) CASE(14, 1) CASE(15, 1) CASE(16, 1) CASE(17, 1) CASE(18, 1)
+        CASE(19, 1) CASE(20, 1) CASE(21, 1) CASE(22, 1) CASE(23, 1) CASE(24, 1)
+#endif
+    }
+}
+
+static __attribute__((noinline)) void multiply_two(int rows, const struct tile *t,
+                                                   const float *bias, vec acc[TALL]) {
+    switch (rows) {
+        CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
+#if WIDE > 6
+        CASE(7, 2) CASE(8, 2) CASE(9, 2) CASE(10, 2) CASE(11, 2) CASE(12, 2)
+#endif
+    }
+}
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* All rows are one tile where they fit, so that weights are read once; otherwise tiles are two
+ * vectors wide, which needs half of the reads of rows. Panels of weights are the outer loop. */
+static void product(const struct step *s, float *work, int64_t thread, int64_t threads) {
+    const int64_t rows = s->length * s->rows, vectors = ceil_div(s->channels, LANES);
+    const int width = rows <= TALL ? 1 : 2;
+    const int64_t tiles = ceil_div(rows, width == 1 ? TALL : WIDE), high = ceil_div(rows, tiles);
+    const int64_t tasks = ceil_div(vectors, width) * tiles;
+    vec acc[TALL];
+    for (int64_t i = tasks * thread / threads; i < tasks * (thread + 1) / threads; i++) {
+        const int64_t first = i / tiles * width, row = i % tiles * high;
+        const int64_t wide = vectors - first < width ? 1 : width;
+        const int64_t count = rows - row < high ? rows - row : high;
+        if (count <= 0) continue;
+        const int64_t panel = s->depth * LANES;
+        const struct tile t = {work, s->segments, s->count, row, s->weight + first * panel, panel};
+        (wide == 1 ? multiply_one : multiply_two)((int)count, &t, s->bias + first * LANES, acc);
+        int64_t time = row / s->rows, m = row % s->rows;
+        for (int64_t r = 0; r < count; r++) {
+            float *y = work + s->target + time * s->target_time + m * s->target_stride;
+            for (int64_t v = 0; v < wide; v++)
+                *(vec *)(y + (first + v) * LANES) = acc[r * wide + v];
+            if (++m == s->rows) m = 0, time++;
+        }
+    }
+}
+
+/* --- normalisation ------------------------------------------------------------------------------ */
+
+INLINE vec at_least(vec x, float low) {
+    const ivec below = (ivec)(x < low);
+    return (vec)(((ivec)(vec){} & below) | ((ivec)x & ~below)) + (vec)((ivec)((vec){} + low) & below);
+}
+
+/* Swish x / (1 + exp(−x)), to two units in the last place; exp by Cody and Waite's reduction. */
+INLINE vec swish(vec x) {
+    const float magic = 12582912.0f; /* 1.5 · 2^23: adding it rounds to a whole number */
+    const vec z = at_least(-at_least(x, -87.0f), -87.0f); /* −x, where exp is a normal number */
+    const vec n = (z * 1.44269504f + magic) - magic;
+    const vec r = z - n * 0.693359375f - n * -2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const vec power = (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+    return x / (p * power + 1.0f);
+}
+
+/* Group normalisation over time and the channels of a group; then scale and shift of each channel,
+ * a residual if there is one, and swish if asked for. Each thread has its share of the series. */
+static void normalise(const struct call *c, const struct step *s, int64_t thread) {
+    const int64_t M = s->rows, stride = s->source_stride, C = s->channels, L = s->length;
+    const int64_t from = M * thread / c->threads, to = M * (thread + 1) / c->threads;
+    const int64_t begin = from * stride, width = (to - from) * stride;
+    const float *x = c->work + s->source + begin;
+    float *mean = c->work + s->scratch + begin, *factor = mean + M * stride;
+    const int64_t size = C / s->groups;
+
+    memset(mean, 0, sizeof(float) * (size_t)width);
+    memset(factor, 0, sizeof(float) * (size_t)width);
+    for (int64_t t = 0; t < L; t++)
+        for (int64_t i = 0; i < width; i += LANES)
+            *(vec *)(mean + i) += *(const vec *)(x + t * s->source_time + i);
+    for (int64_t m = 0; m < to - from; m++)
+        for (int64_t g = 0; g < s->groups; g++) {
+            float *part = mean + m * stride + g * size, sum = 0;
+            for (int64_t i = 0; i < size; i++) sum += part[i];
+            sum /= (float)(L * size);
+            for (int64_t i = 0; i < size; i++) part[i] = sum;
+        }
+    for (int64_t t = 0; t < L; t++)
+        for (int64_t i = 0; i < width; i += LANES) {
+            const vec d = *(const vec *)(x + t * s->source_time + i) - *(const vec *)(mean + i);
+            *(vec *)(factor + i) += d * d;
+        }
+    for (int64_t m = 0; m < to - from; m++) {
+        const int64_t film = (c->first + from + m) / c->share * c->film_stride + s->film;
+        const float *scale = c->scale + film, *shift = c->shift + film;
+        for (int64_t g = 0; g < s->groups; g++) {
+            float *moments = factor + m * stride + g * size, *terms = mean + m * stride + g * size;
+            float sum = 0;
+            for (int64_t i = 0; i < size; i++) sum += moments[i];
+            const float inverse = 1.0f / sqrtf(sum / (float)(L * size) + (float)s->eps);
+            for (int64_t i = 0; i < size; i++) {
+                moments[i] = scale[g * size + i] * inverse;
+                terms[i] = shift[g * size + i] - terms[i] * moments[i];
+            }
+        }
+        for (int64_t i = C; i < stride; i++) factor[m * stride + i] = mean[m * stride + i] = 0;
+    }
+    for (int64_t t = 0; t < L; t++) {
+        const float *row = x + t * s->source_time;
+        float *y = c->work + s->target + t * s->target_time + begin;
+        const float *other = c->work + s->residual + t * M * s->residual_stride + begin;
+        for (int64_t i = 0; i < width; i += LANES) {
+            vec value = *(const vec *)(row + i) * *(const vec *)(factor + i) + *(vec *)(mean + i);
+            if (s->residual >= 0) value += *(const vec *)(other + i);
+            *(vec *)(y + i) = s->swish ? swish(value) : value;
+        }
+    }
+}
+
+/* --- the list of steps -------------------------------------------------------------------------- */
+
+/* Between the memory of the caller, [M, L, C], and series with time first. */
+static void move(const struct call *c, const struct step *s) {
+    const size_t size = sizeof(float) * (size_t)s->channels;
+    for (int64_t m = 0; m < s->rows; m++)
+        for (int64_t t = 0; t < s->length; t++) {
+            const int64_t there = (m * s->length + t) * s->channels;
+            if (s->kind == LOAD)
+                memcpy(c->work + s->target + t * s->target_time + m * s->target_stride,
+                       c->input + there, size);
+            else
+                memcpy(c->output + there,
+                       c->work + s->source + t * s->source_time + m * s->source_stride, size);
+        }
+}
+
+static void copy(const struct step *s, float *work) {
+    for (int64_t t = 0; t < s->length; t++)
+        memcpy(work + s->target + t * s->target_time, work + s->source + t * s->source_time,
+               sizeof(float) * (size_t)(s->rows * s->target_stride));
+}
+
+/* Wait for all threads; a thread that waits long lets others have its core. */
+static void meet(struct call *c) {
+    if (c->threads == 1) return;
+    const int round = atomic_load(&c->round);
+    if (atomic_fetch_add(&c->arrived, 1) == c->threads - 1) {
+        atomic_store(&c->arrived, 0);
+        atomic_fetch_add(&c->round, 1);
+        return;
+    }
+    for (int spins = 0; atomic_load(&c->round) == round; spins++)
+        if (spins > 2000) sched_yield();
+}
+
+static void work_through(struct call *c, int64_t thread) {
+    for (int64_t i = 0; i < c->count; i++) {
+        const struct step *s = c->steps + i;
+        if (s->kind == PRODUCT)
+            product(s, c->work, thread, c->threads);
+        else if (s->kind == NORM)
+            normalise(c, s, thread);
+        else if (thread == 0) {
+            if (s->kind == COPY)
+                copy(s, c->work);
+            else
+                move(c, s);
+        }
+        meet(c);
+    }
+}
+
+struct member {
+    struct call *call;
+    int64_t thread;
+};
+
+static void *join(void *argument) {
+    const struct member *member = argument;
+    while (!atomic_load(&member->call->begun)) sched_yield();
+    work_through(member->call, member->thread);
+    return 0;
+}
+
+#define MOST_THREADS 64
+
+/* Run the steps with so many threads, or with as many as can be started. */
+void mpd_run(const struct step *steps, int64_t count, float *work, const float *input,
+             float *output, const float *scale, const float *shift, int64_t film_stride,
+             int64_t share, int64_t first, int64_t threads) {
+    struct call c = {steps, count, work, input, output, scale, shift, film_stride, share, first,
+                     1,     0,     0,    0};
+    pthread_t handles[MOST_THREADS];
+    struct member members[MOST_THREADS];
+    while (c.threads < threads && c.threads < MOST_THREADS) {
+        members[c.threads] = (struct member){&c, c.threads};
+        if (pthread_create(handles + c.threads, 0, join, members + c.threads)) break;
+        c.threads++;
+    }
+    atomic_store(&c.begun, 1);
+    work_through(&c, 0);
+    for (int64_t t = 1; t < c.threads; t++) pthread_join(handles[t], 0);
+}
+
+int64_t mpd_lanes(void) { return LANES; }

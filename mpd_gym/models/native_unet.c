@@ -49,6 +49,11 @@ struct segment {
     int64_t start, channels, stride;
 };
 
+/* Consecutive segments of a product, as many as the nearest cache holds for a tile of rows. */
+struct chunk {
+    int64_t first, count, depth; /* depth: sum of the channels of all segments before */
+};
+
 /* One step. Places are counts of floats from the start of the work space. */
 struct step {
     int64_t kind;
@@ -59,8 +64,9 @@ struct step {
     int64_t source_time; /* from one step of time to the next */
     int64_t target_time;
     /* product */
-    int64_t count; /* of segments */
+    int64_t count; /* of chunks */
     const struct segment *segments;
+    const struct chunk *chunks;
     const float *weight; /* [C / LANES, K, LANES] */
     const float *bias;   /* [C / LANES, LANES] */
     int64_t depth;       /* K, sum of the segments' channels */
@@ -91,13 +97,10 @@ struct tile {
     int64_t panel; /* floats from one vector of outputs to the next: depth · LANES */
 };
 
-/* Accumulate R rows of V vectors of outputs; R and V are constants where this is inlined. */
-INLINE void multiply(const int R, const int V, const struct tile *t, const float *bias,
-                     vec acc[TALL]) {
+/* Add to R rows of V vectors of outputs; R and V are constants where this is inlined. */
+INLINE void multiply(const int R, const int V, const struct tile *t, vec acc[TALL]) {
     vec sum[TALL];
-    UNROLL for (int r = 0; r < R; r++) {
-        UNROLL for (int v = 0; v < V; v++) sum[r * V + v] = *(const vec *)(bias + v * LANES);
-    }
+    UNROLL for (int r = 0; r < R * V; r++) sum[r] = acc[r];
     const float *w = t->weight;
     const int64_t panel = t->panel;
     for (int64_t s = 0; s < t->count; s++) {
@@ -121,11 +124,10 @@ INLINE void multiply(const int R, const int V, const struct tile *t, const float
 
 #define CASE(R, V)                                                                                 \
     case R:                                                                                        \
-        multiply(R, V, t, bias, acc);                                                              \
+        multiply(R, V, t, acc);                                                                    \
         break;
 
-static __attribute__((noinline)) void multiply_one(int rows, const struct tile *t,
-                                                   const float *bias, vec acc[TALL]) {
+static __attribute__((noinline)) void multiply_one(int rows, const struct tile *t, vec acc[TALL]) {
     switch (rows) {
         CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
         CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1)
@@ -136,8 +138,7 @@ static __attribute__((noinline)) void multiply_one(int rows, const struct tile *
     }
 }
 
-static __attribute__((noinline)) void multiply_two(int rows, const struct tile *t,
-                                                   const float *bias, vec acc[TALL]) {
+static __attribute__((noinline)) void multiply_two(int rows, const struct tile *t, vec acc[TALL]) {
     switch (rows) {
         CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
 #if WIDE > 6
@@ -148,29 +149,51 @@ static __attribute__((noinline)) void multiply_two(int rows, const struct tile *
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* All rows are one tile where they fit, so that weights are read once; otherwise tiles are two
- * vectors wide, which needs half of the reads of rows. Panels of weights are the outer loop. */
+/* Floats of row `row` of what a product writes. */
+INLINE float *written(const struct step *s, float *work, int64_t row) {
+    return work + s->target + row / s->rows * s->target_time + row % s->rows * s->target_stride;
+}
+
+/* One chunk of a product for a tile of `high` rows from `row` on, and `across` vectors from `first`
+ * on. The first chunk begins with the bias, others go on with what was written. */
+static void add_chunk(const struct step *s, float *work, const struct chunk *chunk, int64_t row,
+                      int64_t high, int64_t first, int64_t across) {
+    const int64_t panel = s->depth * LANES;
+    const struct tile tile = {work,
+                              s->segments + chunk->first,
+                              chunk->count,
+                              row,
+                              s->weight + first * panel + chunk->depth * LANES,
+                              panel};
+    vec acc[TALL];
+    for (int64_t r = 0; r < high; r++)
+        for (int64_t v = 0; v < across; v++) {
+            const float *begin = chunk->depth ? written(s, work, row + r) : s->bias;
+            acc[r * across + v] = *(const vec *)(begin + (first + v) * LANES);
+        }
+    (across == 1 ? multiply_one : multiply_two)((int)high, &tile, acc);
+    for (int64_t r = 0; r < high; r++)
+        for (int64_t v = 0; v < across; v++)
+            *(vec *)(written(s, work, row + r) + (first + v) * LANES) = acc[r * across + v];
+}
+
+/* All rows are one tile where they fit; otherwise tiles are two vectors wide, which needs half of
+ * the reads of rows. Panels of weights are the outer loop, and a chunk of them serves all tiles. */
 static void product(const struct step *s, float *work, int64_t thread, int64_t threads) {
     const int64_t rows = s->length * s->rows, vectors = ceil_div(s->channels, LANES);
-    const int width = rows <= TALL ? 1 : 2;
+    const int64_t width = rows <= TALL ? 1 : 2;
     const int64_t tiles = ceil_div(rows, width == 1 ? TALL : WIDE), high = ceil_div(rows, tiles);
     const int64_t tasks = ceil_div(vectors, width) * tiles;
-    vec acc[TALL];
-    for (int64_t i = tasks * thread / threads; i < tasks * (thread + 1) / threads; i++) {
-        const int64_t first = i / tiles * width, row = i % tiles * high;
-        const int64_t wide = vectors - first < width ? 1 : width;
-        const int64_t count = rows - row < high ? rows - row : high;
-        if (count <= 0) continue;
-        const int64_t panel = s->depth * LANES;
-        const struct tile t = {work, s->segments, s->count, row, s->weight + first * panel, panel};
-        (wide == 1 ? multiply_one : multiply_two)((int)count, &t, s->bias + first * LANES, acc);
-        int64_t time = row / s->rows, m = row % s->rows;
-        for (int64_t r = 0; r < count; r++) {
-            float *y = work + s->target + time * s->target_time + m * s->target_stride;
-            for (int64_t v = 0; v < wide; v++)
-                *(vec *)(y + (first + v) * LANES) = acc[r * wide + v];
-            if (++m == s->rows) m = 0, time++;
-        }
+    const int64_t end = tasks * (thread + 1) / threads;
+    for (int64_t task = tasks * thread / threads; task < end;) {
+        const int64_t first = task / tiles * width, from = task % tiles;
+        const int64_t to = end - task < tiles - from ? from + end - task : tiles;
+        const int64_t across = vectors - first < width ? 1 : width;
+        for (int64_t c = 0; c < s->count; c++)
+            for (int64_t row = from * high; row < to * high && row < rows; row += high)
+                add_chunk(s, work, s->chunks + c, row, rows - row < high ? rows - row : high, first,
+                          across);
+        task += to - from;
     }
 }
 

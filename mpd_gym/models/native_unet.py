@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast, final
+from typing import TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,25 @@ __all__ = ["NativeUnet"]
 # Series that go through the network together: few enough for the caches, many enough to reuse
 # weights. Larger batches are cut.
 BLOCK_ROWS = 32
+# Channels that are multiplied at a time: rows of a tile with so many fit into the nearest cache.
+CHUNK = 512
 LOAD, STORE, COPY, PRODUCT, NORM = range(5)
 ALIGNMENT = 16  # floats: lines of the cache
+
+
+_Item = TypeVar("_Item", bound=ctypes.Structure)
 
 
 class _Segment(ctypes.Structure):
     """``struct segment``."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("start", "channels", "stride")]
+
+
+class _Chunk(ctypes.Structure):
+    """``struct chunk``."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("first", "count", "depth")]
 
 
 class _Step(ctypes.Structure):
@@ -53,6 +64,7 @@ class _Step(ctypes.Structure):
             )
         ),
         ("segments", ctypes.c_void_p),
+        ("chunks", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("depth", ctypes.c_int64),
@@ -296,17 +308,21 @@ class _Plan:
 
         Results go to every `every`-th step of `target`, from `start` on.
         """
-        segments = (_Segment * len(sources))(
-            *(_Segment(s.start + shift * s.time, s.channels, s.stride) for s, shift in sources)
+        segments = _array(
+            _Segment(s.start + shift * s.time + begin, min(CHUNK, s.channels - begin), s.stride)
+            for s, shift in sources
+            for begin in range(0, s.channels, CHUNK)
         )
+        chunks = _array(_chunks([segment.channels for segment in segments]))
         step = self._add(PRODUCT, target, target)
         step.length //= every
         step.target += start * target.time
         step.target_time *= every
-        step.count, step.segments = len(segments), ctypes.addressof(segments)
+        step.segments, step.chunks = ctypes.addressof(segments), ctypes.addressof(chunks)
+        step.count = len(chunks)
         step.weight, step.bias = weights.weight.data_ptr(), weights.bias.data_ptr()
         step.depth = weights.weight.shape[1]
-        self._kept += [segments, weights]
+        self._kept += [segments, chunks, weights]
 
     def normalise(
         self, series: _Series, norm: nn.Module, film: int, residual: _Series | None, swish: bool
@@ -323,7 +339,7 @@ class _Plan:
         for step in self._steps:
             step.scratch = self._size
         work = torch.zeros(self._size + 2 * self._widest)
-        return _Program((_Step * len(self._steps))(*self._steps), work, tuple(self._kept))
+        return _Program(_array(self._steps), work, tuple(self._kept))
 
     def _add(self, kind: int, source: _Series, target: _Series) -> _Step:
         step = _Step(kind=kind, length=target.length, rows=self._rows, channels=target.channels)
@@ -335,6 +351,22 @@ class _Plan:
 
 def _products(unet: TemporalUnet) -> list[nn.Conv1d | nn.ConvTranspose1d]:
     return [part for part in unet.modules() if isinstance(part, nn.Conv1d | nn.ConvTranspose1d)]
+
+
+def _chunks(channels: Sequence[int]) -> Iterator[_Chunk]:
+    """Group segments into chunks of no more than `CHUNK` channels."""
+    first = depth = size = 0
+    for index, more in enumerate(channels):
+        if size + more > CHUNK:
+            yield _Chunk(first, index - first, depth)
+            first, depth, size = index, depth + size, 0
+        size += more
+    yield _Chunk(first, len(channels) - first, depth)
+
+
+def _array(items: Iterable[_Item]) -> ctypes.Array[_Item]:
+    found = list(items)
+    return (type(found[0]) * len(found))(*found)
 
 
 def _rounded(size: int, multiple: int) -> int:

@@ -13,24 +13,21 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Vectors of the machine, and rows of a tile of two vectors: its sums fill the registers. */
 #if defined(__AVX512F__)
 #define LANES 16
-#define TALL 24 /* rows of a tile one vector wide: accumulators that fit the registers */
-#define WIDE 12 /* rows of a tile two vectors wide */
+#define ROWS 12
 #elif defined(__AVX__)
 #define LANES 8
-#define TALL 12
-#define WIDE 6
+#define ROWS 6
 #elif defined(__aarch64__)
 #define LANES 4
-#define TALL 24
-#define WIDE 12
+#define ROWS 12
 #else
 #define LANES 4
-#define TALL 12
-#define WIDE 6
+#define ROWS 6
 #endif
-#define AHEAD 64 /* rows of weights, one vector each, fetched ahead of their use */
+#define NEAR 64 /* rows of weights, one vector each, that are fetched ahead of their use */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -70,6 +67,8 @@ struct step {
     const float *weight; /* [C / LANES, K, LANES] */
     const float *bias;   /* [C / LANES, LANES] */
     int64_t depth;       /* K, sum of the segments' channels */
+    int64_t fetched;     /* whether weights are fetched a chunk ahead */
+    int64_t chunk_size;  /* channels of all chunks but the last */
     /* normalisation */
     int64_t groups, film, residual, residual_stride, swish, scratch;
     double eps;
@@ -94,15 +93,19 @@ struct tile {
     const struct segment *segments;
     int64_t count, row;
     const float *weight;
-    int64_t panel; /* floats from one vector of outputs to the next: depth · LANES */
+    int64_t panel;    /* floats from one vector of outputs to the next: depth · LANES */
+    const float *far; /* weights that the next chunk will read */
 };
 
-/* Add to R rows of V vectors of outputs; R and V are constants where this is inlined. */
-INLINE void multiply(const int R, const int V, const struct tile *t, vec acc[TALL]) {
-    vec sum[TALL];
+/* Add to R rows of V vectors of outputs, and fetch FAR lines of `far` for each row of weights; R, V
+ * and FAR are constants where this is inlined. */
+INLINE void multiply(const int R, const int V, const int FAR, const struct tile *t,
+                     vec acc[2 * ROWS]) {
+    vec sum[2 * ROWS];
     UNROLL for (int r = 0; r < R * V; r++) sum[r] = acc[r];
     const float *w = t->weight;
     const int64_t panel = t->panel;
+    int64_t fetched = 0;
     for (int64_t s = 0; s < t->count; s++) {
         const int64_t stride = t->segments[s].stride, channels = t->segments[s].channels;
         const float *x = t->work + t->segments[s].start + t->row * stride;
@@ -110,8 +113,10 @@ INLINE void multiply(const int R, const int V, const struct tile *t, vec acc[TAL
             vec weights[2];
             UNROLL for (int v = 0; v < V; v++) {
                 weights[v] = *(const vec *)(w + v * panel);
-                __builtin_prefetch(w + v * panel + AHEAD * LANES);
+                if (!FAR) __builtin_prefetch(w + v * panel + NEAR * LANES);
             }
+            UNROLL for (int f = 0; f < FAR; f++, fetched++)
+                __builtin_prefetch(t->far + fetched % 2 * panel + fetched / 2 * LANES, 0, 2);
             UNROLL for (int r = 0; r < R; r++) {
                 UNROLL for (int v = 0; v < V; v++) sum[r * V + v] += weights[v] * x[r * stride];
             }
@@ -122,30 +127,27 @@ INLINE void multiply(const int R, const int V, const struct tile *t, vec acc[TAL
     UNROLL for (int r = 0; r < R * V; r++) acc[r] = sum[r];
 }
 
-#define CASE(R, V)                                                                                 \
+/* One function for each width and FAR, which chooses by the number of rows. */
+#define CASE(R)                                                                                    \
     case R:                                                                                        \
-        multiply(R, V, t, acc);                                                                    \
+        multiply(R, V, FAR, t, acc);                                                               \
         break;
-
-static __attribute__((noinline)) void multiply_one(int rows, const struct tile *t, vec acc[TALL]) {
-    switch (rows) {
-        CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
-        CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1)
-#if TALL > 12
-        CASE(13, 1) CASE(14, 1) CASE(15, 1) CASE(16, 1) CASE(17, 1) CASE(18, 1)
-        CASE(19, 1) CASE(20, 1) CASE(21, 1) CASE(22, 1) CASE(23, 1) CASE(24, 1)
+#define UP_TO_6 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if ROWS == 12
+#define CASES UP_TO_6 CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#else
+#define CASES UP_TO_6
 #endif
+#define CHOICE(name, width, lines)                                                                 \
+    static __attribute__((noinline)) void name(int rows, const struct tile *t,                     \
+                                               vec acc[2 * ROWS]) {                                \
+        enum { V = width, FAR = lines };                                                           \
+        switch (rows) { CASES }                                                                    \
     }
-}
-
-static __attribute__((noinline)) void multiply_two(int rows, const struct tile *t, vec acc[TALL]) {
-    switch (rows) {
-        CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
-#if WIDE > 6
-        CASE(7, 2) CASE(8, 2) CASE(9, 2) CASE(10, 2) CASE(11, 2) CASE(12, 2)
-#endif
-    }
-}
+CHOICE(multiply_one, 1, 0)
+CHOICE(multiply_two, 2, 0)
+CHOICE(multiply_two_fetch_one, 2, 1)
+CHOICE(multiply_two_fetch_two, 2, 2)
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -155,44 +157,53 @@ INLINE float *written(const struct step *s, float *work, int64_t row) {
 }
 
 /* One chunk of a product for a tile of `high` rows from `row` on, and `across` vectors from `first`
- * on. The first chunk begins with the bias, others go on with what was written. */
-static void add_chunk(const struct step *s, float *work, const struct chunk *chunk, int64_t row,
-                      int64_t high, int64_t first, int64_t across) {
+ * on. The first chunk begins with the bias, others go on with what was written.
+ *
+ * Where weights are fetched a chunk ahead, each of the first two tiles fetches half of the next one;
+ * a single tile fetches all of it. */
+static void add_chunk(const struct step *s, float *work, int64_t c, int64_t row, int64_t high,
+                      int64_t tile, int64_t tiles, int64_t first, int64_t across) {
+    const struct chunk *chunk = s->chunks + c;
     const int64_t panel = s->depth * LANES;
-    const struct tile tile = {work,
-                              s->segments + chunk->first,
-                              chunk->count,
-                              row,
-                              s->weight + first * panel + chunk->depth * LANES,
-                              panel};
-    vec acc[TALL];
+    const float *weight = s->weight + first * panel;
+    const int64_t next = c + 1 < s->count ? chunk[1].depth * LANES : 2 * panel;
+    const int fetch = s->fetched && across == 2 && tile < 2;
+    const struct tile t = {work,
+                           s->segments + chunk->first,
+                           chunk->count,
+                           row,
+                           weight + chunk->depth * LANES,
+                           panel,
+                           weight + next + tile * s->chunk_size / 2 * LANES};
+    vec acc[2 * ROWS];
     for (int64_t r = 0; r < high; r++)
         for (int64_t v = 0; v < across; v++) {
             const float *begin = chunk->depth ? written(s, work, row + r) : s->bias;
             acc[r * across + v] = *(const vec *)(begin + (first + v) * LANES);
         }
-    (across == 1 ? multiply_one : multiply_two)((int)high, &tile, acc);
+    (across == 1  ? multiply_one
+     : !fetch     ? multiply_two
+     : tiles == 1 ? multiply_two_fetch_two
+                  : multiply_two_fetch_one)((int)high, &t, acc);
     for (int64_t r = 0; r < high; r++)
         for (int64_t v = 0; v < across; v++)
             *(vec *)(written(s, work, row + r) + (first + v) * LANES) = acc[r * across + v];
 }
 
-/* All rows are one tile where they fit; otherwise tiles are two vectors wide, which needs half of
- * the reads of rows. Panels of weights are the outer loop, and a chunk of them serves all tiles. */
+/* Panels of weights, of two vectors each, are the outer loop; a chunk of one serves all tiles. */
 static void product(const struct step *s, float *work, int64_t thread, int64_t threads) {
     const int64_t rows = s->length * s->rows, vectors = ceil_div(s->channels, LANES);
-    const int64_t width = rows <= TALL ? 1 : 2;
-    const int64_t tiles = ceil_div(rows, width == 1 ? TALL : WIDE), high = ceil_div(rows, tiles);
-    const int64_t tasks = ceil_div(vectors, width) * tiles;
-    const int64_t end = tasks * (thread + 1) / threads;
+    const int64_t tiles = ceil_div(rows, ROWS), high = ceil_div(rows, tiles);
+    const int64_t tasks = ceil_div(vectors, 2) * tiles, end = tasks * (thread + 1) / threads;
     for (int64_t task = tasks * thread / threads; task < end;) {
-        const int64_t first = task / tiles * width, from = task % tiles;
+        const int64_t first = task / tiles * 2, from = task % tiles;
         const int64_t to = end - task < tiles - from ? from + end - task : tiles;
-        const int64_t across = vectors - first < width ? 1 : width;
+        const int64_t across = vectors - first < 2 ? 1 : 2;
         for (int64_t c = 0; c < s->count; c++)
-            for (int64_t row = from * high; row < to * high && row < rows; row += high)
-                add_chunk(s, work, s->chunks + c, row, rows - row < high ? rows - row : high, first,
-                          across);
+            for (int64_t tile = from; tile < to && tile * high < rows; tile++) {
+                const int64_t row = tile * high, left = rows - row;
+                add_chunk(s, work, c, row, left < high ? left : high, tile, tiles, first, across);
+            }
         task += to - from;
     }
 }

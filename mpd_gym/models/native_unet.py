@@ -22,8 +22,13 @@ __all__ = ["NativeUnet"]
 # Series that go through the network together: few enough for the caches, many enough to reuse
 # weights. Larger batches are cut.
 BLOCK_ROWS = 32
-# Channels that are multiplied at a time: rows of a tile with so many fit into the nearest cache.
+# Channels that are multiplied at a time, so that the nearest cache holds a tile of rows with them.
 CHUNK = 512
+# Where few rows meet many weights, memory sets the pace: each chunk of weights is fetched while
+# the one before it is multiplied, and has to fit into that cache as well.
+CHUNK_FETCHED = 256
+FETCHED_BYTES = 2**20  # of weights, from which on no cache is expected to hold them
+FETCHED_ROWS = 48  # rows up to which they are not used often enough for it not to matter
 LOAD, STORE, COPY, PRODUCT, NORM = range(5)
 ALIGNMENT = 16  # floats: lines of the cache
 
@@ -67,10 +72,19 @@ class _Step(ctypes.Structure):
         ("chunks", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        ("depth", ctypes.c_int64),
         *(
             (name, ctypes.c_int64)
-            for name in ("groups", "film", "residual", "residual_stride", "swish", "scratch")
+            for name in (
+                "depth",
+                "fetched",
+                "chunk_size",
+                "groups",
+                "film",
+                "residual",
+                "residual_stride",
+                "swish",
+                "scratch",
+            )
         ),
         ("eps", ctypes.c_double),
     ]
@@ -308,12 +322,15 @@ class _Plan:
 
         Results go to every `every`-th step of `target`, from `start` on.
         """
+        few = target.length // every * self._rows <= FETCHED_ROWS
+        fetched = few and weights.weight.nbytes >= FETCHED_BYTES
+        size = CHUNK_FETCHED if fetched else CHUNK
         segments = _array(
-            _Segment(s.start + shift * s.time + begin, min(CHUNK, s.channels - begin), s.stride)
+            _Segment(s.start + shift * s.time + begin, min(size, s.channels - begin), s.stride)
             for s, shift in sources
-            for begin in range(0, s.channels, CHUNK)
+            for begin in range(0, s.channels, size)
         )
-        chunks = _array(_chunks([segment.channels for segment in segments]))
+        chunks = _array(_chunks([segment.channels for segment in segments], size))
         step = self._add(PRODUCT, target, target)
         step.length //= every
         step.target += start * target.time
@@ -321,7 +338,7 @@ class _Plan:
         step.segments, step.chunks = ctypes.addressof(segments), ctypes.addressof(chunks)
         step.count = len(chunks)
         step.weight, step.bias = weights.weight.data_ptr(), weights.bias.data_ptr()
-        step.depth = weights.weight.shape[1]
+        step.depth, step.fetched, step.chunk_size = weights.weight.shape[1], fetched, size
         self._kept += [segments, chunks, weights]
 
     def normalise(
@@ -353,11 +370,11 @@ def _products(unet: TemporalUnet) -> list[nn.Conv1d | nn.ConvTranspose1d]:
     return [part for part in unet.modules() if isinstance(part, nn.Conv1d | nn.ConvTranspose1d)]
 
 
-def _chunks(channels: Sequence[int]) -> Iterator[_Chunk]:
-    """Group segments into chunks of no more than `CHUNK` channels."""
+def _chunks(channels: Sequence[int], most: int) -> Iterator[_Chunk]:
+    """Group segments into chunks of no more than `most` channels."""
     first = depth = size = 0
     for index, more in enumerate(channels):
-        if size + more > CHUNK:
+        if size + more > most:
             yield _Chunk(first, index - first, depth)
             first, depth, size = index, depth + size, 0
         size += more

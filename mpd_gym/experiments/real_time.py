@@ -10,6 +10,7 @@ fail, or violate; of those that are, the cheapest per action is recommended.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -46,7 +47,7 @@ SINGLE: dict[str, dict[str, Any]] = {
     "LQR-v0": {"samples_per_candidate": 1, "temperature": 0.1, "action_chunk": 8},
     "CarUMaze-v0": {"num_candidates": 4, "samples_per_candidate": 1, "temperature": 0.01},
 }
-FEW, GRID = 5, 10  # steps where other options vary; steps of the first plan of warm starts
+FEW, GRID = 5, 10  # steps where other options vary, and of the first plan before warm starts
 FIRST_TRIAL = 0  # seed of the first episode; the training data's seeds are far from these
 TIMED_EPISODES = 3
 PROCESSES = 2
@@ -111,10 +112,10 @@ def settings(
     few = base._replace(steps=FEW)
     found = [base, *(base._replace(steps=steps) for steps in STEPS)]
     found += [few._replace(sampler=name) for name in SAMPLERS]
-    for warm in WARM_STEPS:
-        warmed = base._replace(steps=GRID, warm=warm)
+    for first, warm in itertools.product((GRID, FEW), WARM_STEPS):
+        warmed = base._replace(steps=first, warm=warm)
         found += [warmed, warmed._replace(chunk=EVERY_ACTION[0], candidates=EVERY_ACTION[1])]
-        found += [_setting(own)._replace(sampler="ddpm", steps=GRID, warm=warm)] if single else []
+        found += [_setting(own)._replace(sampler="ddpm", steps=first, warm=warm)] if single else []
     for chunk in CHUNKS:
         found += [few._replace(chunk=chunk)]
         found += [base._replace(steps=GRID, warm=WARM_STEPS[-1], chunk=chunk)]

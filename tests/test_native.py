@@ -146,6 +146,7 @@ def test_code_is_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> 
     written = file.stat().st_mtime_ns
     native.library.cache_clear()
     assert native.library() is not None
+    assert str(native.compiler()) in native.describe()
     assert [path.stat().st_mtime_ns for path in fresh.iterdir()] == [written]
     monkeypatch.setattr(native, "description", lambda: "another CPU")
     native.library.cache_clear()
@@ -170,6 +171,7 @@ def test_without_a_compiler_operators_do_the_same(
     else:
         monkeypatch.setattr(shutil, "which", lambda name: None)
     assert native.library() is None
+    assert ("MPD_GYM_NATIVE=0" if reason == "not wanted" else "no C comp") in native.describe()
     plain = network()
     packed = PackedDenoiser(plain)
     assert packed._native is None

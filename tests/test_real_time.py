@@ -101,7 +101,7 @@ def test_the_study_plays_times_reports_and_goes_on(
     scope = Scope(tmp_path, (0,), 3)
     report = run_study("real-time", scope)
     content = json.loads((tmp_path / "real-time-LQR-v0.json").read_text())
-    assert len(content["cells"]) == 2 * 6
+    assert len(content["cells"]) == 2 * 8
     assert len(content["cells"]["dpm++, 2 steps, chunk 8, N = 1"]["returns"]) == 3
     assert all(row["milliseconds"] > 0 for key, row in content["cells"].items() if "time" in key)
     assert "Recommended: **" in report and "ddpm, all steps, chunk 8, N = 1" in report

@@ -67,6 +67,7 @@ def info(
     import minari
 
     from mpd_gym.agents.files import shipped_agents
+    from mpd_gym.models.native import describe
 
     _show_datasets(sorted(minari.list_local_datasets()))
     table = Table("shipped agent", "file")
@@ -74,6 +75,7 @@ def info(
         table.add_row(name, path.name)
     if table.row_count:
         console.print(table)
+    console.print(describe())
 
 
 def _show_datasets(names: list[str]) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from mpd_gym.files import atomic_path
 from mpd_gym.models.cpu import description
 
-__all__ = ["compiler", "library"]
+__all__ = ["compiler", "describe", "library"]
 
 SOURCE = Path(__file__).with_name("native_unet.c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
@@ -59,6 +59,18 @@ def compiler() -> str | None:
         return None
     names = (os.environ.get("CC"), "cc", "gcc", "clang")
     return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def describe() -> str:
+    """One sentence for people: what computes the networks on this CPU."""
+    found = library()
+    if found is not None:
+        lanes = int(found.mpd_lanes())
+        return f"On the CPU networks run in C, compiled by {compiler()}, {lanes} numbers at a time."
+    reason = "no C compiler was found or it failed"
+    if os.environ.get("MPD_GYM_NATIVE") == "0":
+        reason = "MPD_GYM_NATIVE=0"
+    return f"On the CPU networks run in PyTorch's operators: {reason}."
 
 
 def _compiled(command: str) -> Path:

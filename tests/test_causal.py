@@ -10,8 +10,9 @@ import torch
 from helpers import TINY, source
 
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
-from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
-from mpd_gym.models.packed import PackedNetworks
+from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, packed
+from mpd_gym.models.native import library
+from mpd_gym.models.packed import PackedDenoiser, PackedNetworks
 from mpd_gym.models.temporal_unet import NORM_EPS, CumulativeNorm
 
 HORIZON, ROWS = 16, 2
@@ -68,10 +69,14 @@ def test_it_has_as_many_weights() -> None:
     assert len(counts) == 1
 
 
-def test_packing_leaves_a_causal_network_alone() -> None:
+def test_causal_networks_have_compiled_code_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(True).float()
-    for precision in ("plain", "fp32", "bf16"):
+    for precision in ("plain", "bf16"):
         assert PackedNetworks().get(model, precision, 4) is model
+    if library() is not None:
+        assert isinstance(PackedNetworks().get(model, "fp32", 4), PackedDenoiser)
+    monkeypatch.setattr(packed, "library", lambda: None)
+    assert PackedNetworks().get(model, "fp32", 4) is model
     assert UnetConfig(**asdict(UnetConfig(**SIZES, causal=True))).causal
 
 

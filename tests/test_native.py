@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_packed import CONFIGS, inputs, network, outputs, relative
+from test_packed import CAUSAL, CONFIGS, inputs, network, outputs, relative
 from torch import Tensor
 
 from mpd_gym.models import native
@@ -42,7 +42,16 @@ def native_of(packed: PackedDenoiser) -> NativeUnet:
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize(("groups", "rows"), [(1, 1), (2, 2), (1, 5), (2, 16), (9, 9)])
+def test_causal_networks_are_themselves(name: str, groups: int, rows: int) -> None:
+    plain = network(name)
+    expected, found = outputs(plain, PackedDenoiser(plain), groups, rows)
+    assert relative(found, expected) < 1e-5
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("name", [*CONFIGS, *CAUSAL])
 @pytest.mark.parametrize("rows", [BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 2, 3 * BLOCK_ROWS + 2])
 def test_large_batches_are_cut_without_a_trace(name: str, rows: int) -> None:
     plain = network(name)
@@ -52,8 +61,9 @@ def test_large_batches_are_cut_without_a_trace(name: str, rows: int) -> None:
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_threads_change_nothing(rows: int) -> None:
-    packed = PackedDenoiser(network("wide"))
+@pytest.mark.parametrize("name", ["wide", "causal"])
+def test_threads_change_nothing(name: str, rows: int) -> None:
+    packed = PackedDenoiser(network(name))
     trajectory, conditioning = inputs(packed.config, 1, rows)
     modulations = packed.modulations(packed.embed(*conditioning))
     before = torch.get_num_threads()
@@ -89,7 +99,7 @@ def test_smaller_vectors_compute_the_same(
     narrow = native._load(target)
     assert narrow.mpd_lanes() == lanes
     monkeypatch.setattr(packed_module, "library", lambda: narrow)
-    for name in CONFIGS:
+    for name in (*CONFIGS, *CAUSAL):
         plain = network(name)
         for rows in (1, 16):
             expected, found = outputs(plain, PackedDenoiser(plain), 1, rows)

@@ -50,13 +50,22 @@ CONFIGS = {
     "states only": DenoiserConfig(4, 0, 8, null="learned", conditions=(("return", 1),), unet=SMALL),
     "wide": DenoiserConfig(11, 3, 32, unet=UnetConfig(width=64, multipliers=(1, 4))),
 }
+CAUSAL = {  # for compiled code only
+    "causal": DenoiserConfig(
+        4, 2, 16, unet=UnetConfig(width=16, multipliers=(1, 2, 2), groups=4, causal=True)
+    ),
+    "one causal level": DenoiserConfig(3, 1, 5, unet=UnetConfig(8, (2,), groups=2, causal=True)),
+    "causal, no kernel": DenoiserConfig(
+        2, 1, 8, unet=UnetConfig(16, (1, 1), kernel_size=1, groups=1, causal=True)
+    ),
+}
 
 
 def network(name: str = "laptop", seed: int = 0) -> TrajectoryDenoiser:
     """A network none of whose weights has a special value."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = TrajectoryDenoiser(CONFIGS[name]).eval()
+        found = TrajectoryDenoiser((CONFIGS | CAUSAL)[name]).eval()
         with torch.no_grad():
             for weight in found.parameters():
                 weight += 0.05 * torch.randn_like(weight)

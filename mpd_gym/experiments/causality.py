@@ -27,8 +27,7 @@ def study(book: Book) -> Report:
     found = compared(book, [(task, variants) for task in RETRAINED])
     text = (
         f"{book.scope.trials} trials a cell, the same starts for all; temperature chosen on "
-        "validation starts with the first seed. Causal networks have no packed form and take "
-        "longer."
+        "validation starts with the first seed."
     )
     orderings = usual_above(found, *kinds, {"MPDiffuser": PUBLISHED})
     tables = [outcome.table() for outcome in found]

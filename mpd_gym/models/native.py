@@ -108,7 +108,7 @@ def _cache() -> Path:
 
 def _load(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
-    found.mpd_lanes.restype = ctypes.c_int64
+    found.mpd_lanes.restype = found.mpd_step_size.restype = ctypes.c_int64
     found.mpd_run.restype = None
     found.mpd_run.argtypes = (
         (ctypes.c_void_p, ctypes.c_int64) + (ctypes.c_void_p,) * 5 + (ctypes.c_int64,) * 4

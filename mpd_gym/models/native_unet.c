@@ -39,7 +39,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 #define UNROLL _Pragma("GCC unroll 24")
 #endif
 
-enum { LOAD, STORE, COPY, PRODUCT, NORM };
+enum { LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL };
 
 /* Input rows of a product: row r is at work + start + r · stride. */
 struct segment {
@@ -70,7 +70,8 @@ struct step {
     int64_t fetched;     /* whether weights are fetched a chunk ahead */
     int64_t chunk_size;  /* channels of all chunks but the last */
     /* normalisation */
-    int64_t groups, film, residual, residual_stride, swish, scratch;
+    int64_t groups, film, residual, swish; /* residual: its place, or 0 */
+    int64_t scratch;                       /* for 4 · M · source_stride floats */
     double eps;
 };
 
@@ -151,11 +152,6 @@ CHOICE(multiply_two_fetch_two, 2, 2)
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Floats of row `row` of what a product writes. */
-INLINE float *written(const struct step *s, float *work, int64_t row) {
-    return work + s->target + row / s->rows * s->target_time + row % s->rows * s->target_stride;
-}
-
 /* One chunk of a product for a tile of `high` rows from `row` on, and `across` vectors from `first`
  * on. The first chunk begins with the bias, others go on with what was written.
  *
@@ -176,18 +172,22 @@ static void add_chunk(const struct step *s, float *work, int64_t c, int64_t row,
                            panel,
                            weight + next + tile * s->chunk_size / 2 * LANES};
     vec acc[2 * ROWS];
-    for (int64_t r = 0; r < high; r++)
-        for (int64_t v = 0; v < across; v++) {
-            const float *begin = chunk->depth ? written(s, work, row + r) : s->bias;
+    float *written[ROWS]; /* rows of the result */
+    int64_t time = row / s->rows, m = row % s->rows;
+    for (int64_t r = 0; r < high; r++) {
+        written[r] = work + s->target + time * s->target_time + m * s->target_stride;
+        if (++m == s->rows) m = 0, time++;
+        const float *begin = chunk->depth ? written[r] : s->bias;
+        for (int64_t v = 0; v < across; v++)
             acc[r * across + v] = *(const vec *)(begin + (first + v) * LANES);
-        }
+    }
     (across == 1  ? multiply_one
      : !fetch     ? multiply_two
      : tiles == 1 ? multiply_two_fetch_two
                   : multiply_two_fetch_one)((int)high, &t, acc);
     for (int64_t r = 0; r < high; r++)
         for (int64_t v = 0; v < across; v++)
-            *(vec *)(written(s, work, row + r) + (first + v) * LANES) = acc[r * across + v];
+            *(vec *)(written[r] + (first + v) * LANES) = acc[r * across + v];
 }
 
 /* Panels of weights, of two vectors each, are the outer loop; a chunk of one serves all tiles. */
@@ -231,56 +231,97 @@ INLINE vec swish(vec x) {
     return x / (p * power + 1.0f);
 }
 
-/* Group normalisation over time and the channels of a group; then scale and shift of each channel,
- * a residual if there is one, and swish if asked for. Each thread has its share of the series. */
+/* Factor and term of each channel of a group, by its mean and variance and the given scales. */
+INLINE void modulation(const struct step *s, int64_t group, float mean, float variance,
+                       const float *scale, const float *shift, float *factor, float *term) {
+    const int64_t size = s->channels / s->groups;
+    const float inverse = 1.0f / sqrtf(variance + (float)s->eps);
+    for (int64_t i = group * size; i < (group + 1) * size; i++) {
+        factor[i] = scale[i] * inverse;
+        term[i] = shift[i] - mean * factor[i];
+    }
+}
+
+/* Apply factors and terms to series side by side at step t, from place `begin` of that step on; add
+ * a residual if there is one, and take the swish if asked for. */
+INLINE void modulate(const struct step *s, float *work, int64_t t, int64_t begin, int64_t width,
+                     const float *factor, const float *term) {
+    const float *x = work + s->source + t * s->source_time + begin;
+    float *y = work + s->target + t * s->target_time + begin;
+    const float *other = work + s->residual + t * s->source_time + begin;
+    for (int64_t i = 0; i < width; i += LANES) {
+        vec value = *(const vec *)(x + i) * *(const vec *)(factor + i) + *(const vec *)(term + i);
+        if (s->residual) value += *(const vec *)(other + i);
+        *(vec *)(y + i) = s->swish ? swish(value) : value;
+    }
+}
+
+/* Group normalisation over time and the channels of a group; then scale and shift of each channel.
+ * Each thread has its share of the series. */
 static void normalise(const struct call *c, const struct step *s, int64_t thread) {
-    const int64_t M = s->rows, stride = s->source_stride, C = s->channels, L = s->length;
+    const int64_t M = s->rows, stride = s->source_stride, size = s->channels / s->groups;
     const int64_t from = M * thread / c->threads, to = M * (thread + 1) / c->threads;
     const int64_t begin = from * stride, width = (to - from) * stride;
     const float *x = c->work + s->source + begin;
-    float *mean = c->work + s->scratch + begin, *factor = mean + M * stride;
-    const int64_t size = C / s->groups;
+    float *mean = c->work + s->scratch + begin, *square = mean + M * stride;
 
     memset(mean, 0, sizeof(float) * (size_t)width);
-    memset(factor, 0, sizeof(float) * (size_t)width);
-    for (int64_t t = 0; t < L; t++)
+    memset(square, 0, sizeof(float) * (size_t)width);
+    for (int64_t t = 0; t < s->length; t++)
         for (int64_t i = 0; i < width; i += LANES)
             *(vec *)(mean + i) += *(const vec *)(x + t * s->source_time + i);
     for (int64_t m = 0; m < to - from; m++)
         for (int64_t g = 0; g < s->groups; g++) {
             float *part = mean + m * stride + g * size, sum = 0;
             for (int64_t i = 0; i < size; i++) sum += part[i];
-            sum /= (float)(L * size);
+            sum /= (float)(s->length * size);
             for (int64_t i = 0; i < size; i++) part[i] = sum;
         }
-    for (int64_t t = 0; t < L; t++)
+    for (int64_t t = 0; t < s->length; t++)
         for (int64_t i = 0; i < width; i += LANES) {
             const vec d = *(const vec *)(x + t * s->source_time + i) - *(const vec *)(mean + i);
-            *(vec *)(factor + i) += d * d;
+            *(vec *)(square + i) += d * d;
         }
     for (int64_t m = 0; m < to - from; m++) {
         const int64_t film = (c->first + from + m) / c->share * c->film_stride + s->film;
-        const float *scale = c->scale + film, *shift = c->shift + film;
+        float *factor = square + m * stride, *term = mean + m * stride;
         for (int64_t g = 0; g < s->groups; g++) {
-            float *moments = factor + m * stride + g * size, *terms = mean + m * stride + g * size;
             float sum = 0;
-            for (int64_t i = 0; i < size; i++) sum += moments[i];
-            const float inverse = 1.0f / sqrtf(sum / (float)(L * size) + (float)s->eps);
-            for (int64_t i = 0; i < size; i++) {
-                moments[i] = scale[g * size + i] * inverse;
-                terms[i] = shift[g * size + i] - terms[i] * moments[i];
-            }
+            for (int64_t i = g * size; i < (g + 1) * size; i++) sum += factor[i];
+            modulation(s, g, term[g * size], sum / (float)(s->length * size), c->scale + film,
+                       c->shift + film, factor, term);
         }
-        for (int64_t i = C; i < stride; i++) factor[m * stride + i] = mean[m * stride + i] = 0;
+        for (int64_t i = s->channels; i < stride; i++) factor[i] = term[i] = 0;
     }
-    for (int64_t t = 0; t < L; t++) {
-        const float *row = x + t * s->source_time;
-        float *y = c->work + s->target + t * s->target_time + begin;
-        const float *other = c->work + s->residual + t * M * s->residual_stride + begin;
-        for (int64_t i = 0; i < width; i += LANES) {
-            vec value = *(const vec *)(row + i) * *(const vec *)(factor + i) + *(vec *)(mean + i);
-            if (s->residual >= 0) value += *(const vec *)(other + i);
-            *(vec *)(y + i) = s->swish ? swish(value) : value;
+    for (int64_t t = 0; t < s->length; t++) modulate(s, c->work, t, begin, width, square, mean);
+}
+
+/* The same with mean and variance of the steps so far. */
+static void normalise_causally(const struct call *c, const struct step *s, int64_t thread) {
+    const int64_t M = s->rows, stride = s->source_stride, size = s->channels / s->groups;
+    for (int64_t m = M * thread / c->threads; m < M * (thread + 1) / c->threads; m++) {
+        const int64_t film = (c->first + m) / c->share * c->film_stride + s->film;
+        const float *x = c->work + s->source + m * stride;
+        float *mean = c->work + s->scratch + 4 * m * stride, *square = mean + stride; /* sums */
+        float *factor = square + stride, *term = factor + stride;
+        memset(mean, 0, sizeof(float) * (size_t)(4 * stride));
+        for (int64_t t = 0; t < s->length; t++) {
+            const float count = (float)(t + 1);
+            for (int64_t g = 0; g < s->groups; g++) {
+                float sum = 0, squares = 0;
+                for (int64_t i = g * size; i < (g + 1) * size; i++) {
+                    const float value = x[t * s->source_time + i];
+                    sum += value;
+                    squares += value * value;
+                }
+                mean[g] += sum / (float)size;
+                square[g] += squares / (float)size;
+                const float center = mean[g] / count;
+                const float variance = square[g] / count - center * center;
+                modulation(s, g, center, variance > 0 ? variance : 0, c->scale + film,
+                           c->shift + film, factor, term);
+            }
+            modulate(s, c->work, t, m * stride, stride, factor, term);
         }
     }
 }
@@ -302,10 +343,17 @@ static void move(const struct call *c, const struct step *s) {
         }
 }
 
-static void copy(const struct step *s, float *work) {
-    for (int64_t t = 0; t < s->length; t++)
-        memcpy(work + s->target + t * s->target_time, work + s->source + t * s->source_time,
-               sizeof(float) * (size_t)(s->rows * s->target_stride));
+/* Take the place of series, or be added to them. */
+static void transfer(const struct step *s, float *work) {
+    const int64_t width = s->rows * s->target_stride;
+    for (int64_t t = 0; t < s->length; t++) {
+        const float *x = work + s->source + t * s->source_time;
+        float *y = work + s->target + t * s->target_time;
+        if (s->kind == COPY)
+            memcpy(y, x, sizeof(float) * (size_t)width);
+        else
+            for (int64_t i = 0; i < width; i += LANES) *(vec *)(y + i) += *(const vec *)(x + i);
+    }
 }
 
 /* Wait for all threads; a thread that waits long lets others have its core. */
@@ -328,9 +376,11 @@ static void work_through(struct call *c, int64_t thread) {
             product(s, c->work, thread, c->threads);
         else if (s->kind == NORM)
             normalise(c, s, thread);
+        else if (s->kind == NORM_CAUSAL)
+            normalise_causally(c, s, thread);
         else if (thread == 0) {
-            if (s->kind == COPY)
-                copy(s, c->work);
+            if (s->kind == COPY || s->kind == ADD)
+                transfer(s, c->work);
             else
                 move(c, s);
         }
@@ -371,3 +421,4 @@ void mpd_run(const struct step *steps, int64_t count, float *work, const float *
 }
 
 int64_t mpd_lanes(void) { return LANES; }
+int64_t mpd_step_size(void) { return sizeof(struct step); }

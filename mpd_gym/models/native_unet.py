@@ -15,7 +15,7 @@ from typing import TypeVar, cast, final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
+from mpd_gym.models.temporal_unet import CumulativeNorm, ResidualBlock, Stage, TemporalUnet
 
 __all__ = ["NativeUnet"]
 
@@ -29,7 +29,7 @@ CHUNK = 512
 CHUNK_FETCHED = 256
 FETCHED_BYTES = 2**20  # of weights, from which on no cache is expected to hold them
 FETCHED_ROWS = 48  # rows up to which they are not used often enough for it not to matter
-LOAD, STORE, COPY, PRODUCT, NORM = range(5)
+LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL = range(7)
 ALIGNMENT = 16  # floats: lines of the cache
 
 
@@ -81,7 +81,6 @@ class _Step(ctypes.Structure):
                 "groups",
                 "film",
                 "residual",
-                "residual_stride",
                 "swish",
                 "scratch",
             )
@@ -115,9 +114,11 @@ class NativeUnet:
         self._offsets = tuple(offsets)
         self._library = library
         self._lanes = int(library.mpd_lanes())
+        assert library.mpd_step_size() == ctypes.sizeof(_Step)
         self._weights = {id(module): self._packed(module) for module in _products(unet)}
         self._outputs = cast(nn.Conv1d, unet.head[3]).out_channels
-        self._kernel_size = cast(nn.Conv1d, unet.head[0]).kernel_size[0]
+        convolution, before = _parts(unet.head[0])
+        self._around = max(before, convolution.kernel_size[0] - 1 - before, 1)
         self._programs: dict[tuple[int, int], list[_Program]] = {}
 
     def __call__(self, trajectory: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -155,18 +156,18 @@ class NativeUnet:
 
     def _program(self, rows: int, length: int) -> _Program:
         """Steps and work space for so many series."""
-        plan = _Plan(rows, self._lanes, max(self._kernel_size // 2, 1))
+        plan = _Plan(rows, self._lanes, self._around)
         offsets = iter(self._offsets)
         unet, weights = self._unet, self._weights
-        first = cast(Stage, unet.encoder[0]).first
-        hidden = plan.series(length, cast(nn.Conv1d, first.convolutions[0]).in_channels)
+        first, _ = _parts(cast(Stage, unet.encoder[0]).first.convolutions[0])
+        hidden = plan.series(length, first.in_channels)
         plan.load(hidden)
 
         def convolve(module: nn.Module, sources: Sequence[_Series]) -> _Series:
-            (taps,) = weights[id(module)]
-            size = cast(nn.Conv1d, module).kernel_size[0]
+            convolution, before = _parts(module)
+            (taps,) = weights[id(convolution)]
             target = plan.series(sources[0].length, taps.outputs)
-            shifts = range(-(size // 2), size // 2 + 1)
+            shifts = range(-before, convolution.kernel_size[0] - before)
             plan.product([(source, shift) for shift in shifts for source in sources], taps, target)
             return target
 
@@ -191,10 +192,12 @@ class NativeUnet:
             hidden = stage(module, [hidden])
             skips.append(hidden)
             if not isinstance(down, nn.Identity):
-                hidden = self._halved(plan, cast(nn.Sequential, down)[1], hidden)
+                hidden = self._halved(plan, down, hidden)
         hidden = stage(unet.middle, [hidden])
         for module, up in zip(unet.decoder, unet.ups, strict=True):
             hidden = self._doubled(plan, up, stage(module, [hidden, skips.pop()]))
+        if unet.causal:
+            plan.add(skips[0], hidden)
         convolution, norm, _, last = unet.head
         hidden = convolve(convolution, [hidden])
         plan.normalise(hidden, norm, next(offsets), None, swish=True)
@@ -202,21 +205,23 @@ class NativeUnet:
         return plan.program()
 
     def _halved(self, plan: _Plan, module: nn.Module, series: _Series) -> _Series:
-        """Convolution of kernel 3 and stride 2: step i sees steps 2 i, 2 i + 1 and 2 i + 2."""
-        (taps,) = self._weights[id(module)]
-        even, odd = (plan.alternate(series, start) for start in (0, 1))
-        target = plan.series(even.length, taps.outputs)
-        plan.product([(even, 0), (odd, 0), (even, 1)], taps, target)
+        """Convolution of stride 2, of the even and the odd steps."""
+        convolution, before = _parts(module)
+        (taps,) = self._weights[id(convolution)]
+        halves = [plan.alternate(series, start) for start in (0, 1)]
+        target = plan.series(halves[0].length, taps.outputs)
+        steps = range(-before, convolution.kernel_size[0] - before)
+        plan.product([(halves[step % 2], step // 2) for step in steps], taps, target)
         return target
 
     def _doubled(self, plan: _Plan, module: nn.Module, series: _Series) -> _Series:
-        """Transposed convolution of kernel 4 and stride 2.
-
-        Step 2 i of its output sees steps i − 1 and i of its input, step 2 i + 1 sees i and i + 1.
-        """
-        target = plan.series(2 * series.length, self._weights[id(module)][0].outputs)
-        for start, taps in enumerate(self._weights[id(module)]):
-            plan.product([(series, start - 1), (series, start)], taps, target, every=2, start=start)
+        """Transposed convolution of kernel 4 and stride 2: even steps, then odd ones."""
+        convolution = _transposed(module)
+        parts = self._weights[id(convolution)]
+        target = plan.series(2 * series.length, parts[0].outputs)
+        for start, taps in enumerate(parts):
+            sources = [(series, shift) for shift, _ in _seen(convolution, start)]
+            plan.product(sources, taps, target, every=2, start=start)
         return target
 
     def _packed(self, module: nn.Conv1d | nn.ConvTranspose1d) -> tuple[_Weights, ...]:
@@ -225,10 +230,8 @@ class NativeUnet:
         if isinstance(module, nn.Conv1d):
             parts = [module.weight.permute(2, 1, 0)]  # [k, C_in, C]
         else:
-            sizes = (module.kernel_size, module.stride, module.padding)
-            assert sizes == ((4,), (2,), (1,)), sizes
             weight = module.weight.permute(2, 0, 1)
-            parts = [weight[[3, 1]], weight[[2, 0]]]
+            parts = [weight[[tap for _, tap in _seen(module, start)]] for start in (0, 1)]
         return tuple(self._panels(part.flatten(0, 1), module.bias) for part in parts)
 
     def _panels(self, weight: Tensor, bias: Tensor) -> _Weights:
@@ -345,17 +348,20 @@ class _Plan:
         self, series: _Series, norm: nn.Module, film: int, residual: _Series | None, swish: bool
     ) -> None:
         """Normalise series in place; add a residual; take the swish."""
-        assert isinstance(norm, nn.GroupNorm)
-        step = self._add(NORM, series, series)
+        assert isinstance(norm, nn.GroupNorm | CumulativeNorm)
+        step = self._add(NORM if isinstance(norm, nn.GroupNorm) else NORM_CAUSAL, series, series)
         step.groups, step.eps, step.film, step.swish = norm.num_groups, norm.eps, film, swish
-        step.residual = -1 if residual is None else residual.start
-        step.residual_stride = series.stride if residual is None else residual.stride
+        step.residual = 0 if residual is None else residual.start  # no series starts there
+
+    def add(self, source: _Series, target: _Series) -> None:
+        """Add series to others."""
+        self._add(ADD, source, target)
 
     def program(self) -> _Program:
         """All steps, with work space of zeros."""
         for step in self._steps:
             step.scratch = self._size
-        work = torch.zeros(self._size + 2 * self._widest)
+        work = torch.zeros(self._size + 4 * self._widest)
         return _Program(_array(self._steps), work, tuple(self._kept))
 
     def _add(self, kind: int, source: _Series, target: _Series) -> _Step:
@@ -364,6 +370,30 @@ class _Plan:
         step.target, step.target_stride, step.target_time = target.start, target.stride, target.time
         self._steps.append(step)
         return step
+
+
+def _parts(module: nn.Module) -> tuple[nn.Conv1d, int]:
+    """A convolution, and the zeros before its input."""
+    if isinstance(module, nn.Conv1d):
+        return module, int(module.padding[0])
+    pad, convolution = cast(nn.Sequential, module)
+    return cast(nn.Conv1d, convolution), cast(nn.ConstantPad1d, pad).padding[0]
+
+
+def _transposed(module: nn.Module) -> nn.ConvTranspose1d:
+    """A transposed convolution; a causal one is followed by a cut of the end."""
+    found = module[0] if isinstance(module, nn.Sequential) else module
+    return cast(nn.ConvTranspose1d, found)
+
+
+def _seen(module: nn.ConvTranspose1d, start: int) -> list[tuple[int, int]]:
+    """(Shift, tap) of each input that steps `start`, `start` + 2 … of its output see.
+
+    Input i and tap t add to step 2 i + t − padding.
+    """
+    assert module.kernel_size == (4,) and module.stride == (2,), module
+    places = [(start + int(module.padding[0]) - tap, tap) for tap in range(4)]
+    return sorted((place // 2, tap) for place, tap in places if place % 2 == 0)
 
 
 def _products(unet: TemporalUnet) -> list[nn.Conv1d | nn.ConvTranspose1d]:

@@ -59,10 +59,11 @@ class PackedNetworks:
 
         Args:
             network: The trained network.
-            precision: ``"plain"``: the network itself, as for a causal one in any case. ``"fp32"``:
-                on a CPU its packed equivalent, on a GPU itself. ``"bf16"``: its packed equivalent
-                with series and weights rounded to bfloat16, statistics and sums in float32; on a
-                GPU as a CUDA graph.
+            precision: ``"plain"``: the network itself. ``"fp32"``: on a CPU its packed equivalent,
+                on a GPU itself. ``"bf16"``: its packed equivalent with series and weights rounded
+                to bfloat16, statistics and sums in float32; on a GPU as a CUDA graph. A causal
+                network has a packed equivalent in ``"fp32"`` where there is a C compiler, and is
+                itself otherwise.
             rows: Trajectories in a call, without those of the unconditional half.
 
         Raises:
@@ -72,8 +73,8 @@ class PackedNetworks:
         weight = next(network.parameters())
         on_cpu = weight.device.type == "cpu"
         exact = precision == "fp32"
-        if network.config.unet.causal:  # there is no packed form of it
-            return network
+        if network.config.unet.causal and not (exact and on_cpu and library() is not None):
+            return network  # PyTorch's operators have no packed form of it
         if precision == "plain" or weight.dtype != torch.float32 or (exact and not on_cpu):
             return network
         key = (network, precision)

@@ -21,6 +21,7 @@ from torch.nn import functional
 from mpd_gym.models.denoisers import TrajectoryDenoiser
 from mpd_gym.models.fused_convolution import Geometry, kernel, read
 from mpd_gym.models.fused_norm import Norm, normalise, normalise_backward
+from mpd_gym.models.native_training import native_forward, trains_natively
 from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
 
 __all__ = ["fused", "lay_out"]
@@ -53,6 +54,8 @@ def fused(network: TrajectoryDenoiser) -> Network:
         embedding = network.embed(k, initial, conditions, present)
         with torch.autocast("cpu", enabled=False):
             modulations = _modulations(network.unet, embedding.to(dtype))
+            if dtype == torch.float32 and trains_natively(network.unet, trajectory):
+                return native_forward(network.unet, trajectory, *_joined(network.unet, modulations))
             series = trajectory.to(dtype).transpose(0, 1).contiguous()
             return _unet(network.unet, series, modulations).transpose(0, 1).float()
 
@@ -94,6 +97,14 @@ def _modulations(unet: TemporalUnet, embedding: Tensor) -> Iterator[Modulation]:
         pairs = zip((scale * gain[:, None]).unbind(), shift.unbind(), strict=True)
         found |= dict(zip(group, pairs, strict=True))
     return iter([found[index] for index in range(len(norms))])
+
+
+def _joined(unet: Any, modulations: Iterator[Modulation]) -> tuple[Tensor, Tensor]:
+    """Scales and shifts of all layers side by side, ``[M, ΣC]``, the head's among them."""
+    scales, shifts = zip(*modulations, strict=True)
+    norm, rows = unet.head[1], len(scales[0])
+    scale, shift = (part.expand(rows, -1) for part in (norm.weight, norm.bias))
+    return torch.cat((*scales, scale), dim=-1), torch.cat((*shifts, shift), dim=-1)
 
 
 def _affine(modules: list[Any]) -> tuple[Tensor, Tensor]:

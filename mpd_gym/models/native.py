@@ -110,7 +110,12 @@ def _load(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     found.mpd_lanes.restype = found.mpd_step_size.restype = ctypes.c_int64
     found.mpd_run.restype = None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
     found.mpd_run.argtypes = (
-        (ctypes.c_void_p, ctypes.c_int64) + (ctypes.c_void_p,) * 5 + (ctypes.c_int64,) * 4
+        *(pointer, number),  # steps
+        *(pointer,) * 5,  # work space, input, output, scale and shift
+        *(number,) * 3,
+        *(pointer,) * 3,  # gradients
+        number,
     )
     return found

@@ -1,4 +1,4 @@
-/* A temporal U-Net's forward pass as a list of steps; native_unet.py writes the list.
+/* A temporal U-Net as a list of steps, forward and backward; native_plan.py writes the list.
  *
  * Series are [L, M, C]: time first, then the series of a batch, channels last and padded to whole
  * vectors, zeros before the first and after the last step of time. Row t·M + m of such a series
@@ -39,7 +39,19 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 #define UNROLL _Pragma("GCC unroll 24")
 #endif
 
-enum { LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL };
+enum {
+    LOAD,
+    STORE,
+    COPY,
+    ADD,
+    PRODUCT,
+    NORM,
+    NORM_CAUSAL,
+    NORM_BACKWARD,
+    WEIGHT_GRADIENT,
+    PACK,
+    UNPACK
+};
 
 /* Input rows of a product: row r is at work + start + r · stride. */
 struct segment {
@@ -71,8 +83,15 @@ struct step {
     int64_t chunk_size;  /* channels of all chunks but the last */
     /* normalisation */
     int64_t groups, film, residual, swish; /* residual: its place, or 0 */
-    int64_t scratch;                       /* for 4 · M · source_stride floats */
+    int64_t scratch;                       /* for 4 · M · source_stride floats, 6 in training */
     double eps;
+    /* training */
+    int64_t shadow;     /* from a series to its gradient */
+    int64_t moments;    /* of a normalisation, [2, M, groups], or 0 */
+    int64_t accumulate; /* whether a product, or a residual's gradient, is added to what is there */
+    float *panels;      /* packed weights or their gradients, [C / LANES, K, LANES] */
+    const float *plain; /* weights as PyTorch has them */
+    int64_t lane_stride, inner_stride, place; /* place: of a gradient in `gradients` */
 };
 
 struct call {
@@ -83,6 +102,8 @@ struct call {
     float *output;
     const float *scale, *shift; /* [G, film_stride] */
     int64_t film_stride, share, first;
+    float *d_scale, *d_shift; /* [M, film_stride] */
+    float *gradients;         /* of all weights, as PyTorch has them */
     int64_t threads;
     atomic_int begun, arrived, round;
 };
@@ -98,32 +119,41 @@ struct tile {
     const float *far; /* weights that the next chunk will read */
 };
 
-/* Add to R rows of V vectors of outputs, and fetch FAR lines of `far` for each row of weights; R, V
- * and FAR are constants where this is inlined. */
+/* Add `depth` products of a number of each of R rows with V vectors: from one to the next, rows
+ * move by x_step and vectors by w_step. R and V are constants where this is inlined, as is FAR, the
+ * lines of `far` that are fetched for each. */
+INLINE void accumulate(const int R, const int V, const int FAR, const float *x, int64_t stride,
+                       const int64_t x_step, const float *w, int64_t panel, const int64_t w_step,
+                       int64_t depth, const float *far, int64_t *fetched, vec sum[2 * ROWS]) {
+    for (int64_t c = 0; c < depth; c++) {
+        vec weights[2];
+        UNROLL for (int v = 0; v < V; v++) {
+            weights[v] = *(const vec *)(w + v * panel);
+            if (!FAR) __builtin_prefetch(w + v * panel + NEAR * LANES);
+        }
+        UNROLL for (int f = 0; f < FAR; f++, (*fetched)++)
+            __builtin_prefetch(far + *fetched % 2 * panel + *fetched / 2 * LANES, 0, 2);
+        UNROLL for (int r = 0; r < R; r++) {
+            UNROLL for (int v = 0; v < V; v++) sum[r * V + v] += weights[v] * x[r * stride];
+        }
+        x += x_step;
+        w += w_step;
+    }
+}
+
+/* Add to R rows of V vectors of outputs. */
 INLINE void multiply(const int R, const int V, const int FAR, const struct tile *t,
                      vec acc[2 * ROWS]) {
     vec sum[2 * ROWS];
     UNROLL for (int r = 0; r < R * V; r++) sum[r] = acc[r];
     const float *w = t->weight;
-    const int64_t panel = t->panel;
     int64_t fetched = 0;
     for (int64_t s = 0; s < t->count; s++) {
-        const int64_t stride = t->segments[s].stride, channels = t->segments[s].channels;
-        const float *x = t->work + t->segments[s].start + t->row * stride;
-        for (int64_t c = 0; c < channels; c++) {
-            vec weights[2];
-            UNROLL for (int v = 0; v < V; v++) {
-                weights[v] = *(const vec *)(w + v * panel);
-                if (!FAR) __builtin_prefetch(w + v * panel + NEAR * LANES);
-            }
-            UNROLL for (int f = 0; f < FAR; f++, fetched++)
-                __builtin_prefetch(t->far + fetched % 2 * panel + fetched / 2 * LANES, 0, 2);
-            UNROLL for (int r = 0; r < R; r++) {
-                UNROLL for (int v = 0; v < V; v++) sum[r * V + v] += weights[v] * x[r * stride];
-            }
-            x++;
-            w += LANES;
-        }
+        const struct segment *input = t->segments + s;
+        const float *x = t->work + input->start + t->row * input->stride;
+        accumulate(R, V, FAR, x, input->stride, 1, w, t->panel, LANES, input->channels, t->far,
+                   &fetched, sum);
+        w += input->channels * LANES;
     }
     UNROLL for (int r = 0; r < R * V; r++) acc[r] = sum[r];
 }
@@ -177,7 +207,7 @@ static void add_chunk(const struct step *s, float *work, int64_t c, int64_t row,
     for (int64_t r = 0; r < high; r++) {
         written[r] = work + s->target + time * s->target_time + m * s->target_stride;
         if (++m == s->rows) m = 0, time++;
-        const float *begin = chunk->depth ? written[r] : s->bias;
+        const float *begin = chunk->depth || s->accumulate ? written[r] : s->bias;
         for (int64_t v = 0; v < across; v++)
             acc[r * across + v] = *(const vec *)(begin + (first + v) * LANES);
     }
@@ -208,6 +238,104 @@ static void product(const struct step *s, float *work, int64_t thread, int64_t t
     }
 }
 
+/* Gradient of a product's weights: rows of inputs, transposed, times rows of gradients. Here a tile
+ * is of channels of an input, and the depth is that of all rows, in parts that stay in a cache. */
+INLINE void outer(const int R, const int V, const float *x, int64_t x_stride, const float *y,
+                  int64_t y_stride, int64_t depth, float *out, int64_t panel, int begins) {
+    vec sum[2 * ROWS];
+    int64_t none = 0;
+    UNROLL for (int r = 0; r < R; r++) {
+        UNROLL for (int v = 0; v < V; v++)
+            sum[r * V + v] = begins ? (vec){} : *(vec *)(out + v * panel + r * LANES);
+    }
+    accumulate(R, V, 0, x, 1, x_stride, y, LANES, y_stride, depth, 0, &none, sum);
+    UNROLL for (int r = 0; r < R; r++) {
+        UNROLL for (int v = 0; v < V; v++) *(vec *)(out + v * panel + r * LANES) = sum[r * V + v];
+    }
+}
+
+#define CASE_GRADIENT(R)                                                                           \
+    case R:                                                                                        \
+        if (across == 2)                                                                           \
+            outer(R, 2, x, x_stride, y, y_stride, depth, out, panel, begins);                      \
+        else                                                                                       \
+            outer(R, 1, x, x_stride, y, y_stride, depth, out, panel, begins);                      \
+        break;
+
+static __attribute__((noinline)) void add_outer(int64_t high, int64_t across, const float *x,
+                                                int64_t x_stride, const float *y,
+                                                int64_t y_stride, int64_t depth, float *out,
+                                                int64_t panel, int begins) {
+    switch (high) {
+        CASE_GRADIENT(1) CASE_GRADIENT(2) CASE_GRADIENT(3)
+        CASE_GRADIENT(4) CASE_GRADIENT(5) CASE_GRADIENT(6)
+#if ROWS == 12
+        CASE_GRADIENT(7) CASE_GRADIENT(8) CASE_GRADIENT(9)
+        CASE_GRADIENT(10) CASE_GRADIENT(11) CASE_GRADIENT(12)
+#endif
+    }
+}
+
+#define PART 128 /* rows */
+
+static void weight_gradient(const struct step *s, float *work, float *gradients, int64_t thread,
+                            int64_t threads) {
+    const int64_t rows = s->length * s->rows, vectors = ceil_div(s->channels, LANES);
+    const int64_t pairs = ceil_div(vectors, 2), panel = s->depth * LANES;
+    const float *y = work + s->source;
+    for (int64_t from = 0; from < rows; from += PART) {
+        const int64_t depth = rows - from < PART ? rows - from : PART;
+        int64_t task = 0, before = 0; /* of all tiles; channels of segments before */
+        for (int64_t i = 0; i < s->count; i++) {
+            const struct segment *input = s->segments + i;
+            const float *x = work + input->start + from * input->stride;
+            const int64_t tiles = ceil_div(input->channels, ROWS);
+            const int64_t most = ceil_div(input->channels, tiles);
+            for (int64_t c = 0; c < input->channels; c += most)
+                for (int64_t p = 0; p < pairs; p++) {
+                    if (task++ % threads != thread) continue;
+                    const int64_t across = vectors - 2 * p < 2 ? 1 : 2;
+                    const int64_t left = input->channels - c;
+                    add_outer(left < most ? left : most, across, x + c, input->stride,
+                              y + from * s->source_stride + 2 * p * LANES, s->source_stride, depth,
+                              s->panels + 2 * p * panel + (before + c) * LANES, panel, !from);
+                }
+            before += input->channels;
+        }
+    }
+    if (thread) return;
+    for (int64_t o = 0; o < s->channels; o += LANES) { /* of the bias */
+        vec sum = {0};
+        for (int64_t r = 0; r < rows; r++) sum += *(const vec *)(y + r * s->source_stride + o);
+        for (int64_t i = o; i < s->channels && i < o + LANES; i++)
+            gradients[s->place + i] += sum[i - o];
+    }
+}
+
+/* Between weights as PyTorch has them and panels. Segments say where a tap begins and how many
+ * inner channels it has. */
+static void repack(const struct call *c, const struct step *s, int64_t thread) {
+    const int64_t vectors = ceil_div(s->channels, LANES);
+    for (int64_t p = thread; p < vectors; p += c->threads) {
+        float *panel = s->panels + p * s->depth * LANES;
+        const int64_t lanes = s->channels - p * LANES < LANES ? s->channels - p * LANES : LANES;
+        for (int64_t i = 0; i < s->count; i++) {
+            const struct segment *tap = s->segments + i;
+            const int64_t start = tap->start + p * LANES * s->lane_stride;
+            const float *from = s->plain + start;
+            float *to = c->gradients + s->place + start;
+            for (int64_t k = 0; k < tap->channels; k++, panel += LANES)
+                for (int64_t l = 0; l < lanes; l++) {
+                    const int64_t there = k * s->inner_stride + l * s->lane_stride;
+                    if (s->kind == PACK)
+                        panel[l] = from[there];
+                    else
+                        to[there] = panel[l];
+                }
+        }
+    }
+}
+
 /* --- normalisation ------------------------------------------------------------------------------ */
 
 INLINE vec at_least(vec x, float low) {
@@ -215,8 +343,8 @@ INLINE vec at_least(vec x, float low) {
     return (vec)(((ivec)(vec){} & below) | ((ivec)x & ~below)) + (vec)((ivec)((vec){} + low) & below);
 }
 
-/* Swish x / (1 + exp(−x)), to two units in the last place; exp by Cody and Waite's reduction. */
-INLINE vec swish(vec x) {
+/* 1 / (1 + exp(−x)), to two units in the last place; exp by Cody and Waite's reduction. */
+INLINE vec sigmoid(vec x) {
     const float magic = 12582912.0f; /* 1.5 · 2^23: adding it rounds to a whole number */
     const vec z = at_least(-at_least(x, -87.0f), -87.0f); /* −x, where exp is a normal number */
     const vec n = (z * 1.44269504f + magic) - magic;
@@ -228,8 +356,10 @@ INLINE vec swish(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     const vec power = (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
-    return x / (p * power + 1.0f);
+    return 1.0f / (p * power + 1.0f);
 }
+
+INLINE vec swish(vec x) { return x * sigmoid(x); }
 
 /* Factor and term of each channel of a group, by its mean and variance and the given scales. */
 INLINE void modulation(const struct step *s, int64_t group, float mean, float variance,
@@ -288,15 +418,98 @@ static void normalise(const struct call *c, const struct step *s, int64_t thread
         for (int64_t g = 0; g < s->groups; g++) {
             float sum = 0;
             for (int64_t i = g * size; i < (g + 1) * size; i++) sum += factor[i];
-            modulation(s, g, term[g * size], sum / (float)(s->length * size), c->scale + film,
-                       c->shift + film, factor, term);
+            sum /= (float)(s->length * size);
+            if (s->moments) {
+                float *moments = c->work + s->moments + (from + m) * s->groups + g;
+                moments[0] = term[g * size];
+                moments[M * s->groups] = 1.0f / sqrtf(sum + (float)s->eps);
+            }
+            modulation(s, g, term[g * size], sum, c->scale + film, c->shift + film, factor, term);
         }
         for (int64_t i = s->channels; i < stride; i++) factor[i] = term[i] = 0;
     }
     for (int64_t t = 0; t < s->length; t++) modulate(s, c->work, t, begin, width, square, mean);
 }
 
-/* The same with mean and variance of the steps so far. */
+/* Gradients of a normalisation's series, residual, scale and shift from that of its result.
+ *
+ * With x̂ = (x − mean) · inverse and g the gradient before the swish, that of x is
+ * inverse · (scale g − A − x̂ B), where A and B are means over a group of scale g and scale g x̂. */
+static void normalise_backward(const struct call *c, const struct step *s, int64_t thread) {
+    const int64_t M = s->rows, stride = s->source_stride, size = s->channels / s->groups;
+    const int64_t from = M * thread / c->threads, to = M * (thread + 1) / c->threads;
+    const int64_t begin = from * stride, width = (to - from) * stride;
+    float *mean = c->work + s->scratch + begin, *inverse = mean + M * stride;
+    float *scale = inverse + M * stride, *shift = scale + M * stride;
+    float *sum = shift + M * stride, *product = sum + M * stride; /* of g, and of g x̂ */
+
+    for (int64_t part = 0; part < 6; part++)
+        memset(mean + part * M * stride, 0, sizeof(float) * (size_t)width);
+    for (int64_t m = 0; m < to - from; m++) {
+        const int64_t film = (c->first + from + m) / c->share * c->film_stride + s->film;
+        const float *moments = c->work + s->moments + (from + m) * s->groups;
+        for (int64_t i = 0; i < s->channels; i++) {
+            mean[m * stride + i] = moments[i / size];
+            inverse[m * stride + i] = moments[M * s->groups + i / size];
+            scale[m * stride + i] = c->scale[film + i];
+            shift[m * stride + i] = c->shift[film + i];
+        }
+    }
+    for (int64_t t = 0; t < s->length; t++) {
+        const float *x = c->work + s->source + t * s->source_time + begin;
+        float *gradient = c->work + s->target + s->shadow + t * s->source_time + begin;
+        const float *other = c->work + s->residual + t * s->source_time + begin;
+        float *d_other = c->work + s->residual + s->shadow + t * s->source_time + begin;
+        for (int64_t i = 0; i < width; i += LANES) {
+            const vec normal = (*(const vec *)(x + i) - *(vec *)(mean + i)) * *(vec *)(inverse + i);
+            vec g = *(vec *)(gradient + i);
+            if (s->swish) {
+                vec value = normal * *(vec *)(scale + i) + *(vec *)(shift + i);
+                if (s->residual) value += *(const vec *)(other + i);
+                const vec chance = sigmoid(value);
+                g *= chance * (1.0f + value * (1.0f - chance));
+                *(vec *)(gradient + i) = g;
+            }
+            if (s->residual && s->accumulate)
+                *(vec *)(d_other + i) += g;
+            else if (s->residual)
+                *(vec *)(d_other + i) = g;
+            *(vec *)(sum + i) += g;
+            *(vec *)(product + i) += g * normal;
+        }
+    }
+    for (int64_t m = 0; m < to - from; m++) {
+        const int64_t film = (from + m) * c->film_stride + s->film, here = m * stride;
+        for (int64_t g = 0; g < s->groups; g++) {
+            float a = 0, b = 0;
+            for (int64_t i = g * size; i < (g + 1) * size; i++) {
+                c->d_shift[film + i] = sum[here + i];
+                c->d_scale[film + i] = product[here + i];
+                a += scale[here + i] * sum[here + i];
+                b += scale[here + i] * product[here + i];
+            }
+            a /= (float)(s->length * size);
+            b /= (float)(s->length * size);
+            for (int64_t i = g * size; i < (g + 1) * size; i++) { /* gradient: g · scale + x̂ · … */
+                scale[here + i] *= inverse[here + i];
+                product[here + i] = -b * inverse[here + i];
+                sum[here + i] = -a * inverse[here + i];
+            }
+        }
+    }
+    for (int64_t t = 0; t < s->length; t++) {
+        const float *x = c->work + s->source + t * s->source_time + begin;
+        const float *gradient = c->work + s->target + s->shadow + t * s->source_time + begin;
+        float *d_x = c->work + s->source + s->shadow + t * s->source_time + begin;
+        for (int64_t i = 0; i < width; i += LANES) {
+            const vec normal = (*(const vec *)(x + i) - *(vec *)(mean + i)) * *(vec *)(inverse + i);
+            *(vec *)(d_x + i) = *(const vec *)(gradient + i) * *(vec *)(scale + i) +
+                                normal * *(vec *)(product + i) + *(vec *)(sum + i);
+        }
+    }
+}
+
+/* The same as `normalise` with mean and variance of the steps so far. */
 static void normalise_causally(const struct call *c, const struct step *s, int64_t thread) {
     const int64_t M = s->rows, stride = s->source_stride, size = s->channels / s->groups;
     for (int64_t m = M * thread / c->threads; m < M * (thread + 1) / c->threads; m++) {
@@ -378,6 +591,12 @@ static void work_through(struct call *c, int64_t thread) {
             normalise(c, s, thread);
         else if (s->kind == NORM_CAUSAL)
             normalise_causally(c, s, thread);
+        else if (s->kind == NORM_BACKWARD)
+            normalise_backward(c, s, thread);
+        else if (s->kind == WEIGHT_GRADIENT)
+            weight_gradient(s, c->work, c->gradients, thread, c->threads);
+        else if (s->kind == PACK || s->kind == UNPACK)
+            repack(c, s, thread);
         else if (thread == 0) {
             if (s->kind == COPY || s->kind == ADD)
                 transfer(s, c->work);
@@ -405,9 +624,22 @@ static void *join(void *argument) {
 /* Run the steps with so many threads, or with as many as can be started. */
 void mpd_run(const struct step *steps, int64_t count, float *work, const float *input,
              float *output, const float *scale, const float *shift, int64_t film_stride,
-             int64_t share, int64_t first, int64_t threads) {
-    struct call c = {steps, count, work, input, output, scale, shift, film_stride, share, first,
-                     1,     0,     0,    0};
+             int64_t share, int64_t first, float *d_scale, float *d_shift, float *gradients,
+             int64_t threads) {
+    struct call c = {.steps = steps,
+                     .count = count,
+                     .work = work,
+                     .input = input,
+                     .output = output,
+                     .scale = scale,
+                     .shift = shift,
+                     .film_stride = film_stride,
+                     .share = share,
+                     .first = first,
+                     .d_scale = d_scale,
+                     .d_shift = d_shift,
+                     .gradients = gradients,
+                     .threads = 1};
     pthread_t handles[MOST_THREADS];
     struct member members[MOST_THREADS];
     while (c.threads < threads && c.threads < MOST_THREADS) {

@@ -1,0 +1,325 @@
+"""Lists of steps for the C code of `native_unet.c`, and the work space that they compute in.
+
+A place is a count of floats from the start of the work space. Series are ``[L, M, C]``: time first,
+channels padded to whole vectors, and zeros before the first and after the last step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mpd_gym.models.temporal_unet import CumulativeNorm
+
+__all__ = [
+    "Panels",
+    "Plan",
+    "Program",
+    "Segment",
+    "Series",
+    "Sources",
+    "Step",
+    "array",
+    "rounded",
+    "segments",
+]
+
+# Channels that are multiplied at a time, so that the nearest cache holds a tile of rows with them.
+CHUNK = 512
+# Where few rows meet many weights, memory sets the pace: each chunk of weights is fetched while
+# the one before it is multiplied, and has to fit into that cache as well.
+CHUNK_FETCHED = 256
+FETCHED_BYTES = 2**20  # of weights, from which on no cache is expected to hold them
+FETCHED_ROWS = 48  # rows up to which they are not used often enough for it not to matter
+(LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL, NORM_BACKWARD, WEIGHT_GRADIENT) = range(9)
+PACK, UNPACK = 9, 10
+ALIGNMENT = 16  # floats: lines of the cache
+SCRATCH = 6  # numbers of a normalisation for each series and channel
+
+
+_Item = TypeVar("_Item", bound=ctypes.Structure)
+
+
+class Segment(ctypes.Structure):
+    """``struct segment``."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("start", "channels", "stride")]
+
+
+class Chunk(ctypes.Structure):
+    """``struct chunk``."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("first", "count", "depth")]
+
+
+class Step(ctypes.Structure):
+    """``struct step``."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "kind",
+                "length",
+                "rows",
+                "channels",
+                "source",
+                "target",
+                "source_stride",
+                "target_stride",
+                "source_time",
+                "target_time",
+                "count",
+            )
+        ),
+        ("segments", ctypes.c_void_p),
+        ("chunks", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "depth",
+                "fetched",
+                "chunk_size",
+                "groups",
+                "film",
+                "residual",
+                "swish",
+                "scratch",
+            )
+        ),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("shadow", "moments", "accumulate")),
+        ("panels", ctypes.c_void_p),
+        ("plain", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("lane_stride", "inner_stride", "place")),
+    ]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Weights of a product as it reads them.
+
+    Attributes:
+        weight: ``[C / lanes, K, lanes]``.
+        bias: ``[C / lanes, lanes]``.
+        outputs: C.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Series:
+    """Series ``[L, M, C]`` in the work space.
+
+    Attributes:
+        start: Place of step 0.
+        length: L.
+        channels: C.
+        stride: From one row to the next.
+        time: From one step of time to the next.
+    """
+
+    start: int
+    length: int
+    channels: int
+    stride: int
+    time: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps for so many series, and the memory that they use."""
+
+    steps: ctypes.Array[Step]
+    work: Tensor
+    kept: tuple[object, ...]  # what the steps point to
+
+    def run(
+        self,
+        library: ctypes.CDLL,
+        steps: ctypes.Array[Step],
+        given: Tensor,
+        output: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        share: int = 1,
+        first: int = 0,
+        gradients: Sequence[Tensor] = (),
+    ) -> None:
+        """Run steps; all tensors are float32 and contiguous.
+
+        Args:
+            library: The compiled code.
+            steps: Those of this program, or others that use its work space.
+            given: ``[M, L, D]``.
+            output: ``[M, L, D']``, where steps write there.
+            scale: ``[G, ΣC]``.
+            shift: As `scale`.
+            share: Consecutive series that share a row of `scale`.
+            first: Number of the first series; its row is ``first // share``.
+            gradients: Of `scale`, `shift` and all weights, where steps write there.
+        """
+        library.mpd_run(
+            steps,
+            len(steps),
+            self.work.data_ptr(),
+            given.data_ptr(),
+            None if output is None else output.data_ptr(),
+            scale.data_ptr(),
+            shift.data_ptr(),
+            scale.shape[1],
+            share,
+            first,
+            *((gradient.data_ptr() for gradient in gradients) if gradients else (None,) * 3),
+            torch.get_num_threads(),
+        )
+
+
+Sources: TypeAlias = Sequence[tuple[Series, int]]  # each at so many steps later
+
+
+class Plan:
+    """Writes a program.
+
+    Args:
+        rows: M.
+        lanes: Channels are padded to whole multiples of these.
+        around: Steps of zeros before and after each series.
+    """
+
+    def __init__(self, rows: int, lanes: int, around: int) -> None:
+        self._rows, self._lanes, self._around = rows, lanes, around
+        self._size = 0
+        self._widest = 0
+        self._steps: list[Step] = []
+        self._kept: list[object] = []
+
+    def series(self, length: int, channels: int) -> Series:
+        """Place new series."""
+        stride = rounded(channels, self._lanes)
+        time = stride * self._rows
+        start = self._size + self._around * time
+        self._size = rounded(start + (length + self._around) * time, ALIGNMENT)
+        self._widest = max(self._widest, time)
+        return Series(start, length, channels, stride, time)
+
+    def load(self, target: Series) -> None:
+        """Read what the caller gives."""
+        self._add(LOAD, target, target)
+
+    def store(self, source: Series) -> None:
+        """Write what the caller gets."""
+        self._add(STORE, source, source)
+
+    def alternate(self, source: Series, start: int) -> Series:
+        """Every second step of series, from step `start` on."""
+        target = self.series((source.length - start + 1) // 2, source.channels)
+        step = self._add(COPY, source, target)
+        step.source += start * source.time
+        step.source_time *= 2
+        return target
+
+    def product(
+        self, sources: Sources, weights: Panels, target: Series, every: int = 1, start: int = 0
+    ) -> Step:
+        """Multiply sources, each at so many steps later, side by side with weights.
+
+        Results go to every `every`-th step of `target`, from `start` on.
+        """
+        few = target.length // every * self._rows <= FETCHED_ROWS
+        fetched = few and weights.weight.nbytes >= FETCHED_BYTES
+        size = CHUNK_FETCHED if fetched else CHUNK
+        inputs = array(segments(sources, size))
+        chunks = array(_chunks([part.channels for part in inputs], size))
+        step = self._add(PRODUCT, target, target)
+        step.length //= every
+        step.target += start * target.time
+        step.target_time *= every
+        step.segments, step.chunks = ctypes.addressof(inputs), ctypes.addressof(chunks)
+        step.count = len(chunks)
+        step.weight, step.bias = weights.weight.data_ptr(), weights.bias.data_ptr()
+        step.depth, step.fetched, step.chunk_size = weights.weight.shape[1], fetched, size
+        self._kept += [inputs, chunks, weights]
+        return step
+
+    def normalise(
+        self, series: Series, norm: nn.Module, film: int, residual: Series | None, swish: bool
+    ) -> Series:
+        """Normalise series in place, add a residual, take the swish."""
+        self._normalise(series, series, norm, film, residual, swish)
+        return series
+
+    def add(self, source: Series, target: Series) -> None:
+        """Add series to others."""
+        self._add(ADD, source, target)
+
+    def program(self) -> Program:
+        """All steps, with work space of zeros."""
+        for step in self._steps:
+            step.scratch = self._size
+        work = torch.zeros(self._size + SCRATCH * self._widest)
+        return Program(array(self._steps), work, tuple(self._kept))
+
+    def _normalise(
+        self,
+        series: Series,
+        target: Series,
+        norm: nn.Module,
+        film: int,
+        residual: Series | None,
+        swish: bool,
+    ) -> Step:
+        assert isinstance(norm, nn.GroupNorm | CumulativeNorm)
+        step = self._add(NORM if isinstance(norm, nn.GroupNorm) else NORM_CAUSAL, series, target)
+        step.groups, step.eps, step.film, step.swish = norm.num_groups, norm.eps, film, swish
+        step.residual = 0 if residual is None else residual.start  # no series starts there
+        return step
+
+    def _add(self, kind: int, source: Series, target: Series) -> Step:
+        step = Step(kind=kind, length=target.length, rows=self._rows, channels=target.channels)
+        step.source, step.source_stride, step.source_time = source.start, source.stride, source.time
+        step.target, step.target_stride, step.target_time = target.start, target.stride, target.time
+        self._steps.append(step)
+        return step
+
+
+def segments(sources: Sources, most: int) -> Iterator[Segment]:
+    """Inputs of a product, none of more than `most` channels."""
+    for series, shift in sources:
+        for begin in range(0, series.channels, most):
+            start = series.start + shift * series.time + begin
+            yield Segment(start, min(most, series.channels - begin), series.stride)
+
+
+def _chunks(channels: Sequence[int], most: int) -> Iterator[Chunk]:
+    """Group segments into chunks of no more than `most` channels."""
+    first = depth = size = 0
+    for index, more in enumerate(channels):
+        if size + more > most:
+            yield Chunk(first, index - first, depth)
+            first, depth, size = index, depth + size, 0
+        size += more
+    yield Chunk(first, len(channels) - first, depth)
+
+
+def array(items: Iterable[_Item]) -> ctypes.Array[_Item]:
+    """Structures, at least one, side by side in memory."""
+    found = list(items)
+    return (type(found[0]) * len(found))(*found)
+
+
+def rounded(size: int, multiple: int) -> int:
+    """The next multiple of `multiple`."""
+    return math.ceil(size / multiple) * multiple

@@ -1,5 +1,9 @@
 """The denoisers with hand-written backward passes: what a training on a CPU computes with.
 
+In float32, and where there is a C compiler, all layers of the U-Net are one node of the graph, in C
+(`mpd_gym.models.native_training`). What follows is for bfloat16, for causal networks, and for
+machines without a compiler.
+
 `fused` gives the function that `TrajectoryDenoiser.forward` is, from the same parameters. Time
 series are ``[L, M, C]``, time first: there a normalisation of each series with its modulation is
 one of M · C channels of a single image. `fused_convolution` has the convolutions, `fused_norm` the
@@ -22,7 +26,7 @@ from mpd_gym.models.denoisers import TrajectoryDenoiser
 from mpd_gym.models.fused_convolution import Geometry, kernel, read
 from mpd_gym.models.fused_norm import Norm, normalise, normalise_backward
 from mpd_gym.models.native_training import native_forward, trains_natively
-from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
+from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet, by_channels
 
 __all__ = ["fused", "lay_out"]
 
@@ -53,11 +57,11 @@ def fused(network: TrajectoryDenoiser) -> Network:
             dtype = torch.get_autocast_dtype("cpu")
         embedding = network.embed(k, initial, conditions, present)
         with torch.autocast("cpu", enabled=False):
-            modulations = _modulations(network.unet, embedding.to(dtype))
+            groups = _modulations(network.unet, embedding.to(dtype))
             if dtype == torch.float32 and trains_natively(network.unet, trajectory):
-                return native_forward(network.unet, trajectory, *_joined(network.unet, modulations))
+                return native_forward(network.unet, trajectory, *_joined(network.unet, groups))
             series = trajectory.to(dtype).transpose(0, 1).contiguous()
-            return _unet(network.unet, series, modulations).transpose(0, 1).float()
+            return _unet(network.unet, series, _each(groups)).transpose(0, 1).float()
 
     return forward
 
@@ -70,41 +74,51 @@ def lay_out(network: nn.Module) -> None:
             weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _modulations(unet: TemporalUnet, embedding: Tensor) -> Iterator[Modulation]:
+def _modulations(unet: TemporalUnet, embedding: Tensor) -> list[tuple[list[int], Tensor, Tensor]]:
     """Scale and shift of every layer of the stages, from FiLM and the affine normalisation.
 
-    Weights stand on the left of every product, so that their gradients come in their own layout.
+    Layers of as many channels are one group: their numbers, and their scales and shifts, each
+    ``[n, M, C]``. Weights stand on the left of every product, so that their gradients come in their
+    own layout.
     """
     stages = (*unet.encoder, unet.middle, *unet.decoder)
     blocks: list[Any] = [block for stage in stages for block in (stage.first, stage.second)]
     films = [film for block in blocks for film in block.films]
     norms = [norm for block in blocks for norm in block.norms]
-    groups: dict[int, list[int]] = {}  # layers by their number of channels
-    for index, norm in enumerate(norms):
-        groups.setdefault(norm.num_channels, []).append(index)
+    groups = by_channels(norms)
     order = [index for group in groups.values() for index in group]
     dtype, (rows, size) = embedding.dtype, embedding.shape
     weight, bias = _affine([films[index][0] for index in order])
     hidden = functional.silu(weight.flatten(0, 1).to(dtype) @ embedding.t() + bias.reshape(-1, 1))
     parts = torch.split(hidden.view(-1, size, rows), [len(group) for group in groups.values()])
-    found: dict[int, Modulation] = {}
+    found = []
     for part, group in zip(parts, groups.values(), strict=True):
         weight, bias = _affine([films[index][2] for index in group])
         gain, offset = _affine([norms[index] for index in group])
         product = torch.bmm(weight.to(dtype), part.to(dtype)).float().transpose(1, 2)
         scale, shift = (product + bias[:, None]).chunk(2, dim=-1)  # each [layers, M, C]
         shift = torch.addcmul(shift, scale, offset[:, None])
-        pairs = zip((scale * gain[:, None]).unbind(), shift.unbind(), strict=True)
-        found |= dict(zip(group, pairs, strict=True))
-    return iter([found[index] for index in range(len(norms))])
+        found.append((group, scale * gain[:, None], shift))
+    return found
 
 
-def _joined(unet: Any, modulations: Iterator[Modulation]) -> tuple[Tensor, Tensor]:
-    """Scales and shifts of all layers side by side, ``[M, ΣC]``, the head's among them."""
-    scales, shifts = zip(*modulations, strict=True)
-    norm, rows = unet.head[1], len(scales[0])
-    scale, shift = (part.expand(rows, -1) for part in (norm.weight, norm.bias))
-    return torch.cat((*scales, scale), dim=-1), torch.cat((*shifts, shift), dim=-1)
+def _each(groups: list[tuple[list[int], Tensor, Tensor]]) -> Iterator[Modulation]:
+    """Scale and shift, ``[M, C]``, of layer after layer."""
+    found: dict[int, Modulation] = {}
+    for group, scale, shift in groups:
+        found |= dict(zip(group, zip(scale.unbind(), shift.unbind(), strict=True), strict=True))
+    return iter([found[index] for index in range(len(found))])
+
+
+def _joined(unet: Any, groups: list[tuple[list[int], Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Scales and shifts side by side, ``[M, ΣC]``: group by group, then those of the head."""
+    _, scales, shifts = zip(*groups, strict=True)
+    norm, rows = unet.head[1], scales[0].shape[1]
+    sides = []
+    for parts, last in ((scales, norm.weight), (shifts, norm.bias)):
+        columns = [part.transpose(0, 1).flatten(1) for part in parts]
+        sides.append(torch.cat((*columns, last.expand(rows, -1)), dim=-1))
+    return sides[0], sides[1]
 
 
 def _affine(modules: list[Any]) -> tuple[Tensor, Tensor]:

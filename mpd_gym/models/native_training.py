@@ -39,7 +39,7 @@ from mpd_gym.models.native_plan import (
     segments,
 )
 from mpd_gym.models.native_unet import around, taps, write_unet
-from mpd_gym.models.temporal_unet import TemporalUnet
+from mpd_gym.models.temporal_unet import TemporalUnet, film_offsets
 
 __all__ = ["native_forward", "trains_natively"]
 
@@ -58,7 +58,8 @@ def native_forward(unet: TemporalUnet, trajectory: Tensor, scale: Tensor, shift:
     Args:
         unet: Layers; their parameters are read at every call.
         trajectory: ``[M, L, D]``, float32; gets no gradient.
-        scale: Of all normalisations in the order of the layers side by side, ``[M, ΣC]``.
+        scale: Of all normalisations side by side, ``[M, ΣC]``, as `film_offsets` places them; the
+            head's comes last.
         shift: As `scale`.
 
     Returns:
@@ -72,6 +73,8 @@ def native_forward(unet: TemporalUnet, trajectory: Tensor, scale: Tensor, shift:
 
 @final
 class _Unet(torch.autograd.Function):
+    """One node of the graph for all layers."""
+
     @staticmethod
     def forward(
         ctx: Any, unet: TemporalUnet, trajectory: Tensor, scale: Tensor, shift: Tensor, *_: Tensor
@@ -93,9 +96,10 @@ class _Unet(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Run the second list of steps, once."""
         program, ctx.program = ctx.program, None
-        assert program is not None, "the work space of this graph is in use by another"
+        if program is None:
+            raise RuntimeError("backward: a second time, which this graph has no memory for")
         scale, shift = ctx.saved_tensors
-        found = torch.zeros(program.weights_size)
+        found = torch.empty(program.weights_size)
         modulations = torch.empty_like(scale), torch.empty_like(shift)
         program.memory.run(
             _library(),
@@ -163,8 +167,8 @@ _PROGRAMS: WeakKeyDictionary[TemporalUnet, _Programs] = WeakKeyDictionary()
 def _training(unet: TemporalUnet, rows: int, length: int, pointers: list[int]) -> _Training:
     """Write both lists of steps."""
     plan = _TrainingPlan(rows, int(_library().mpd_lanes()), around(unet), _weights(unet))
-    channels = [norm.num_channels for norm in unet.modules() if isinstance(norm, nn.GroupNorm)]
-    offsets = [0, *itertools.accumulate(channels)]
+    *norms, _ = [norm for norm in unet.modules() if isinstance(norm, nn.GroupNorm)]
+    offsets = [*film_offsets(norms), sum(norm.num_channels for norm in norms)]
     write_unet(plan, unet, plan.weights, offsets, length)
     memory, backward = plan.finish()
     outputs = cast(nn.Conv1d, unet.head[3]).out_channels
@@ -329,6 +333,8 @@ class _TrainingPlan(Plan):
         step.segments, step.count = ctypes.addressof(parts), len(parts)
         step.panels, step.depth = found.data_ptr(), found.shape[1]
         step.place = self._places[id(panels.module.bias)]
+        # Both halves of a transposed convolution have one bias; the second comes first here.
+        step.accumulate = panels.module.transposed and panels.half == 0
         self._kept += [found, parts]
         lanes, inner = (shape.outputs, shape.output_stride), (shape.inputs, shape.input_stride)
         self._repack(UNPACK, found, panels.module.weight, lanes, inner, shape.taps)

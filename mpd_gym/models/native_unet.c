@@ -88,7 +88,7 @@ struct step {
     /* training */
     int64_t shadow;     /* from a series to its gradient */
     int64_t moments;    /* of a normalisation, [2, M, groups], or 0 */
-    int64_t accumulate; /* whether a product, or a residual's gradient, is added to what is there */
+    int64_t accumulate; /* whether a product, or the gradient of a residual or bias, is added */
     float *panels;      /* packed weights or their gradients, [C / LANES, K, LANES] */
     const float *plain; /* weights as PyTorch has them */
     int64_t lane_stride, inner_stride, place; /* place: of a gradient in `gradients` */
@@ -308,7 +308,7 @@ static void weight_gradient(const struct step *s, float *work, float *gradients,
         vec sum = {0};
         for (int64_t r = 0; r < rows; r++) sum += *(const vec *)(y + r * s->source_stride + o);
         for (int64_t i = o; i < s->channels && i < o + LANES; i++)
-            gradients[s->place + i] += sum[i - o];
+            gradients[s->place + i] = sum[i - o] + (s->accumulate ? gradients[s->place + i] : 0);
     }
 }
 
@@ -324,14 +324,26 @@ static void repack(const struct call *c, const struct step *s, int64_t thread) {
             const int64_t start = tap->start + p * LANES * s->lane_stride;
             const float *from = s->plain + start;
             float *to = c->gradients + s->place + start;
-            for (int64_t k = 0; k < tap->channels; k++, panel += LANES)
-                for (int64_t l = 0; l < lanes; l++) {
-                    const int64_t there = k * s->inner_stride + l * s->lane_stride;
-                    if (s->kind == PACK)
-                        panel[l] = from[there];
-                    else
-                        to[there] = panel[l];
-                }
+            /* In blocks, so that lines of both sides stay in the nearest cache. */
+            for (int64_t k = 0; k < tap->channels; k += LANES, panel += LANES * LANES) {
+                const int64_t deep = tap->channels - k < LANES ? tap->channels - k : LANES;
+                const int64_t there = k * s->inner_stride;
+                if (s->kind == UNPACK)
+                    for (int64_t l = 0; l < lanes; l++)
+                        for (int64_t d = 0; d < deep; d++)
+                            to[there + l * s->lane_stride + d * s->inner_stride] =
+                                panel[d * LANES + l];
+                else if (s->lane_stride == 1)
+                    for (int64_t d = 0; d < deep; d++)
+                        memcpy(panel + d * LANES, from + there + d * s->inner_stride,
+                               sizeof(float) * (size_t)lanes);
+                else
+                    for (int64_t l = 0; l < lanes; l++)
+                        for (int64_t d = 0; d < deep; d++)
+                            panel[d * LANES + l] =
+                                from[there + l * s->lane_stride + d * s->inner_stride];
+            }
+            panel -= (ceil_div(tap->channels, LANES) * LANES - tap->channels) * LANES;
         }
     }
 }

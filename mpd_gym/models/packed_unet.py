@@ -7,7 +7,6 @@ once.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, cast, final
 
@@ -16,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpd_gym.models.packed_ops import Convolution, modulated_norm
-from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
+from mpd_gym.models.temporal_unet import (
+    ResidualBlock,
+    Stage,
+    TemporalUnet,
+    by_channels,
+    film_offsets,
+)
 
 __all__ = ["Films", "Unet"]
 
@@ -35,9 +40,7 @@ class Films:
         blocks, last = list(_blocks(unet)), cast(nn.GroupNorm, unet.head[1])
         films: list[Any] = [film for block in blocks for film in block.films]
         norms: list[Any] = [norm for block in blocks for norm in block.norms]
-        layers: dict[int, list[int]] = {}  # by their number of channels
-        for index, norm in enumerate(norms):
-            layers.setdefault(norm.num_channels, []).append(index)
+        layers = by_channels(norms)
         first = [films[index][0] for group in layers.values() for index in group]
         weight, bias = (torch.cat([getattr(film, name) for film in first]) for name in _NAMES)
         # In float32: conditioning is outside of the loop and may stay exact.
@@ -50,7 +53,7 @@ class Films:
             self._outputs.append((weights, biases.detach()[:, None]))
         self._last = [getattr(last, name).detach().clone() for name in _NAMES]
         self._groups = [*layers.items(), (last.num_channels, [len(norms)])]
-        self.offsets = self._begins()
+        self.offsets = [*film_offsets(norms), sum(norm.num_channels for norm in norms)]
 
     def __call__(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Map ``[G, d]`` to scales and shifts, each ``[G, ΣC]``, group by group."""
@@ -66,13 +69,6 @@ class Films:
         pairs.append([part.expand(rows, -1) for part in self._last])
         scales, shifts = (torch.cat(parts, dim=-1) for parts in zip(*pairs, strict=True))
         return scales, shifts
-
-    def _begins(self) -> list[int]:
-        """Where each normalisation's channels begin in a row, in the order of the layers."""
-        order = [(index, channels) for channels, group in self._groups for index in group]
-        ends = itertools.accumulate(channels for _, channels in order)
-        begins = {index: end - channels for (index, channels), end in zip(order, ends, strict=True)}
-        return [begins[index] for index in range(len(begins))]
 
     def split(self, values: Tensor, rows: int) -> list[Tensor]:
         """Split ``[G, ΣC]`` into ``[M · C]`` for each normalisation, in the order of the layers.

@@ -1,0 +1,114 @@
+"""Training in C: the plain network's predictions and gradients, one graph or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from test_fused import CONFIGS, denoiser, distance, inputs
+from torch import Tensor
+
+from mpd_gym.models import TrajectoryDenoiser, native
+from mpd_gym.models.fused import fused, lay_out
+from mpd_gym.models.native_training import trains_natively
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+
+ACAUSAL = [name for name in CONFIGS if "causal" not in name]
+Network = Callable[..., Tensor]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def arguments(network: TrajectoryDenoiser, rows: int) -> tuple[Tensor, ...]:
+    trajectory, *others = inputs(network, rows)
+    return trajectory.detach(), *others
+
+
+def loss_of(output: Tensor) -> Tensor:
+    return (output - 0.5).square().mean()
+
+
+def gradients(function: Network, network: TrajectoryDenoiser, rows: int) -> dict[str, Tensor]:
+    """Prediction, and gradients of a squared error to all parameters."""
+    output = function(*arguments(network, rows))
+    named = dict(network.named_parameters())
+    found = torch.autograd.grad(loss_of(output), list(named.values()))
+    return {"output": output.detach(), **dict(zip(named, found, strict=True))}
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("name", ACAUSAL)
+def test_prediction_and_every_gradient_agree_with_the_plain_network(name: str, rows: int) -> None:
+    network = denoiser(**CONFIGS[name])
+    lay_out(network)
+    assert trains_natively(network.unet, arguments(network, rows)[0])
+    expected, found = (gradients(part, network, rows) for part in (network, fused(network)))
+    for key, value in expected.items():
+        assert found[key].shape == value.shape
+        assert torch.equal(found[key], value) or distance(found[key], value) < 1e-4, key
+
+
+def test_threads_and_layout_change_nothing(threads: None) -> None:
+    network = denoiser(**CONFIGS["laptop"])
+    found = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(gradients(fused(network), network, 7))
+    lay_out(network)  # the weights move to other places
+    found.append(gradients(fused(network), network, 7))
+    unet = [key for key in found[0] if "unet" in key and "films" not in key]
+    for other in found[1:]:
+        assert all(torch.equal(found[0][key], other[key]) for key in unet)
+
+
+def test_graphs_do_not_share_their_memory() -> None:
+    network = denoiser()
+    function = fused(network)
+    weights = list(network.parameters())
+    (first, *rest), (second, *others) = arguments(network, 4), arguments(network, 4)
+    expected = [
+        torch.autograd.grad(loss_of(network(*one)), weights)
+        for one in ((first, *rest), (second + 1, *others))
+    ]
+    losses = [loss_of(function(*one)) for one in ((first, *rest), (second + 1, *others))]
+    with torch.no_grad():
+        function(first - 1, *rest)
+    for loss, values in zip(reversed(losses), reversed(expected), strict=True):
+        found = torch.autograd.grad(loss, weights)
+        assert all(distance(*pair) < 1e-4 for pair in zip(found, values, strict=True))
+
+
+def test_weights_that_move_before_the_backward_pass() -> None:
+    network = denoiser()
+    expected = gradients(network, network, 3)
+    loss = loss_of(fused(network)(*arguments(network, 3)))
+    lay_out(network)
+    fused(network)(*arguments(network, 3))
+    found = torch.autograd.grad(loss, network.unet.head[3].weight)[0]
+    assert distance(found, expected["unet.head.3.weight"]) < 1e-4
+    again = gradients(fused(network), network, 3)
+    assert all(distance(again[key], value) < 1e-4 for key, value in expected.items())
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    network = denoiser()
+    loss = loss_of(fused(network)(*arguments(network, 3)))
+    weights = list(network.parameters())
+    torch.autograd.grad(loss, weights, retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(loss, weights)
+
+
+def test_what_has_no_compiled_form_is_computed_otherwise() -> None:
+    network = denoiser()
+    trajectory = arguments(network, 2)[0]
+    assert not trains_natively(network.unet, trajectory.double())
+    assert not trains_natively(network.unet, trajectory.clone().requires_grad_())
+    assert not trains_natively(denoiser(**CONFIGS["causal"]).unet, trajectory)

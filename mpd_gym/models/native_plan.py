@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -46,18 +47,21 @@ SCRATCH = 6  # numbers of a normalisation for each series and channel
 _Item = TypeVar("_Item", bound=ctypes.Structure)
 
 
+@final
 class Segment(ctypes.Structure):
     """``struct segment``."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("start", "channels", "stride")]
 
 
+@final
 class Chunk(ctypes.Structure):
     """``struct chunk``."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("first", "count", "depth")]
 
 
+@final
 class Step(ctypes.Structure):
     """``struct step``."""
 
@@ -103,6 +107,7 @@ class Step(ctypes.Structure):
     ]
 
 
+@final
 @dataclass(frozen=True)
 class Panels:
     """Weights of a product as it reads them.
@@ -118,6 +123,7 @@ class Panels:
     outputs: int
 
 
+@final
 @dataclass(frozen=True)
 class Series:
     """Series ``[L, M, C]`` in the work space.
@@ -137,6 +143,7 @@ class Series:
     time: int
 
 
+@final
 @dataclass(frozen=True)
 class Program:
     """Steps for so many series, and the memory that they use."""
@@ -190,7 +197,7 @@ class Program:
 Sources: TypeAlias = Sequence[tuple[Series, int]]  # each at so many steps later
 
 
-class Plan:
+class Plan(ABC):
     """Writes a program.
 
     Args:
@@ -254,12 +261,11 @@ class Plan:
         self._kept += [inputs, chunks, weights]
         return step
 
+    @abstractmethod
     def normalise(
         self, series: Series, norm: nn.Module, film: int, residual: Series | None, swish: bool
     ) -> Series:
-        """Normalise series in place, add a residual, take the swish."""
-        self._normalise(series, series, norm, film, residual, swish)
-        return series
+        """Normalise series, add a residual, take the swish; return where the result is."""
 
     def add(self, source: Series, target: Series) -> None:
         """Add series to others."""

@@ -45,6 +45,8 @@ __all__ = ["native_forward", "trains_natively"]
 
 Convolution = nn.Conv1d | nn.ConvTranspose1d
 
+MOST_SHAPES = 4  # of batches whose work space is kept; it is some 40 MB for 64 laptop-size series
+
 
 def trains_natively(unet: TemporalUnet, trajectory: Tensor) -> bool:
     """Whether `native_forward` can take the place of a U-Net's layers for such trajectories."""
@@ -65,9 +67,14 @@ def native_forward(unet: TemporalUnet, trajectory: Tensor, scale: Tensor, shift:
     Returns:
         ``[M, L, D']``.
     """
-    output: Tensor = _Unet.apply(  # type: ignore[no-untyped-call]
-        unet, trajectory.contiguous(), scale.contiguous(), shift.contiguous(), *_weights(unet)
-    )
+    tensors = trajectory.contiguous(), scale.contiguous(), shift.contiguous()
+    programs = _PROGRAMS.setdefault(unet, _Programs())
+    if torch.is_grad_enabled():
+        output: Tensor = _Unet.apply(unet, programs, *tensors, *_weights(unet))  # type: ignore[no-untyped-call]
+        return output
+    program = programs.take(unet, *trajectory.shape[:2])
+    output = program.forward(*tensors)
+    programs.give_back(program)
     return output
 
 
@@ -77,19 +84,18 @@ class _Unet(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, unet: TemporalUnet, trajectory: Tensor, scale: Tensor, shift: Tensor, *_: Tensor
+        ctx: Any,
+        unet: TemporalUnet,
+        programs: _Programs,
+        trajectory: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        *_: Tensor,
     ) -> Tensor:
         """Run the first list of steps."""
-        programs = _PROGRAMS.setdefault(unet, _Programs())
-        program = programs.take(unet, *trajectory.shape[:2])
-        output = trajectory.new_empty(*trajectory.shape[:2], program.outputs)
-        tensors = trajectory, output, scale, shift
-        program.memory.run(_library(), program.memory.steps, *tensors)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(scale, shift)
-            ctx.program, ctx.programs = program, programs
-        else:
-            programs.give_back(program)
+        ctx.program, ctx.programs = programs.take(unet, *trajectory.shape[:2]), programs
+        ctx.save_for_backward(scale, shift)
+        output: Tensor = ctx.program.forward(trajectory, scale, shift)
         return output
 
     @staticmethod
@@ -112,7 +118,7 @@ class _Unet(torch.autograd.Function):
         )
         ctx.programs.give_back(program)
         weights = (found.as_strided(*place) for place in program.places)
-        return None, None, *modulations, *weights
+        return None, None, None, *modulations, *weights
 
 
 @final
@@ -138,6 +144,12 @@ class _Training:
     key: tuple[int, int]
     pointers: list[int]
 
+    def forward(self, trajectory: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Run the first list."""
+        output = trajectory.new_empty(*trajectory.shape[:2], self.outputs)
+        self.memory.run(_library(), self.memory.steps, trajectory, output, scale, shift)
+        return output
+
 
 @final
 class _Programs:
@@ -152,6 +164,8 @@ class _Programs:
         pointers = [weight.data_ptr() for weight in _weights(unet)]
         if pointers != self._pointers:
             self._pointers, self._idle = pointers, {}
+        while len(self._idle) > MOST_SHAPES:
+            self._idle.pop(next(iter(self._idle)))
         idle = self._idle.setdefault((rows, length), [])
         return idle.pop() if idle else _training(unet, rows, length, pointers)
 
@@ -177,15 +191,6 @@ def _training(unet: TemporalUnet, rows: int, length: int, pointers: list[int]) -
 
 
 @final
-@dataclass(frozen=True)
-class _TrainedPanels(Panels):
-    """Panels of a convolution, or of one half of the steps of a transposed one."""
-
-    module: Convolution
-    half: int
-
-
-@final
 class _TrainingPlan(Plan):
     """Writes the first list of steps, and remembers how to write the second.
 
@@ -202,6 +207,7 @@ class _TrainingPlan(Plan):
         self._shadow = 0
         self._loaded: Series | None = None
         self._written: dict[int, set[int]] = {}
+        self._packed: dict[int, tuple[Convolution, int]] = {}  # what panels are of
         places = [0, *itertools.accumulate(weight.numel() for weight in weights)]
         self.weights_size = places.pop()
         self._places = {id(weight): place for weight, place in zip(weights, places, strict=True)}
@@ -219,7 +225,9 @@ class _TrainingPlan(Plan):
         bias = self._panels(1, shape.outputs)
         assert module.bias is not None
         self._repack(PACK, bias, module.bias, (shape.outputs, 1), (1, 0), [0])
-        return _TrainedPanels(panels, bias, shape.outputs, module, half)
+        found = Panels(panels, bias, shape.outputs)
+        self._packed[id(found)] = module, half
+        return found
 
     def load(self, target: Series) -> None:
         """Read what the caller gives; it gets no gradient."""
@@ -296,12 +304,12 @@ class _TrainingPlan(Plan):
     def _product_backward(
         self, sources: Sources, panels: Panels, target: Series, every: int, start: int
     ) -> None:
-        assert isinstance(panels, _TrainedPanels)
-        module, shape = panels.module, _Shape.of(panels.module, panels.half)
+        module, half = self._packed[id(panels)]
+        shape = _Shape.of(module, half)
         gradient = self._shadow_of(target)
         if every > 1:
             gradient = super().alternate(gradient, start)
-        self._weight_gradient(sources, panels, shape, gradient)
+        self._weight_gradient(sources, panels, gradient)
         inputs: dict[Series, list[tuple[int, int]]] = {}  # begin of the weights, and shift
         depth = 0
         for series, shift in sources:
@@ -324,20 +332,20 @@ class _TrainingPlan(Plan):
             step = super().product(seen, weights, self._shadow_of(series))
             step.accumulate = self._joins(series)
 
-    def _weight_gradient(
-        self, sources: Sources, panels: _TrainedPanels, shape: _Shape, gradient: Series
-    ) -> None:
+    def _weight_gradient(self, sources: Sources, panels: Panels, gradient: Series) -> None:
+        module, half = self._packed[id(panels)]
+        shape = _Shape.of(module, half)
         found = torch.zeros_like(panels.weight)
         parts = array(segments(sources, shape.inputs))
         step = self._add(WEIGHT_GRADIENT, gradient, gradient)
         step.segments, step.count = ctypes.addressof(parts), len(parts)
         step.panels, step.depth = found.data_ptr(), found.shape[1]
-        step.place = self._places[id(panels.module.bias)]
+        step.place = self._places[id(module.bias)]
         # Both halves of a transposed convolution have one bias; the second comes first here.
-        step.accumulate = panels.module.transposed and panels.half == 0
+        step.accumulate = module.transposed and half == 0
         self._kept += [found, parts]
         lanes, inner = (shape.outputs, shape.output_stride), (shape.inputs, shape.input_stride)
-        self._repack(UNPACK, found, panels.module.weight, lanes, inner, shape.taps)
+        self._repack(UNPACK, found, module.weight, lanes, inner, shape.taps)
 
     def _panels(self, depth: int, outputs: int) -> Tensor:
         return torch.zeros(rounded(outputs, self._lanes) // self._lanes, depth, self._lanes)
@@ -361,6 +369,7 @@ class _TrainingPlan(Plan):
         self._kept += [panels, parts]
 
 
+@final
 @dataclass(frozen=True)
 class _Shape:
     """Sizes and strides of a convolution's weights; where each of its taps begins."""

@@ -83,7 +83,7 @@ class NativeUnet:
 
     def _program(self, rows: int, length: int) -> Program:
         """Steps and work space for so many series."""
-        plan = Plan(rows, self._lanes, around(self._unet))
+        plan = _InferencePlan(rows, self._lanes, around(self._unet))
 
         def weights(module: nn.Conv1d | nn.ConvTranspose1d, half: int) -> Panels:
             return self._weights[id(module), half]
@@ -100,6 +100,18 @@ class NativeUnet:
         panels = nn.functional.pad(weight.flatten(0, 1), (0, missing))
         panels = panels.view(len(panels), -1, self._lanes).transpose(0, 1).contiguous()
         return Panels(panels, nn.functional.pad(module.bias.detach(), (0, missing)), outputs)
+
+
+@final
+class _InferencePlan(Plan):
+    """Writes over what is not read again."""
+
+    def normalise(
+        self, series: Series, norm: nn.Module, film: int, residual: Series | None, swish: bool
+    ) -> Series:
+        """Normalise series in place."""
+        self._normalise(series, series, norm, film, residual, swish)
+        return series
 
 
 def around(unet: TemporalUnet) -> int:

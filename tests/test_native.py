@@ -179,6 +179,7 @@ def test_without_a_compiler_operators_do_the_same(
     if reason == "not wanted":
         monkeypatch.setenv("MPD_GYM_NATIVE", "0")
     else:
+        monkeypatch.delenv("MPD_GYM_NATIVE", raising=False)
         monkeypatch.setattr(shutil, "which", lambda name: None)
     assert native.library() is None
     assert ("MPD_GYM_NATIVE=0" if reason == "not wanted" else "no C comp") in native.describe()

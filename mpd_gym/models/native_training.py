@@ -180,6 +180,7 @@ _PROGRAMS: WeakKeyDictionary[TemporalUnet, _Programs] = WeakKeyDictionary()
 
 def _training(unet: TemporalUnet, rows: int, length: int, pointers: list[int]) -> _Training:
     """Write both lists of steps."""
+    assert not unet.causal  # its normalisations have no backward pass here
     plan = _TrainingPlan(rows, int(_library().mpd_lanes()), around(unet), _weights(unet))
     *norms, _ = [norm for norm in unet.modules() if isinstance(norm, nn.GroupNorm)]
     offsets = [*film_offsets(norms), sum(norm.num_channels for norm in norms)]

@@ -172,6 +172,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert native.library() is not None
 
 
+@NEEDS_COMPILER
+def test_a_damaged_file_is_compiled_anew(fresh: Path) -> None:
+    file = native._compiled(str(native.compiler()))
+    file.write_bytes(file.read_bytes()[:1000])
+    assert native.library() is not None
+    assert file.stat().st_size > 1000
+    assert list(fresh.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("reason", ["not wanted", "not there"])
 def test_without_a_compiler_operators_do_the_same(
     reason: str, fresh: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,7 @@
 A U-Net for control is some sixty layers of a few microseconds each: PyTorch spends more time
 between them than in them, and its products of few rows read weights and multiply in turn. Where the
 machine has a C compiler, which PyTorch's own compiler needs as well, this code takes their place;
-it is compiled once, in a second, and kept in the user's cache. Without a compiler, or with
+it is compiled once, in two seconds, and kept in the user's cache. Without a compiler, or with
 ``MPD_GYM_NATIVE=0``, PyTorch's operators do the same, more slowly.
 """
 
@@ -27,7 +27,7 @@ __all__ = ["compiler", "describe", "library"]
 
 SOURCE = Path(__file__).with_name("native_unet.c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
-COMPILING = 120  # seconds; it takes one
+COMPILING = 120  # seconds; it takes two
 
 
 @functools.cache
@@ -41,12 +41,16 @@ def library() -> ctypes.CDLL | None:
     if command is None:
         return None
     try:
-        return _load(_compiled(command))
+        path = _compiled(command)
+        try:
+            return _load(path)
+        except (OSError, AttributeError):  # a damaged file
+            path.unlink()
+            return _load(_compiled(command))
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
         warnings.warn(
             f"{command} did not compile {SOURCE.name}, so that plans take longer than they could "
-            f"(MPD_GYM_NATIVE=0 says that this is wanted): {detail.strip().splitlines()[0]}",
+            f"(MPD_GYM_NATIVE=0 says that this is wanted): {_reason(error)}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -85,6 +89,12 @@ def _compiled(command: str) -> Path:
         with atomic_path(path) as temporary:
             _run(command, *flags, "-o", str(temporary), str(SOURCE), "-lm")
     return path
+
+
+def _reason(error: Exception) -> str:
+    """The line of a compiler's messages that tells what is wrong."""
+    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error" in line), lines[0])
 
 
 def _run(*command: str) -> str:

@@ -38,8 +38,9 @@ CHUNK = 512
 CHUNK_FETCHED = 256
 FETCHED_BYTES = 2**20  # of weights, from which on no cache is expected to hold them
 FETCHED_ROWS = 48  # rows up to which they are not used often enough for it not to matter
-(LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL, NORM_BACKWARD, WEIGHT_GRADIENT) = range(9)
-PACK, UNPACK = 9, 10
+# Kinds of steps, as in the C code.
+LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL = range(7)
+NORM_BACKWARD, WEIGHT_GRADIENT, PACK, UNPACK = range(7, 11)
 ALIGNMENT = 16  # floats: lines of the cache
 SCRATCH = 6  # numbers of a normalisation for each series and channel
 

@@ -261,7 +261,7 @@ class _TrainingPlan(Plan):
         target = self.series(series.length, series.channels)
         step = self._normalise(series, target, norm, film, residual, swish)
         step.moments = self._size
-        self._size += 2 * self._rows * step.groups
+        self._size = rounded(self._size + 2 * self._rows * step.groups, ALIGNMENT)
         self._reverse.append(functools.partial(self._normalise_backward, step, residual))
         return target
 

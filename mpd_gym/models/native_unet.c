@@ -443,81 +443,105 @@ static void normalise(const struct call *c, const struct step *s, int64_t thread
     for (int64_t t = 0; t < s->length; t++) modulate(s, c->work, t, begin, width, square, mean);
 }
 
+/* Numbers of each series and channel in a backward pass, [M, C] each. */
+struct sums {
+    float *mean, *inverse, *scale, *shift;
+    float *sum, *product; /* of g, and of g x̂; then what is added to the gradient */
+};
+
+INLINE vec normal(const float *x, const struct sums *n, int64_t i) {
+    return (*(const vec *)(x + i) - *(vec *)(n->mean + i)) * *(vec *)(n->inverse + i);
+}
+
+/* Put moments, scales and shifts side by side; c's series `from` to `to`. */
+static void spread(const struct call *c, const struct step *s, int64_t from, int64_t to,
+                   const struct sums *n) {
+    const int64_t stride = s->source_stride, size = s->channels / s->groups;
+    for (int64_t m = from; m < to; m++) {
+        const int64_t film = (c->first + m) / c->share * c->film_stride + s->film;
+        const int64_t here = (m - from) * stride;
+        const float *moments = c->work + s->moments + m * s->groups;
+        for (int64_t i = 0; i < s->channels; i++) {
+            n->mean[here + i] = moments[i / size];
+            n->inverse[here + i] = moments[s->rows * s->groups + i / size];
+            n->scale[here + i] = c->scale[film + i];
+            n->shift[here + i] = c->shift[film + i];
+        }
+    }
+}
+
+/* Take the gradient back through swish and residual at step t, and add it to the sums. */
+INLINE void take_back(const struct step *s, float *work, int64_t t, int64_t begin, int64_t width,
+                      const struct sums *n) {
+    const int64_t here = t * s->source_time + begin;
+    const float *x = work + s->source + here, *other = work + s->residual + here;
+    float *gradient = work + s->target + s->shadow + here;
+    float *d_other = work + s->residual + s->shadow + here;
+    for (int64_t i = 0; i < width; i += LANES) {
+        const vec unit = normal(x, n, i);
+        vec g = *(vec *)(gradient + i);
+        if (s->swish) {
+            vec value = unit * *(vec *)(n->scale + i) + *(vec *)(n->shift + i);
+            if (s->residual) value += *(const vec *)(other + i);
+            const vec chance = sigmoid(value);
+            g *= chance * (1.0f + value * (1.0f - chance));
+            *(vec *)(gradient + i) = g;
+        }
+        if (s->residual && s->accumulate)
+            *(vec *)(d_other + i) += g;
+        else if (s->residual)
+            *(vec *)(d_other + i) = g;
+        *(vec *)(n->sum + i) += g;
+        *(vec *)(n->product + i) += g * unit;
+    }
+}
+
+/* Gradients of scale and shift from the sums, which become what the gradient of x needs. */
+static void finish_sums(const struct call *c, const struct step *s, int64_t m, int64_t here,
+                        const struct sums *n) {
+    const int64_t size = s->channels / s->groups, film = m * c->film_stride + s->film;
+    float *scale = n->scale + here, *sum = n->sum + here, *product = n->product + here;
+    for (int64_t g = 0; g < s->groups; g++) {
+        float a = 0, b = 0;
+        for (int64_t i = g * size; i < (g + 1) * size; i++) {
+            c->d_shift[film + i] = sum[i];
+            c->d_scale[film + i] = product[i];
+            a += scale[i] * sum[i];
+            b += scale[i] * product[i];
+        }
+        const float count = (float)(s->length * size), inverse = n->inverse[here + g * size];
+        for (int64_t i = g * size; i < (g + 1) * size; i++) {
+            scale[i] *= inverse;
+            sum[i] = -a / count * inverse;
+            product[i] = -b / count * inverse;
+        }
+    }
+}
+
 /* Gradients of a normalisation's series, residual, scale and shift from that of its result.
  *
  * With x̂ = (x − mean) · inverse and g the gradient before the swish, that of x is
  * inverse · (scale g − A − x̂ B), where A and B are means over a group of scale g and scale g x̂. */
 static void normalise_backward(const struct call *c, const struct step *s, int64_t thread) {
-    const int64_t M = s->rows, stride = s->source_stride, size = s->channels / s->groups;
-    const int64_t from = M * thread / c->threads, to = M * (thread + 1) / c->threads;
+    const int64_t stride = s->source_stride, all = s->rows * stride;
+    const int64_t from = s->rows * thread / c->threads, to = s->rows * (thread + 1) / c->threads;
     const int64_t begin = from * stride, width = (to - from) * stride;
-    float *mean = c->work + s->scratch + begin, *inverse = mean + M * stride;
-    float *scale = inverse + M * stride, *shift = scale + M * stride;
-    float *sum = shift + M * stride, *product = sum + M * stride; /* of g, and of g x̂ */
-
+    float *first = c->work + s->scratch + begin;
+    const struct sums n = {first,           first + all,     first + 2 * all,
+                           first + 3 * all, first + 4 * all, first + 5 * all};
     for (int64_t part = 0; part < 6; part++)
-        memset(mean + part * M * stride, 0, sizeof(float) * (size_t)width);
-    for (int64_t m = 0; m < to - from; m++) {
-        const int64_t film = (c->first + from + m) / c->share * c->film_stride + s->film;
-        const float *moments = c->work + s->moments + (from + m) * s->groups;
-        for (int64_t i = 0; i < s->channels; i++) {
-            mean[m * stride + i] = moments[i / size];
-            inverse[m * stride + i] = moments[M * s->groups + i / size];
-            scale[m * stride + i] = c->scale[film + i];
-            shift[m * stride + i] = c->shift[film + i];
-        }
-    }
+        memset(first + part * all, 0, sizeof(float) * (size_t)width);
+    spread(c, s, from, to, &n);
+    for (int64_t t = 0; t < s->length; t++) take_back(s, c->work, t, begin, width, &n);
+    for (int64_t m = from; m < to; m++) finish_sums(c, s, m, (m - from) * stride, &n);
     for (int64_t t = 0; t < s->length; t++) {
-        const float *x = c->work + s->source + t * s->source_time + begin;
-        float *gradient = c->work + s->target + s->shadow + t * s->source_time + begin;
-        const float *other = c->work + s->residual + t * s->source_time + begin;
-        float *d_other = c->work + s->residual + s->shadow + t * s->source_time + begin;
-        for (int64_t i = 0; i < width; i += LANES) {
-            const vec normal = (*(const vec *)(x + i) - *(vec *)(mean + i)) * *(vec *)(inverse + i);
-            vec g = *(vec *)(gradient + i);
-            if (s->swish) {
-                vec value = normal * *(vec *)(scale + i) + *(vec *)(shift + i);
-                if (s->residual) value += *(const vec *)(other + i);
-                const vec chance = sigmoid(value);
-                g *= chance * (1.0f + value * (1.0f - chance));
-                *(vec *)(gradient + i) = g;
-            }
-            if (s->residual && s->accumulate)
-                *(vec *)(d_other + i) += g;
-            else if (s->residual)
-                *(vec *)(d_other + i) = g;
-            *(vec *)(sum + i) += g;
-            *(vec *)(product + i) += g * normal;
-        }
-    }
-    for (int64_t m = 0; m < to - from; m++) {
-        const int64_t film = (from + m) * c->film_stride + s->film, here = m * stride;
-        for (int64_t g = 0; g < s->groups; g++) {
-            float a = 0, b = 0;
-            for (int64_t i = g * size; i < (g + 1) * size; i++) {
-                c->d_shift[film + i] = sum[here + i];
-                c->d_scale[film + i] = product[here + i];
-                a += scale[here + i] * sum[here + i];
-                b += scale[here + i] * product[here + i];
-            }
-            a /= (float)(s->length * size);
-            b /= (float)(s->length * size);
-            for (int64_t i = g * size; i < (g + 1) * size; i++) { /* gradient: g · scale + x̂ · … */
-                scale[here + i] *= inverse[here + i];
-                product[here + i] = -b * inverse[here + i];
-                sum[here + i] = -a * inverse[here + i];
-            }
-        }
-    }
-    for (int64_t t = 0; t < s->length; t++) {
-        const float *x = c->work + s->source + t * s->source_time + begin;
-        const float *gradient = c->work + s->target + s->shadow + t * s->source_time + begin;
-        float *d_x = c->work + s->source + s->shadow + t * s->source_time + begin;
-        for (int64_t i = 0; i < width; i += LANES) {
-            const vec normal = (*(const vec *)(x + i) - *(vec *)(mean + i)) * *(vec *)(inverse + i);
-            *(vec *)(d_x + i) = *(const vec *)(gradient + i) * *(vec *)(scale + i) +
-                                normal * *(vec *)(product + i) + *(vec *)(sum + i);
-        }
+        const int64_t here = t * s->source_time + begin;
+        const float *x = c->work + s->source + here;
+        const float *gradient = c->work + s->target + s->shadow + here;
+        float *d_x = c->work + s->source + s->shadow + here;
+        for (int64_t i = 0; i < width; i += LANES)
+            *(vec *)(d_x + i) = *(const vec *)(gradient + i) * *(vec *)(n.scale + i) +
+                                normal(x, &n, i) * *(vec *)(n.product + i) + *(vec *)(n.sum + i);
     }
 }
 

@@ -41,12 +41,7 @@ def library() -> ctypes.CDLL | None:
     if command is None:
         return None
     try:
-        path = _compiled(command)
-        try:
-            return _load(path)
-        except (OSError, AttributeError):  # a damaged file
-            path.unlink()
-            return _load(_compiled(command))
+        return _load(_compiled(command))
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         warnings.warn(
             f"{command} did not compile {SOURCE.name}, so that plans take longer than they could "
@@ -78,17 +73,31 @@ def describe() -> str:
 
 
 def _compiled(command: str) -> Path:
-    """Path of the compiled code; its name tells source, compiler and CPU."""
+    """Path of the compiled code; its name tells source, compiler, CPU and its own content.
+
+    Loading a file that was cut short would end the program, so its content is compared first.
+    """
     arm = platform.machine().lower() in ("arm64", "aarch64")
     flags = (*FLAGS, "-mcpu=native" if arm else "-march=native")
     version = _run(command, "--version")
     parts = (SOURCE.read_text(), *flags, command, version, description())
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    path = _cache() / f"native-{digest}.so"
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            _run(command, *flags, "-o", str(temporary), str(SOURCE), "-lm")
+    name, folder = f"native-{_digest(chr(0).join(parts).encode())}", _cache()
+    for path in folder.glob(f"{name}-*.so"):
+        if path.stem == f"{name}-{_digest(path.read_bytes())}":
+            return path
+        path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as build:
+        output = Path(build) / f"{name}.so"
+        _run(command, *flags, "-o", str(output), str(SOURCE), "-lm")
+        content = output.read_bytes()
+    path = folder / f"{name}-{_digest(content)}.so"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
     return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _reason(error: Exception) -> str:

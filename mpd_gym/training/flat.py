@@ -55,6 +55,7 @@ class FlatParameters:
             places[name].copy_(parameter.data)
             parameter.data = places[name]
             parameter.grad = gradients[name]
+        self._views = list(gradients.values())
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """View parts of a vector ``[P]`` under the names and in the shapes of the parameters."""
@@ -62,6 +63,18 @@ class FlatParameters:
             name: vector.as_strided(parameter.shape, self._strides[name], self._offsets[name])
             for name, parameter in self._parameters.items()
         }
+
+    def gather(self, loss: Tensor) -> None:
+        """Write the gradients of a loss; where it does not reach, zeros."""
+        found = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)
+        views, gradients = [], []
+        for view, gradient in zip(self._views, found, strict=True):
+            if gradient is None:
+                view.zero_()
+            else:
+                views.append(view)
+                gradients.append(gradient)
+        torch._foreach_copy_(views, gradients)
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Copy named tensors into a new vector ``[P]``; the inverse of `views`."""

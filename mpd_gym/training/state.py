@@ -98,8 +98,7 @@ class TrainingState:
         flat = self._flat
         batch = to_tensors(sampler(self._config.batch_size, self._rng), self._device)
         parts = self._loss(loss_fn, batch, self._noise)
-        flat.gradients.zero_()
-        parts["loss"].backward()  # type: ignore[no-untyped-call]
+        flat.gather(parts["loss"])
         norm = torch.linalg.vector_norm(flat.gradients)
         if self._config.gradient_clip is not None:
             flat.gradients.mul_((self._config.gradient_clip / (norm + _SMALL)).clamp_(max=1.0))

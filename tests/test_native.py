@@ -17,10 +17,15 @@ from torch import Tensor
 
 from mpd_gym.models import native
 from mpd_gym.models import packed as packed_module
-from mpd_gym.models.native_unet import BLOCK_ROWS, NativeUnet
+from mpd_gym.models.native_unet import BLOCK_ROWS, NativeUnet, _InferencePlan, packed
 from mpd_gym.models.packed import PackedDenoiser
 from mpd_gym.models.packed_unet import Unet
 
+LIBRARY = native.library()
+NEEDS_PAIRS = pytest.mark.skipif(
+    LIBRARY is None or not LIBRARY.mpd_pairs(), reason="no bfloat16 in compiled code"
+)
+PRECISIONS = ["fp32", pytest.param("bf16", marks=NEEDS_PAIRS)]
 NEEDS_COMPILER = pytest.mark.skipif(native.compiler() is None, reason="no C compiler")
 
 
@@ -60,10 +65,11 @@ def test_large_batches_are_cut_without_a_trace(name: str, rows: int) -> None:
 
 
 @NEEDS_COMPILER
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("rows", [1, 3, 40])
 @pytest.mark.parametrize("name", ["wide", "causal"])
-def test_threads_change_nothing(name: str, rows: int) -> None:
-    packed = PackedDenoiser(network(name))
+def test_threads_change_nothing(name: str, rows: int, precision: str) -> None:
+    packed = PackedDenoiser(network(name), precision)
     trajectory, conditioning = inputs(packed.config, 1, rows)
     modulations = packed.modulations(packed.embed(*conditioning))
     before = torch.get_num_threads()
@@ -98,6 +104,7 @@ def test_smaller_vectors_compute_the_same(
     subprocess.run((*command, str(native.SOURCE), "-lm"), check=True)
     narrow = native._load(target)
     assert narrow.mpd_lanes() == lanes
+    assert narrow.mpd_pairs() == 0
     monkeypatch.setattr(packed_module, "library", lambda: narrow)
     for name in (*CONFIGS, *CAUSAL):
         plain = network(name)
@@ -144,6 +151,50 @@ def test_views_and_doubles_are_taken_as_they_are() -> None:
     doubles: Tensor = packed.denoise(trajectory.double(), modulations)
     assert doubles.dtype == torch.float64
     assert torch.equal(doubles.float(), expected)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize(("length", "rows"), [(1, 1), (2, 3), (8, 2), (7, 12), (32, 16)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (16, 16), (40, 33), (600, 48)])
+def test_products_of_whole_numbers_are_exact(
+    inputs: int, outputs: int, length: int, rows: int, size: int, precision: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randint(-8, 9, shape, generator=generator).float()
+
+    assert LIBRARY is not None
+    paired, lanes = precision == "bf16", int(LIBRARY.mpd_lanes())
+    module = torch.nn.Conv1d(inputs, outputs, size, padding=size // 2)
+    module.weight.data, module.bias.data = numbers(outputs, inputs, size), numbers(outputs)  # type: ignore[union-attr]
+    series = numbers(rows, length, inputs)
+    plan = _InferencePlan(rows, lanes, paired=paired)
+    source, target = plan.series(length, inputs), plan.series(length, outputs)
+    plan.load(source)
+    shifts = range(-(size // 2), size // 2 + 1)
+    panels = packed(module, 0, lanes, paired=paired)
+    plan.product([(source, shift) for shift in shifts], panels, target)
+    plan.store(target)
+    program, found = plan.program(), torch.zeros(rows, length, outputs)
+    scale = torch.zeros(1, 1)
+    program.work[target.start : target.start + length * target.time] = torch.nan
+    program.run(LIBRARY, program.steps, series, found, scale, scale)
+    with torch.no_grad():
+        assert torch.equal(found, module(series.transpose(1, 2)).transpose(1, 2))
+
+
+@NEEDS_PAIRS
+@pytest.mark.parametrize("rows", [1, 2, 7, 33])
+@pytest.mark.parametrize("name", [*CONFIGS, *CAUSAL])
+def test_in_bfloat16_it_stays_within_its_bound(name: str, rows: int) -> None:
+    plain = network(name)
+    packed_network = PackedDenoiser(plain, "bf16")
+    assert packed_network._native is not None
+    expected, found = outputs(plain, packed_network, 1, rows)
+    assert 1e-5 < relative(found, expected) < 0.02
 
 
 # --- the compiler --------------------------------------------------------------------------------

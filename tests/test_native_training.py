@@ -11,9 +11,13 @@ from torch import Tensor
 
 from mpd_gym.models import TrajectoryDenoiser, native
 from mpd_gym.models.fused import fused, lay_out
-from mpd_gym.models.native_training import trains_natively
+from mpd_gym.models.native_training import native_forward, trains_natively
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+LIBRARY = native.library()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no C compiler")
+NEEDS_PAIRS = pytest.mark.skipif(
+    LIBRARY is None or not LIBRARY.mpd_pairs(), reason="no bfloat16 in compiled code"
+)
 
 ACAUSAL = [name for name in CONFIGS if "causal" not in name]
 Network = Callable[..., Tensor]
@@ -48,24 +52,48 @@ def gradients(function: Network, network: TrajectoryDenoiser, rows: int) -> dict
 def test_prediction_and_every_gradient_agree_with_the_plain_network(name: str, rows: int) -> None:
     network = denoiser(**CONFIGS[name])
     lay_out(network)
-    assert trains_natively(network.unet, arguments(network, rows)[0])
+    assert trains_natively(network.unet, arguments(network, rows)[0], torch.float32)
     expected, found = (gradients(part, network, rows) for part in (network, fused(network)))
     for key, value in expected.items():
         assert found[key].shape == value.shape
         assert torch.equal(found[key], value) or distance(found[key], value) < 1e-4, key
 
 
-def test_threads_and_layout_change_nothing(threads: None) -> None:
+@pytest.mark.parametrize("paired", [False, pytest.param(True, marks=NEEDS_PAIRS)])
+@pytest.mark.parametrize("rows", [7, 8])
+def test_threads_and_layout_change_nothing(rows: int, paired: bool, threads: None) -> None:
     network = denoiser(**CONFIGS["laptop"])
-    found = []
+    trajectory, *others = arguments(network, rows)
+    embedding = network.embed(*others).detach().requires_grad_()
+
+    def found() -> list[Tensor]:
+        output = native_forward(network.unet, trajectory, embedding, paired=paired)
+        inputs = [embedding, *network.unet.parameters()]
+        return [output.detach(), *torch.autograd.grad(loss_of(output), inputs)]
+
+    first = found()
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        found.append(gradients(fused(network), network, 7))
+        assert all(torch.equal(*pair) for pair in zip(first, found(), strict=True))
     lay_out(network)  # the weights move to other places
-    found.append(gradients(fused(network), network, 7))
-    unet = [key for key in found[0] if "unet" in key and "films" not in key]
-    for other in found[1:]:
-        assert all(torch.equal(found[0][key], other[key]) for key in unet)
+    assert all(torch.equal(*pair) for pair in zip(first, found(), strict=True))
+
+
+@NEEDS_PAIRS
+@pytest.mark.parametrize("rows", [5, 16])  # an odd number of rows has no pairs of them
+@pytest.mark.parametrize("name", ACAUSAL)
+def test_in_bfloat16_gradients_are_no_further_off_than_with_autocast(name: str, rows: int) -> None:
+    network = denoiser(**CONFIGS[name])
+    exact = gradients(network, network, rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, autocast = (gradients(part, network, rows) for part in (fused(network), network))
+    keys = [key for key, value in exact.items() if value.any()]
+    off, usual = (
+        torch.tensor([distance(one[key].float(), exact[key]) for key in keys])
+        for one in (found, autocast)
+    )
+    assert 1e-4 < off.median() < usual.median()
+    assert off.max() < max(2 * float(usual.max()), 0.05)
 
 
 def test_graphs_do_not_share_their_memory() -> None:
@@ -109,6 +137,8 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_what_has_no_compiled_form_is_computed_otherwise() -> None:
     network = denoiser()
     trajectory = arguments(network, 2)[0]
-    assert not trains_natively(network.unet, trajectory.double())
-    assert not trains_natively(network.unet, trajectory.clone().requires_grad_())
-    assert not trains_natively(denoiser(**CONFIGS["causal"]).unet, trajectory)
+    single = torch.float32
+    assert not trains_natively(network.unet, trajectory.double(), single)
+    assert not trains_natively(network.unet, trajectory, torch.float16)
+    assert not trains_natively(network.unet, trajectory.clone().requires_grad_(), single)
+    assert not trains_natively(denoiser(**CONFIGS["causal"]).unet, trajectory, single)

@@ -66,8 +66,9 @@ class SamplingConfig:
         precision: Arithmetic of the denoisers. ``"fp32"``: the packed networks of
             `mpd_gym.models.packed` on a CPU, in C where there is a compiler, if they agree with
             the plain ones to 1e-4;
-            ``"bf16"``: the same with series and weights rounded to bfloat16, about 1 % off and up
-            to twice as fast; ``"plain"``: the networks as they were trained.
+            ``"bf16"``: the same with factors of products rounded to bfloat16, on CPUs that multiply
+            it: about 1 % off, and up to twice as fast; ``"plain"``: the networks as they were
+            trained.
     """
 
     num_candidates: int = 1

@@ -1,8 +1,8 @@
 """The denoisers with hand-written backward passes: what a training on a CPU computes with.
 
-In float32, and where there is a C compiler, all layers of the U-Net are one node of the graph, in C
-(`mpd_gym.models.native_training`). What follows is for bfloat16, for causal networks, and for
-machines without a compiler.
+Where there is a C compiler, all layers of the U-Net are one node of the graph, in C
+(`mpd_gym.models.native_training`): in float32, and in bfloat16 where the CPU multiplies it without
+AMX. What follows is for other CPUs, for causal networks, and for machines without a compiler.
 
 `fused` gives the function that `TrajectoryDenoiser.forward` is, from the same parameters. Time
 series are ``[L, M, C]``, time first: there a normalisation of each series with its modulation is
@@ -57,11 +57,12 @@ def fused(network: TrajectoryDenoiser) -> Network:
             dtype = torch.get_autocast_dtype("cpu")
         embedding = network.embed(k, initial, conditions, present)
         with torch.autocast("cpu", enabled=False):
-            groups = _modulations(network.unet, embedding.to(dtype))
-            if dtype == torch.float32 and trains_natively(network.unet, trajectory):
-                return native_forward(network.unet, trajectory, *_joined(network.unet, groups))
+            if trains_natively(network.unet, trajectory, dtype):
+                paired = dtype == torch.bfloat16
+                return native_forward(network.unet, trajectory, embedding.float(), paired=paired)
+            modulations = _modulations(network.unet, embedding.to(dtype))
             series = trajectory.to(dtype).transpose(0, 1).contiguous()
-            return _unet(network.unet, series, _each(groups)).transpose(0, 1).float()
+            return _unet(network.unet, series, modulations).transpose(0, 1).float()
 
     return forward
 
@@ -74,12 +75,11 @@ def lay_out(network: nn.Module) -> None:
             weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _modulations(unet: TemporalUnet, embedding: Tensor) -> list[tuple[list[int], Tensor, Tensor]]:
+def _modulations(unet: TemporalUnet, embedding: Tensor) -> Iterator[Modulation]:
     """Scale and shift of every layer of the stages, from FiLM and the affine normalisation.
 
-    Layers of as many channels are one group: their numbers, and their scales and shifts, each
-    ``[n, M, C]``. Weights stand on the left of every product, so that their gradients come in their
-    own layout.
+    Layers of as many channels are computed together. Weights stand on the left of every product, so
+    that their gradients come in their own layout.
     """
     stages = (*unet.encoder, unet.middle, *unet.decoder)
     blocks: list[Any] = [block for stage in stages for block in (stage.first, stage.second)]
@@ -91,34 +91,16 @@ def _modulations(unet: TemporalUnet, embedding: Tensor) -> list[tuple[list[int],
     weight, bias = _affine([films[index][0] for index in order])
     hidden = functional.silu(weight.flatten(0, 1).to(dtype) @ embedding.t() + bias.reshape(-1, 1))
     parts = torch.split(hidden.view(-1, size, rows), [len(group) for group in groups.values()])
-    found = []
+    found: dict[int, Modulation] = {}
     for part, group in zip(parts, groups.values(), strict=True):
         weight, bias = _affine([films[index][2] for index in group])
         gain, offset = _affine([norms[index] for index in group])
         product = torch.bmm(weight.to(dtype), part.to(dtype)).float().transpose(1, 2)
         scale, shift = (product + bias[:, None]).chunk(2, dim=-1)  # each [layers, M, C]
         shift = torch.addcmul(shift, scale, offset[:, None])
-        found.append((group, scale * gain[:, None], shift))
-    return found
-
-
-def _each(groups: list[tuple[list[int], Tensor, Tensor]]) -> Iterator[Modulation]:
-    """Scale and shift, ``[M, C]``, of layer after layer."""
-    found: dict[int, Modulation] = {}
-    for group, scale, shift in groups:
+        scale = scale * gain[:, None]
         found |= dict(zip(group, zip(scale.unbind(), shift.unbind(), strict=True), strict=True))
     return iter([found[index] for index in range(len(found))])
-
-
-def _joined(unet: Any, groups: list[tuple[list[int], Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Scales and shifts side by side, ``[M, ΣC]``: group by group, then those of the head."""
-    _, scales, shifts = zip(*groups, strict=True)
-    norm, rows = unet.head[1], scales[0].shape[1]
-    sides = []
-    for parts, last in ((scales, norm.weight), (shifts, norm.bias)):
-        columns = [part.transpose(0, 1).flatten(1) for part in parts]
-        sides.append(torch.cat((*columns, last.expand(rows, -1)), dim=-1))
-    return sides[0], sides[1]
 
 
 def _affine(modules: list[Any]) -> tuple[Tensor, Tensor]:

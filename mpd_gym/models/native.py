@@ -64,8 +64,13 @@ def describe() -> str:
     """One sentence for people: what computes the networks on this CPU."""
     found = library()
     if found is not None:
-        lanes = int(found.mpd_lanes())
-        return f"On the CPU networks run in C, compiled by {compiler()}, {lanes} numbers at a time."
+        lanes, dtypes = int(found.mpd_lanes()), "float32"
+        if found.mpd_pairs():
+            dtypes += " and bfloat16"
+        return (
+            f"On the CPU networks run in C, compiled by {compiler()}, {lanes} numbers at a time, "
+            f"in {dtypes}."
+        )
     reason = "no C compiler was found or it failed"
     if os.environ.get("MPD_GYM_NATIVE") == "0":
         reason = "MPD_GYM_NATIVE=0"
@@ -127,7 +132,8 @@ def _cache() -> Path:
 
 def _load(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
-    found.mpd_lanes.restype = found.mpd_step_size.restype = ctypes.c_int64
+    for size in (found.mpd_lanes, found.mpd_pairs, found.mpd_step_size):
+        size.restype = ctypes.c_int64
     found.mpd_run.restype = None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     found.mpd_run.argtypes = (

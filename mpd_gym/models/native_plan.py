@@ -1,7 +1,10 @@
 """Lists of steps for the C code of `native_unet.c`, and the work space that they compute in.
 
 A place is a count of floats from the start of the work space. Series are ``[L, M, C]``: time first,
-channels padded to whole vectors, and zeros before the first and after the last step.
+channels padded to whole vectors.
+
+In bfloat16 products take two numbers at a time: series are rounded before them, and there a float
+stands for two channels. Sums, normalisations and residuals are in float32.
 """
 
 from __future__ import annotations
@@ -37,11 +40,14 @@ CHUNK = 512
 # the one before it is multiplied, and has to fit into that cache as well.
 CHUNK_FETCHED = 256
 FETCHED_BYTES = 2**20  # of weights, from which on no cache is expected to hold them
-FETCHED_ROWS = 48  # rows up to which they are not used often enough for it not to matter
+FETCHED_ROWS = 48
 # Kinds of steps, as in the C code.
 LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL = range(7)
-NORM_BACKWARD, WEIGHT_GRADIENT, PACK, UNPACK = range(7, 11)
+NORM_BACKWARD, WEIGHT_GRADIENT, PACK, UNPACK, PAIR_CHANNELS, PAIR_ROWS = range(7, 13)
+SWISH, SWISH_BACKWARD, FILM, FILM_BACKWARD = range(13, 17)
 ALIGNMENT = 16  # floats: lines of the cache
+# Rows at distances of multiples of these floats would meet in a few lines of the nearest cache.
+CROWDED = 256
 SCRATCH = 6  # numbers of a normalisation for each series and channel
 
 
@@ -52,7 +58,9 @@ _Item = TypeVar("_Item", bound=ctypes.Structure)
 class Segment(ctypes.Structure):
     """``struct segment``."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("start", "channels", "stride")]
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("start", "channels", "stride", "shift", "length")
+    ]
 
 
 @final
@@ -93,6 +101,7 @@ class Step(ctypes.Structure):
                 "depth",
                 "fetched",
                 "chunk_size",
+                "paired",
                 "groups",
                 "film",
                 "residual",
@@ -101,10 +110,23 @@ class Step(ctypes.Structure):
             )
         ),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_int64) for name in ("shadow", "moments", "accumulate")),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "d_source",
+                "d_target",
+                "d_residual",
+                "d_shifts",
+                "moments",
+                "accumulate",
+            )
+        ),
         ("panels", ctypes.c_void_p),
         ("plain", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("lane_stride", "inner_stride", "place")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("lane_stride", "inner_stride", "place", "row_pairs", "shifts")
+        ),
     ]
 
 
@@ -114,7 +136,7 @@ class Panels:
     """Weights of a product as it reads them.
 
     Attributes:
-        weight: ``[C / lanes, K, lanes]``.
+        weight: ``[C / lanes, K, lanes]``; in bfloat16 each float is a pair, of two inputs.
         bias: ``[C / lanes, lanes]``.
         outputs: C.
     """
@@ -166,7 +188,7 @@ class Program:
         first: int = 0,
         gradients: Sequence[Tensor] = (),
     ) -> None:
-        """Run steps; all tensors are float32 and contiguous.
+        """Run steps; all tensors are float32 and contiguous, those of `scale` row by row.
 
         Args:
             library: The compiled code.
@@ -187,7 +209,7 @@ class Program:
             None if output is None else output.data_ptr(),
             scale.data_ptr(),
             shift.data_ptr(),
-            scale.shape[1],
+            scale.stride(0),
             share,
             first,
             *((gradient.data_ptr() for gradient in gradients) if gradients else (None,) * 3),
@@ -204,12 +226,13 @@ class Plan(ABC):
     Args:
         rows: M.
         lanes: Channels are padded to whole multiples of these.
-        around: Steps of zeros before and after each series.
+        paired: Whether products are in bfloat16.
     """
 
-    def __init__(self, rows: int, lanes: int, around: int) -> None:
-        self._rows, self._lanes, self._around = rows, lanes, around
-        self._size = 0
+    def __init__(self, rows: int, lanes: int, *, paired: bool) -> None:
+        self._rows, self._lanes, self._paired = rows, lanes, paired
+        self._pairs: dict[Series, Series] = {}  # of channels, of what has been rounded
+        self._size = ALIGNMENT  # no series starts at 0, which stands for none
         self._widest = 0
         self._steps: list[Step] = []
         self._kept: list[object] = []
@@ -217,11 +240,19 @@ class Plan(ABC):
     def series(self, length: int, channels: int) -> Series:
         """Place new series."""
         stride = rounded(channels, self._lanes)
-        time = stride * self._rows
-        start = self._size + self._around * time
-        self._size = rounded(start + (length + self._around) * time, ALIGNMENT)
+        if stride % CROWDED == 0:
+            stride += ALIGNMENT
+        return self._place(length, channels, stride, stride * self._rows)
+
+    def _place(self, length: int, channels: int, stride: int, time: int) -> Series:
         self._widest = max(self._widest, time)
-        return Series(start, length, channels, stride, time)
+        return Series(self._room(length * time), length, channels, stride, time)
+
+    def _room(self, size: int) -> int:
+        """The place of so many floats."""
+        start = self._size
+        self._size += rounded(size, ALIGNMENT)
+        return start
 
     def load(self, target: Series) -> None:
         """Read what the caller gives."""
@@ -246,6 +277,8 @@ class Plan(ABC):
 
         Results go to every `every`-th step of `target`, from `start` on.
         """
+        if self._paired:
+            sources = [(self._channel_pairs(source), shift) for source, shift in sources]
         few = target.length // every * self._rows <= FETCHED_ROWS
         fetched = few and weights.weight.nbytes >= FETCHED_BYTES
         size = CHUNK_FETCHED if fetched else CHUNK
@@ -259,6 +292,7 @@ class Plan(ABC):
         step.count = len(chunks)
         step.weight, step.bias = weights.weight.data_ptr(), weights.bias.data_ptr()
         step.depth, step.fetched, step.chunk_size = weights.weight.shape[1], fetched, size
+        step.paired = self._paired
         self._kept += [inputs, chunks, weights]
         return step
 
@@ -271,6 +305,7 @@ class Plan(ABC):
     def add(self, source: Series, target: Series) -> None:
         """Add series to others."""
         self._add(ADD, source, target)
+        self._changed(target)
 
     def program(self) -> Program:
         """All steps, with work space of zeros."""
@@ -278,6 +313,19 @@ class Plan(ABC):
             step.scratch = self._size
         work = torch.zeros(self._size + SCRATCH * self._widest)
         return Program(array(self._steps), work, tuple(self._kept))
+
+    def _channel_pairs(self, series: Series) -> Series:
+        """Series as products take them in bfloat16; rounded once."""
+        if series not in self._pairs:
+            size = (series.channels + 1) // 2, series.stride // 2, series.time // 2
+            pairs = self._pairs[series] = self._place(series.length, *size)
+            step = self._add(PAIR_CHANNELS, series, pairs)
+            step.channels = series.channels
+        return self._pairs[series]
+
+    def _changed(self, series: Series) -> None:
+        """Series are written again: what was rounded of them is no longer theirs."""
+        self._pairs.pop(series, None)
 
     def _normalise(
         self,
@@ -291,7 +339,7 @@ class Plan(ABC):
         assert isinstance(norm, nn.GroupNorm | CumulativeNorm)
         step = self._add(NORM if isinstance(norm, nn.GroupNorm) else NORM_CAUSAL, series, target)
         step.groups, step.eps, step.film, step.swish = norm.num_groups, norm.eps, film, swish
-        step.residual = 0 if residual is None else residual.start  # no series starts there
+        step.residual = 0 if residual is None else residual.start
         return step
 
     def _add(self, kind: int, source: Series, target: Series) -> Step:
@@ -307,7 +355,8 @@ def segments(sources: Sources, most: int) -> Iterator[Segment]:
     for series, shift in sources:
         for begin in range(0, series.channels, most):
             start = series.start + shift * series.time + begin
-            yield Segment(start, min(most, series.channels - begin), series.stride)
+            channels = min(most, series.channels - begin)
+            yield Segment(start, channels, series.stride, shift, series.length)
 
 
 def _chunks(channels: Sequence[int], most: int) -> Iterator[Chunk]:

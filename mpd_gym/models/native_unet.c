@@ -13,6 +13,15 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Products of numbers in bfloat16, two at a time, with sums in float32. What has tiles of its own
+ * for them, as AMX has, is better served by oneDNN. */
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#include <immintrin.h>
+#define PAIRS 1
+#else
+#define PAIRS 0
+#endif
+
 /* Vectors of the machine, and rows of a tile of two vectors: its sums fill the registers. */
 #if defined(__AVX512F__)
 #define LANES 16
@@ -50,15 +59,24 @@ enum {
     NORM_BACKWARD,
     WEIGHT_GRADIENT,
     PACK,
-    UNPACK
+    UNPACK,
+    PAIR_CHANNELS,
+    PAIR_ROWS,
+    SWISH,
+    SWISH_BACKWARD,
+    FILM,
+    FILM_BACKWARD
 };
 
-/* Input rows of a product: row r is at work + start + r · stride. */
+/* Input rows of a product: row r is at work + start + r · stride. Step t of the product's time is
+ * step t + shift of a series of `length` steps, with zeros around. */
 struct segment {
-    int64_t start, channels, stride;
+    int64_t start, channels, stride, shift, length;
 };
 
-/* Consecutive segments of a product, as many as the nearest cache holds for a tile of rows. */
+/* Where a product is `paired`, a float of its inputs and weights stands for two numbers in bfloat16.
+ *
+ * Consecutive segments of a product, as many as the nearest cache holds for a tile of rows. */
 struct chunk {
     int64_t first, count, depth; /* depth: sum of the channels of all segments before */
 };
@@ -81,17 +99,20 @@ struct step {
     int64_t depth;       /* K, sum of the segments' channels */
     int64_t fetched;     /* whether weights are fetched a chunk ahead */
     int64_t chunk_size;  /* channels of all chunks but the last */
+    int64_t paired;
     /* normalisation */
     int64_t groups, film, residual, swish; /* residual: its place, or 0 */
     int64_t scratch;                       /* for 4 · M · source_stride floats, 6 in training */
     double eps;
     /* training */
-    int64_t shadow;     /* from a series to its gradient */
+    int64_t d_source, d_target, d_residual, d_shifts; /* gradients of these */
     int64_t moments;    /* of a normalisation, [2, M, groups], or 0 */
     int64_t accumulate; /* whether a product, or the gradient of a residual or bias, is added */
     float *panels;      /* packed weights or their gradients, [C / LANES, K, LANES] */
     const float *plain; /* weights as PyTorch has them */
     int64_t lane_stride, inner_stride, place; /* place: of a gradient in `gradients` */
+    int64_t row_pairs; /* of a gradient, where the product that needs it is paired */
+    int64_t shifts;    /* beside scales, at `target` */
 };
 
 struct call {
@@ -117,14 +138,25 @@ struct tile {
     const float *weight;
     int64_t panel;    /* floats from one vector of outputs to the next: depth · LANES */
     const float *far; /* weights that the next chunk will read */
+    int64_t fetched;  /* lines of them */
 };
 
+INLINE vec add_product(const int PAIRED, vec sum, vec weights, float x) {
+#if PAIRS
+    if (PAIRED)
+        return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)_mm512_set1_ps(x));
+#endif
+    (void)PAIRED;
+    return sum + weights * x;
+}
+
 /* Add `depth` products of a number of each of R rows with V vectors: from one to the next, rows
- * move by x_step and vectors by w_step. R and V are constants where this is inlined, as is FAR, the
- * lines of `far` that are fetched for each. */
-INLINE void accumulate(const int R, const int V, const int FAR, const float *x, int64_t stride,
-                       const int64_t x_step, const float *w, int64_t panel, const int64_t w_step,
-                       int64_t depth, const float *far, int64_t *fetched, vec sum[2 * ROWS]) {
+ * move by x_step and vectors by w_step. R and V are constants where this is inlined, as are PAIRED
+ * and FAR, the lines of `far` that are fetched for each. */
+INLINE void accumulate(const int R, const int V, const int FAR, const int PAIRED, const float *x,
+                       int64_t stride, const int64_t x_step, const float *w, int64_t panel,
+                       const int64_t w_step, int64_t depth, const float *far, int64_t *fetched,
+                       vec sum[2 * ROWS]) {
     for (int64_t c = 0; c < depth; c++) {
         vec weights[2];
         UNROLL for (int v = 0; v < V; v++) {
@@ -134,7 +166,8 @@ INLINE void accumulate(const int R, const int V, const int FAR, const float *x, 
         UNROLL for (int f = 0; f < FAR; f++, (*fetched)++)
             __builtin_prefetch(far + *fetched % 2 * panel + *fetched / 2 * LANES, 0, 2);
         UNROLL for (int r = 0; r < R; r++) {
-            UNROLL for (int v = 0; v < V; v++) sum[r * V + v] += weights[v] * x[r * stride];
+            UNROLL for (int v = 0; v < V; v++)
+                sum[r * V + v] = add_product(PAIRED, sum[r * V + v], weights[v], x[r * stride]);
         }
         x += x_step;
         w += w_step;
@@ -142,26 +175,25 @@ INLINE void accumulate(const int R, const int V, const int FAR, const float *x, 
 }
 
 /* Add to R rows of V vectors of outputs. */
-INLINE void multiply(const int R, const int V, const int FAR, const struct tile *t,
-                     vec acc[2 * ROWS]) {
+INLINE void multiply(const int R, const int V, const int FAR, const int PAIRED,
+                     struct tile *t, vec acc[2 * ROWS]) {
     vec sum[2 * ROWS];
     UNROLL for (int r = 0; r < R * V; r++) sum[r] = acc[r];
     const float *w = t->weight;
-    int64_t fetched = 0;
     for (int64_t s = 0; s < t->count; s++) {
         const struct segment *input = t->segments + s;
         const float *x = t->work + input->start + t->row * input->stride;
-        accumulate(R, V, FAR, x, input->stride, 1, w, t->panel, LANES, input->channels, t->far,
-                   &fetched, sum);
+        accumulate(R, V, FAR, PAIRED, x, input->stride, 1, w, t->panel, LANES, input->channels,
+                   t->far, &t->fetched, sum);
         w += input->channels * LANES;
     }
     UNROLL for (int r = 0; r < R * V; r++) acc[r] = sum[r];
 }
 
-/* One function for each width and FAR, which chooses by the number of rows. */
+/* One function for each width, FAR and PAIRED, which chooses by the number of rows. */
 #define CASE(R)                                                                                    \
     case R:                                                                                        \
-        multiply(R, V, FAR, t, acc);                                                               \
+        multiply(R, V, FAR, PAIRED, t, acc);                                                       \
         break;
 #define UP_TO_6 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if ROWS == 12
@@ -169,18 +201,45 @@ INLINE void multiply(const int R, const int V, const int FAR, const struct tile 
 #else
 #define CASES UP_TO_6
 #endif
-#define CHOICE(name, width, lines)                                                                 \
-    static __attribute__((noinline)) void name(int rows, const struct tile *t,                     \
+#define CHOICE(name, width, lines, paired)                                                         \
+    static __attribute__((noinline)) void name(int64_t rows, struct tile *t,                       \
                                                vec acc[2 * ROWS]) {                                \
-        enum { V = width, FAR = lines };                                                           \
+        enum { V = width, FAR = lines, PAIRED = paired };                                          \
         switch (rows) { CASES }                                                                    \
     }
-CHOICE(multiply_one, 1, 0)
-CHOICE(multiply_two, 2, 0)
-CHOICE(multiply_two_fetch_one, 2, 1)
-CHOICE(multiply_two_fetch_two, 2, 2)
+CHOICE(one, 1, 0, 0)
+CHOICE(two, 2, 0, 0)
+CHOICE(two_fetch_one, 2, 1, 0)
+CHOICE(two_fetch_two, 2, 2, 0)
+#if PAIRS
+CHOICE(one_paired, 1, 0, 1)
+CHOICE(two_paired, 2, 0, 1)
+CHOICE(two_paired_fetch_one, 2, 1, 1)
+CHOICE(two_paired_fetch_two, 2, 2, 1)
+#endif
 
+typedef void kernel(int64_t rows, struct tile *t, vec acc[2 * ROWS]);
+static kernel *const KERNELS[][4] = {
+    {one, two, two_fetch_one, two_fetch_two},
+#if PAIRS
+    {one_paired, two_paired, two_paired_fetch_one, two_paired_fetch_two},
+#endif
+};
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct range {
+    int64_t begin, end;
+};
+
+/* Rows of a product, of M a step, that read a segment's series, not the zeros around it. */
+static struct range reading(const struct segment *input, int64_t length, int64_t rows) {
+    const int64_t begin = larger(0, -input->shift);
+    return (struct range){begin * rows,
+                          larger(begin, smaller(length, input->length - input->shift)) * rows};
+}
 
 /* One chunk of a product for a tile of `high` rows from `row` on, and `across` vectors from `first`
  * on. The first chunk begins with the bias, others go on with what was written.
@@ -194,13 +253,12 @@ static void add_chunk(const struct step *s, float *work, int64_t c, int64_t row,
     const float *weight = s->weight + first * panel;
     const int64_t next = c + 1 < s->count ? chunk[1].depth * LANES : 2 * panel;
     const int fetch = s->fetched && across == 2 && tile < 2;
-    const struct tile t = {work,
-                           s->segments + chunk->first,
-                           chunk->count,
-                           row,
-                           weight + chunk->depth * LANES,
-                           panel,
-                           weight + next + tile * s->chunk_size / 2 * LANES};
+    kernel *const add =
+        KERNELS[s->paired][across == 1 ? 0 : !fetch ? 1 : tiles == 1 ? 3 : 2];
+    struct tile t = {.work = work,
+                     .weight = weight + chunk->depth * LANES,
+                     .panel = panel,
+                     .far = weight + next + tile * s->chunk_size / 2 * LANES};
     vec acc[2 * ROWS];
     float *written[ROWS]; /* rows of the result */
     int64_t time = row / s->rows, m = row % s->rows;
@@ -211,10 +269,21 @@ static void add_chunk(const struct step *s, float *work, int64_t c, int64_t row,
         for (int64_t v = 0; v < across; v++)
             acc[r * across + v] = *(const vec *)(begin + (first + v) * LANES);
     }
-    (across == 1  ? multiply_one
-     : !fetch     ? multiply_two
-     : tiles == 1 ? multiply_two_fetch_two
-                  : multiply_two_fetch_one)((int)high, &t, acc);
+    /* Segments that the same rows read go together. */
+    const struct segment *input = s->segments + chunk->first, *const end = input + chunk->count;
+    while (input < end) {
+        const struct range all = reading(input, s->length, s->rows);
+        int64_t depth = 0;
+        for (t.segments = input; input < end; depth += input++->channels)
+            if (reading(input, s->length, s->rows).begin != all.begin ||
+                reading(input, s->length, s->rows).end != all.end)
+                break;
+        const int64_t from = larger(all.begin, row), to = smaller(all.end, row + high);
+        t.count = input - t.segments;
+        t.row = from;
+        if (from < to) add(to - from, &t, acc + (from - row) * across);
+        t.weight += depth * LANES;
+    }
     for (int64_t r = 0; r < high; r++)
         for (int64_t v = 0; v < across; v++)
             *(vec *)(written[r] + (first + v) * LANES) = acc[r * across + v];
@@ -227,12 +296,13 @@ static void product(const struct step *s, float *work, int64_t thread, int64_t t
     const int64_t tasks = ceil_div(vectors, 2) * tiles, end = tasks * (thread + 1) / threads;
     for (int64_t task = tasks * thread / threads; task < end;) {
         const int64_t first = task / tiles * 2, from = task % tiles;
-        const int64_t to = end - task < tiles - from ? from + end - task : tiles;
-        const int64_t across = vectors - first < 2 ? 1 : 2;
+        const int64_t to = smaller(from + end - task, tiles);
+        const int64_t across = smaller(vectors - first, 2);
         for (int64_t c = 0; c < s->count; c++)
             for (int64_t tile = from; tile < to && tile * high < rows; tile++) {
-                const int64_t row = tile * high, left = rows - row;
-                add_chunk(s, work, c, row, left < high ? left : high, tile, tiles, first, across);
+                const int64_t row = tile * high;
+                const int64_t left = smaller(rows - row, high);
+                add_chunk(s, work, c, row, left, tile, tiles, first, across);
             }
         task += to - from;
     }
@@ -240,41 +310,42 @@ static void product(const struct step *s, float *work, int64_t thread, int64_t t
 
 /* Gradient of a product's weights: rows of inputs, transposed, times rows of gradients. Here a tile
  * is of channels of an input, and the depth is that of all rows, in parts that stay in a cache. */
-INLINE void outer(const int R, const int V, const float *x, int64_t x_stride, const float *y,
-                  int64_t y_stride, int64_t depth, float *out, int64_t panel, int begins) {
+INLINE void outer(const int R, const int V, const int PAIRED, const float *x, int64_t x_stride,
+                  const float *y, int64_t y_stride, int64_t depth, float *out, int64_t panel,
+                  int begins) {
     vec sum[2 * ROWS];
     int64_t none = 0;
     UNROLL for (int r = 0; r < R; r++) {
         UNROLL for (int v = 0; v < V; v++)
             sum[r * V + v] = begins ? (vec){} : *(vec *)(out + v * panel + r * LANES);
     }
-    accumulate(R, V, 0, x, 1, x_stride, y, LANES, y_stride, depth, 0, &none, sum);
+    accumulate(R, V, 0, PAIRED, x, 1, x_stride, y, LANES, y_stride, depth, 0, &none, sum);
     UNROLL for (int r = 0; r < R; r++) {
         UNROLL for (int v = 0; v < V; v++) *(vec *)(out + v * panel + r * LANES) = sum[r * V + v];
     }
 }
 
-#define CASE_GRADIENT(R)                                                                           \
+#undef CASE
+#define CASE(R)                                                                                    \
     case R:                                                                                        \
         if (across == 2)                                                                           \
-            outer(R, 2, x, x_stride, y, y_stride, depth, out, panel, begins);                      \
+            outer(R, 2, PAIRED, x, x_stride, y, y_stride, depth, out, panel, begins);              \
         else                                                                                       \
-            outer(R, 1, x, x_stride, y, y_stride, depth, out, panel, begins);                      \
+            outer(R, 1, PAIRED, x, x_stride, y, y_stride, depth, out, panel, begins);              \
         break;
-
-static __attribute__((noinline)) void add_outer(int64_t high, int64_t across, const float *x,
-                                                int64_t x_stride, const float *y,
-                                                int64_t y_stride, int64_t depth, float *out,
-                                                int64_t panel, int begins) {
-    switch (high) {
-        CASE_GRADIENT(1) CASE_GRADIENT(2) CASE_GRADIENT(3)
-        CASE_GRADIENT(4) CASE_GRADIENT(5) CASE_GRADIENT(6)
-#if ROWS == 12
-        CASE_GRADIENT(7) CASE_GRADIENT(8) CASE_GRADIENT(9)
-        CASE_GRADIENT(10) CASE_GRADIENT(11) CASE_GRADIENT(12)
-#endif
+#define CHOICE_OUTER(name, paired)                                                                 \
+    static __attribute__((noinline)) void name(                                                    \
+        int64_t high, int64_t across, const float *x, int64_t x_stride, const float *y,            \
+        int64_t y_stride, int64_t depth, float *out, int64_t panel, int begins) {                  \
+        enum { PAIRED = paired };                                                                  \
+        switch (high) { CASES }                                                                    \
     }
-}
+CHOICE_OUTER(add_outer, 0)
+#if PAIRS
+CHOICE_OUTER(add_outer_paired, 1)
+#else
+#define add_outer_paired add_outer
+#endif
 
 #define PART 128 /* rows */
 
@@ -282,12 +353,15 @@ static void weight_gradient(const struct step *s, float *work, float *gradients,
                             int64_t threads) {
     const int64_t rows = s->length * s->rows, vectors = ceil_div(s->channels, LANES);
     const int64_t pairs = ceil_div(vectors, 2), panel = s->depth * LANES;
-    const float *y = work + s->source;
-    for (int64_t from = 0; from < rows; from += PART) {
-        const int64_t depth = rows - from < PART ? rows - from : PART;
+    const int64_t at_once = s->paired ? s->rows / 2 : s->rows;
+    const float *y = work + (s->paired ? s->row_pairs : s->source);
+    for (int64_t part = 0; part < s->length * at_once; part += PART) {
         int64_t task = 0, before = 0; /* of all tiles; channels of segments before */
         for (int64_t i = 0; i < s->count; i++) {
             const struct segment *input = s->segments + i;
+            const struct range all = reading(input, s->length, at_once);
+            const int64_t from = larger(all.begin, part);
+            const int64_t depth = smaller(all.end, part + PART) - from;
             const float *x = work + input->start + from * input->stride;
             const int64_t tiles = ceil_div(input->channels, ROWS);
             const int64_t most = ceil_div(input->channels, tiles);
@@ -296,21 +370,63 @@ static void weight_gradient(const struct step *s, float *work, float *gradients,
                     if (task++ % threads != thread) continue;
                     const int64_t across = vectors - 2 * p < 2 ? 1 : 2;
                     const int64_t left = input->channels - c;
-                    add_outer(left < most ? left : most, across, x + c, input->stride,
-                              y + from * s->source_stride + 2 * p * LANES, s->source_stride, depth,
-                              s->panels + 2 * p * panel + (before + c) * LANES, panel, !from);
+                    (s->paired ? add_outer_paired : add_outer)(
+                        left < most ? left : most, across, x + c, input->stride,
+                        y + from * s->source_stride + 2 * p * LANES, s->source_stride, depth,
+                        s->panels + 2 * p * panel + (before + c) * LANES, panel, !part);
                 }
             before += input->channels;
         }
     }
     if (thread) return;
     for (int64_t o = 0; o < s->channels; o += LANES) { /* of the bias */
+        const float *gradient = work + s->source + o;
         vec sum = {0};
-        for (int64_t r = 0; r < rows; r++) sum += *(const vec *)(y + r * s->source_stride + o);
+        for (int64_t r = 0; r < rows; r++) sum += *(const vec *)(gradient + r * s->source_stride);
         for (int64_t i = o; i < s->channels && i < o + LANES; i++)
             gradients[s->place + i] = sum[i - o] + (s->accumulate ? gradients[s->place + i] : 0);
     }
 }
+
+#if PAIRS
+/* The rows a and b in bfloat16, number by number side by side. */
+INLINE void pair_vectors(const float *a, const float *b, float *pairs) {
+    static const short order[2 * LANES] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
+                                           21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
+                                           11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(b), _mm512_loadu_ps(a));
+    const __m512i mixed = _mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)both);
+    _mm512_storeu_ps(pairs, (__m512)mixed);
+}
+
+/* Round rows by twos, the last one with zeros if it is alone; return how many floats they are. */
+static int64_t pair_block(float *block, int64_t deep, float *pairs) {
+    if (deep % 2) memset(block + deep * LANES, 0, sizeof(float) * LANES);
+    for (int64_t d = 0; d < deep; d += 2)
+        pair_vectors(block + d * LANES, block + (d + 1) * LANES, pairs + d / 2 * LANES);
+    return ceil_div(deep, 2) * LANES;
+}
+
+/* Round series to bfloat16: channels by twos, or rows by twos. Each thread has its share of the
+ * steps of time. */
+static void pair(const struct step *s, float *work, int64_t thread, int64_t threads) {
+    const int64_t stride = s->source_stride;
+    for (int64_t t = s->length * thread / threads; t < s->length * (thread + 1) / threads; t++) {
+        const float *x = work + s->source + t * s->source_time;
+        float *y = work + s->target + t * s->target_time;
+        if (s->kind == PAIR_CHANNELS)
+            for (int64_t i = 0; i < s->rows * stride; i += LANES)
+                _mm256_storeu_ps(y + i / 2, (__m256)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+        else
+            for (int64_t m = 0; m < s->rows; m += 2)
+                for (int64_t i = 0; i < stride; i += LANES)
+                    pair_vectors(x + m * stride + i, x + (m + 1) * stride + i,
+                                 y + m / 2 * stride + i);
+    }
+}
+#else
+#define pair_block(block, deep, pairs) 0
+#endif
 
 /* Between weights as PyTorch has them and panels. Segments say where a tap begins and how many
  * inner channels it has. */
@@ -318,6 +434,7 @@ static void repack(const struct call *c, const struct step *s, int64_t thread) {
     const int64_t vectors = ceil_div(s->channels, LANES);
     for (int64_t p = thread; p < vectors; p += c->threads) {
         float *panel = s->panels + p * s->depth * LANES;
+        float block[LANES * LANES] = {0}; /* of weights that are to be paired */
         const int64_t lanes = s->channels - p * LANES < LANES ? s->channels - p * LANES : LANES;
         for (int64_t i = 0; i < s->count; i++) {
             const struct segment *tap = s->segments + i;
@@ -325,9 +442,10 @@ static void repack(const struct call *c, const struct step *s, int64_t thread) {
             const float *from = s->plain + start;
             float *to = c->gradients + s->place + start;
             /* In blocks, so that lines of both sides stay in the nearest cache. */
-            for (int64_t k = 0; k < tap->channels; k += LANES, panel += LANES * LANES) {
+            for (int64_t k = 0; k < tap->channels; k += LANES) {
                 const int64_t deep = tap->channels - k < LANES ? tap->channels - k : LANES;
                 const int64_t there = k * s->inner_stride;
+                float *packed = s->paired ? block : panel;
                 if (s->kind == UNPACK)
                     for (int64_t l = 0; l < lanes; l++)
                         for (int64_t d = 0; d < deep; d++)
@@ -335,15 +453,15 @@ static void repack(const struct call *c, const struct step *s, int64_t thread) {
                                 panel[d * LANES + l];
                 else if (s->lane_stride == 1)
                     for (int64_t d = 0; d < deep; d++)
-                        memcpy(panel + d * LANES, from + there + d * s->inner_stride,
+                        memcpy(packed + d * LANES, from + there + d * s->inner_stride,
                                sizeof(float) * (size_t)lanes);
                 else
                     for (int64_t l = 0; l < lanes; l++)
                         for (int64_t d = 0; d < deep; d++)
-                            panel[d * LANES + l] =
+                            packed[d * LANES + l] =
                                 from[there + l * s->lane_stride + d * s->inner_stride];
+                panel += s->paired ? pair_block(block, deep, panel) : deep * LANES;
             }
-            panel -= (ceil_div(tap->channels, LANES) * LANES - tap->channels) * LANES;
         }
     }
 }
@@ -475,8 +593,8 @@ INLINE void take_back(const struct step *s, float *work, int64_t t, int64_t begi
                       const struct sums *n) {
     const int64_t here = t * s->source_time + begin;
     const float *x = work + s->source + here, *other = work + s->residual + here;
-    float *gradient = work + s->target + s->shadow + here;
-    float *d_other = work + s->residual + s->shadow + here;
+    float *gradient = work + s->d_target + here;
+    float *d_other = work + s->d_residual + here;
     for (int64_t i = 0; i < width; i += LANES) {
         const vec unit = normal(x, n, i);
         vec g = *(vec *)(gradient + i);
@@ -537,8 +655,8 @@ static void normalise_backward(const struct call *c, const struct step *s, int64
     for (int64_t t = 0; t < s->length; t++) {
         const int64_t here = t * s->source_time + begin;
         const float *x = c->work + s->source + here;
-        const float *gradient = c->work + s->target + s->shadow + here;
-        float *d_x = c->work + s->source + s->shadow + here;
+        const float *gradient = c->work + s->d_target + here;
+        float *d_x = c->work + s->d_source + here;
         for (int64_t i = 0; i < width; i += LANES)
             *(vec *)(d_x + i) = *(const vec *)(gradient + i) * *(vec *)(n.scale + i) +
                                 normal(x, &n, i) * *(vec *)(n.product + i) + *(vec *)(n.sum + i);
@@ -571,6 +689,60 @@ static void normalise_causally(const struct call *c, const struct step *s, int64
                            c->shift + film, factor, term);
             }
             modulate(s, c->work, t, m * stride, stride, factor, term);
+        }
+    }
+}
+
+/* --- modulation, in training --------------------------------------------------------------------- */
+
+/* The swish of one step of time, or its gradient. */
+static void activate(const struct step *s, float *work, int64_t thread, int64_t threads) {
+    const int64_t from = s->rows * thread / threads, to = s->rows * (thread + 1) / threads;
+    const float *x = work + s->source;
+    float *y = work + s->target;
+    for (int64_t i = from * s->source_stride; i < to * s->source_stride; i += LANES) {
+        const vec value = *(const vec *)(x + i), chance = sigmoid(value);
+        if (s->kind == SWISH)
+            *(vec *)(y + i) = value * chance;
+        else
+            *(vec *)(work + s->d_source + i) =
+                *(const vec *)(work + s->d_target + i) * chance * (1.0f + value * (1.0f - chance));
+    }
+}
+
+/* Scales and shifts of a normalisation: those of FiLM, side by side at `source`, of what the affine
+ * part makes of a series; those of the affine part alone where there is no source. */
+static void modulate_affine(const struct step *s, float *work, int64_t thread, int64_t threads) {
+    const float *gain = s->weight, *offset = s->bias;
+    for (int64_t m = s->rows * thread / threads; m < s->rows * (thread + 1) / threads; m++) {
+        const float *by = work + s->source + m * s->source_stride;
+        float *scale = work + s->target + m * s->target_stride;
+        float *shift = work + s->shifts + m * s->target_stride;
+        for (int64_t i = 0; i < s->channels; i++) {
+            scale[i] = s->source ? by[i] * gain[i] : gain[i];
+            shift[i] = s->source ? by[s->channels + i] + by[i] * offset[i] : offset[i];
+        }
+    }
+}
+
+/* Gradients of FiLM's scales and shifts, and of the affine part; each thread has its channels. */
+static void modulate_affine_backward(const struct step *s, float *work, float *gradients,
+                                     int64_t thread, int64_t threads) {
+    const int64_t from = s->channels * thread / threads, to = s->channels * (thread + 1) / threads;
+    const float *gain = s->weight, *offset = s->bias;
+    float *d_gain = gradients + s->place, *d_offset = d_gain + s->channels;
+    for (int64_t i = from; i < to; i++) d_gain[i] = d_offset[i] = 0;
+    for (int64_t m = 0; m < s->rows; m++) {
+        const float *d_scale = work + s->d_target + m * s->target_stride;
+        const float *d_shift = work + s->d_shifts + m * s->target_stride;
+        const float *by = work + s->source + m * s->source_stride;
+        float *d_by = work + s->d_source + m * s->source_stride;
+        for (int64_t i = from; i < to; i++) {
+            d_gain[i] += d_scale[i] * (s->source ? by[i] : 1.0f);
+            d_offset[i] += d_shift[i] * (s->source ? by[i] : 1.0f);
+            if (!s->source) continue;
+            d_by[i] = d_scale[i] * gain[i] + d_shift[i] * offset[i];
+            d_by[s->channels + i] = d_shift[i];
         }
     }
 }
@@ -629,10 +801,20 @@ static void work_through(struct call *c, int64_t thread) {
             normalise_causally(c, s, thread);
         else if (s->kind == NORM_BACKWARD)
             normalise_backward(c, s, thread);
+        else if (s->kind == SWISH || s->kind == SWISH_BACKWARD)
+            activate(s, c->work, thread, c->threads);
+        else if (s->kind == FILM)
+            modulate_affine(s, c->work, thread, c->threads);
+        else if (s->kind == FILM_BACKWARD)
+            modulate_affine_backward(s, c->work, c->gradients, thread, c->threads);
         else if (s->kind == WEIGHT_GRADIENT)
             weight_gradient(s, c->work, c->gradients, thread, c->threads);
         else if (s->kind == PACK || s->kind == UNPACK)
             repack(c, s, thread);
+#if PAIRS
+        else if (s->kind == PAIR_CHANNELS || s->kind == PAIR_ROWS)
+            pair(s, c->work, thread, c->threads);
+#endif
         else if (thread == 0) {
             if (s->kind == COPY || s->kind == ADD)
                 transfer(s, c->work);
@@ -689,4 +871,5 @@ void mpd_run(const struct step *steps, int64_t count, float *work, const float *
 }
 
 int64_t mpd_lanes(void) { return LANES; }
+int64_t mpd_pairs(void) { return PAIRS; }
 int64_t mpd_step_size(void) { return sizeof(struct step); }

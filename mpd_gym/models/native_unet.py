@@ -1,4 +1,4 @@
-"""The temporal U-Net in C, for inference.
+"""The temporal U-Net in C, for inference, in float32 or with products in bfloat16.
 
 `write_unet` writes the steps of a U-Net into a plan. `NativeUnet` packs the weights once, and for
 each number of series lays out the work space and writes the steps, again once; a call then is one
@@ -12,12 +12,13 @@ import math
 from collections.abc import Sequence
 from typing import Protocol, cast, final
 
+import torch
 from torch import Tensor, nn
 
 from mpd_gym.models.native_plan import Panels, Plan, Program, Series, Step
 from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
 
-__all__ = ["NativeUnet", "Weights", "around", "taps", "write_unet"]
+__all__ = ["NativeUnet", "Weights", "packed", "pairs_up", "taps", "write_unet"]
 
 # Series that go through the network together: few enough for the caches, many enough to reuse
 # weights. Larger batches are cut.
@@ -34,23 +35,32 @@ class Weights(Protocol):
 
 @final
 class NativeUnet:
-    """`TemporalUnet.forward` in C, for float32 on a CPU.
+    """`TemporalUnet.forward` in C, for float32 series on a CPU.
 
     Args:
         unet: Weights; copied.
         offsets: Of each normalisation, in the order of the layers: where its channels begin in a
             row of scales and shifts.
         library: From `mpd_gym.models.native`.
+        paired: Whether to multiply in bfloat16; see `pairs_up`.
     """
 
-    def __init__(self, unet: TemporalUnet, offsets: Sequence[int], library: ctypes.CDLL) -> None:
+    def __init__(
+        self,
+        unet: TemporalUnet,
+        offsets: Sequence[int],
+        library: ctypes.CDLL,
+        *,
+        paired: bool = False,
+    ) -> None:
         self._unet = unet
+        self._paired = paired
         self._offsets = tuple(offsets)
         self._library = library
         self._lanes = int(library.mpd_lanes())
         assert library.mpd_step_size() == ctypes.sizeof(Step)
         self._weights = {
-            (id(module), half): self._packed(module, half)
+            (id(module), half): packed(module, half, self._lanes, paired=paired)
             for module in unet.modules()
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
             for half in range(module.stride[0] if module.transposed else 1)
@@ -83,23 +93,13 @@ class NativeUnet:
 
     def _program(self, rows: int, length: int) -> Program:
         """Steps and work space for so many series."""
-        plan = _InferencePlan(rows, self._lanes, around(self._unet))
+        plan = _InferencePlan(rows, self._lanes, paired=self._paired)
 
         def weights(module: nn.Conv1d | nn.ConvTranspose1d, half: int) -> Panels:
             return self._weights[id(module), half]
 
         write_unet(plan, self._unet, weights, self._offsets, length)
         return plan.program()
-
-    def _packed(self, module: nn.Conv1d | nn.ConvTranspose1d, half: int) -> Panels:
-        inputs = (2, 0, 1) if module.transposed else (2, 1, 0)
-        weight = module.weight.detach().permute(inputs)[taps(module, half)]  # [k, C_in, C]
-        assert module.bias is not None
-        outputs = weight.shape[-1]
-        missing = -outputs % self._lanes
-        panels = nn.functional.pad(weight.flatten(0, 1), (0, missing))
-        panels = panels.view(len(panels), -1, self._lanes).transpose(0, 1).contiguous()
-        return Panels(panels, nn.functional.pad(module.bias.detach(), (0, missing)), outputs)
 
 
 @final
@@ -111,13 +111,17 @@ class _InferencePlan(Plan):
     ) -> Series:
         """Normalise series in place."""
         self._normalise(series, series, norm, film, residual, swish)
+        self._changed(series)
         return series
 
 
-def around(unet: TemporalUnet) -> int:
-    """Steps of zeros that a plan of a U-Net needs around its series."""
-    convolution, before = _parts(unet.head[0])
-    return max(before, convolution.kernel_size[0] - 1 - before, 1)
+def pairs_up(unet: TemporalUnet, library: ctypes.CDLL) -> bool:
+    """Whether the compiled code multiplies in bfloat16 on this CPU, and can take the U-Net.
+
+    Pairs of channels must not reach from one series to another that goes into the same product.
+    """
+    widths = [module.out_channels for module in unet.modules() if isinstance(module, nn.Conv1d)]
+    return bool(library.mpd_pairs()) and all(width % 2 == 0 for width in widths[:-1])
 
 
 def write_unet(
@@ -173,6 +177,25 @@ def write_unet(
     hidden = convolve(convolution, [hidden])
     hidden = plan.normalise(hidden, norm, next(films), None, swish=True)
     plan.store(convolve(last, [hidden]))
+
+
+def packed(
+    module: nn.Conv1d | nn.ConvTranspose1d, half: int, lanes: int, *, paired: bool
+) -> Panels:
+    """Weights of a convolution, or of one half of the steps of a transposed one, as panels."""
+    inputs = (2, 0, 1) if module.transposed else (2, 1, 0)
+    weight = module.weight.detach().permute(inputs)[taps(module, half)]  # [k, C_in, C]
+    assert module.bias is not None
+    outputs = weight.shape[-1]
+    missing = -outputs % lanes
+    if paired:
+        weight = nn.functional.pad(weight, (0, missing, 0, weight.shape[1] % 2))
+        pairs = weight.to(torch.bfloat16).view(len(weight), -1, 2, outputs + missing)
+        panels = pairs.transpose(2, 3).contiguous().view(torch.float32).flatten(0, 1)[..., 0]
+    else:
+        panels = nn.functional.pad(weight.flatten(0, 1), (0, missing))
+    panels = panels.view(len(panels), -1, lanes).transpose(0, 1).contiguous()
+    return Panels(panels, nn.functional.pad(module.bias.detach(), (0, missing)), outputs)
 
 
 def taps(module: nn.Conv1d | nn.ConvTranspose1d, half: int) -> list[int]:

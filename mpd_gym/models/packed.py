@@ -10,6 +10,7 @@ networks, keeps them, and makes them anew when weights have changed.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import operator
 import warnings
@@ -23,7 +24,7 @@ from mpd_gym.errors import ConfigError, InputError, check_choice
 from mpd_gym.models.cpu import computes_bf16
 from mpd_gym.models.denoisers import TrajectoryDenoiser
 from mpd_gym.models.native import library
-from mpd_gym.models.native_unet import NativeUnet
+from mpd_gym.models.native_unet import NativeUnet, pairs_up
 from mpd_gym.models.packed_cuda import GraphedDenoiser
 from mpd_gym.models.packed_ops import PRODUCT_ROWS, packs
 from mpd_gym.models.packed_unet import Films, Unet
@@ -62,8 +63,8 @@ class PackedNetworks:
             precision: ``"plain"``: the network itself. ``"fp32"``: on a CPU its packed equivalent,
                 on a GPU itself. ``"bf16"``: its packed equivalent with series and weights rounded
                 to bfloat16, statistics and sums in float32; on a GPU as a CUDA graph. A causal
-                network has a packed equivalent in ``"fp32"`` where there is a C compiler, and is
-                itself otherwise.
+                network has a packed equivalent where there is compiled code, and is itself
+                otherwise.
             rows: Trajectories in a call, without those of the unconditional half.
 
         Raises:
@@ -73,7 +74,7 @@ class PackedNetworks:
         weight = next(network.parameters())
         on_cpu = weight.device.type == "cpu"
         exact = precision == "fp32"
-        if network.config.unet.causal and not (exact and on_cpu and library() is not None):
+        if network.config.unet.causal and not (on_cpu and _compiled(network, precision)):
             return network  # PyTorch's operators have no packed form of it
         if precision == "plain" or weight.dtype != torch.float32 or (exact and not on_cpu):
             return network
@@ -112,6 +113,14 @@ class _Entry:
                     stacklevel=2,
                 )
         return self._agrees[small]
+
+
+def _compiled(network: TrajectoryDenoiser, precision: str) -> ctypes.CDLL | None:
+    """Compiled code that serves a network on this CPU."""
+    found = library()
+    if found is not None and precision == "bf16" and not pairs_up(network.unet, found):
+        return None
+    return found
 
 
 def departure(packed: PackedDenoiser, rows: int) -> float:
@@ -158,8 +167,8 @@ class PackedDenoiser:
         network: Weights in float32. They are copied; `is_current` tells whether they have changed
             since.
         precision: ``"fp32"`` or ``"bf16"``.
-        native: Whether float32 on a CPU may go through compiled code; see
-            `mpd_gym.models.native`.
+        native: Whether a CPU may run compiled code; see `mpd_gym.models.native`. In bfloat16 it
+            rounds what is multiplied; PyTorch's operators round the series between layers, too.
 
     Raises:
         ConfigError: If `precision` is unknown, or is bfloat16 where the CPU lacks it.
@@ -179,14 +188,16 @@ class PackedDenoiser:
         self.network = network
         self._origin = _Origin(network)
         dtype = DTYPES[precision]
-        compiled = library() if native and on_cpu and precision == "fp32" else None
+        compiled = _compiled(network, precision) if native and on_cpu else None
         self._native: NativeUnet | None = None
         with torch.no_grad():
             self._films = Films(network.unet, on_cpu and packs(torch.float32))
             if compiled is None:
                 self._unet = Unet(network.unet, dtype, on_cpu and packs(dtype))
             else:
-                self._native = NativeUnet(network.unet, self._films.offsets, compiled)
+                self._native = NativeUnet(
+                    network.unet, self._films.offsets, compiled, paired=precision == "bf16"
+                )
 
     def is_current(self) -> bool:
         """Whether the network's weights are those that were packed."""

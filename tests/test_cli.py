@@ -148,11 +148,13 @@ def test_info_shows_returns_lengths_and_success() -> None:
 def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
     collected("mpd_gym/lqr/noisy-p10-v0", "0.02")
     options = ("--steps", "12", "--seed", "3", "--no-parallel", "--output", "a.safetensors")
+    options = (*options, "--precision", "bf16")
     output = run("train", "me/try-v0", *options)
     assert "planner model" in output and "final_state" in output
     assert "Box(-10.0" in output and "steps 12" in output and "diffusion levels" in output
     agent = MPDiffuserAgent.load(tmp_path / "a.safetensors")
     assert (agent.config.seed, agent.history["planner"]["steps"]) == (3, 12)
+    assert agent.config.training.precision == "bf16"
     assert "dynamics model" in run("info", "a.safetensors")
     fast = ("-o", "action_chunk=32", "-o", "num_steps=2", "-o", "composition=planner_only")
     shown = run("evaluate", "LQR-v0", "a.safetensors", "--episodes", "2", *fast)

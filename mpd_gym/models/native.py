@@ -3,7 +3,7 @@
 A U-Net for control is some sixty layers of a few microseconds each: PyTorch spends more time
 between them than in them, and its products of few rows read weights and multiply in turn. Where the
 machine has a C compiler, which PyTorch's own compiler needs as well, this code takes their place;
-it is compiled once, in two seconds, and kept in the user's cache. Without a compiler, or with
+it is compiled once, in three seconds, and kept in the user's cache. Without a compiler, or with
 ``MPD_GYM_NATIVE=0``, PyTorch's operators do the same, more slowly.
 """
 
@@ -27,7 +27,7 @@ __all__ = ["compiler", "describe", "library"]
 
 SOURCE = Path(__file__).with_name("native_unet.c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
-COMPILING = 120  # seconds; it takes two
+COMPILING = 120  # seconds; it takes three
 
 
 @functools.cache

@@ -96,7 +96,7 @@ def guided(
     )
 
     def denoise(trajectory: Tensor, k: int) -> Tensor:
-        inputs = trajectory.repeat(len(halves), 1, 1) if len(halves) > 1 else trajectory
+        inputs = torch.cat((trajectory,) * len(halves)) if len(halves) > 1 else trajectory
         output = network.denoise(inputs, modulations(k))
         if len(halves) == 2:
             conditional, unconditional = output.chunk(2)

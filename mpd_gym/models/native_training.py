@@ -56,7 +56,7 @@ __all__ = ["native_forward", "trains_natively"]
 Convolution = nn.Conv1d | nn.ConvTranspose1d
 Layer = Convolution | nn.Linear
 
-MOST_SHAPES = 4  # of batches whose work space is kept; it is some 40 MB for 64 laptop-size series
+MOST_SHAPES = 4  # of batches whose work space is kept; it is some 30 MB for 64 laptop-size series
 
 
 def trains_natively(unet: TemporalUnet, trajectory: Tensor, dtype: torch.dtype) -> bool:
@@ -462,9 +462,9 @@ class _TrainingPlan(Plan):
             weights = Panels(turned, bias, series.channels)
             step = super().product(seen, weights, self._gradient(series))
             step.accumulate = self._joins(series)
-        for rounded_series in (self._pairs, self._row_pairs):
-            if gradient in rounded_series:
-                self._spent.append(rounded_series.pop(gradient))
+        for pairs_of in (self._pairs, self._row_pairs):
+            if gradient in pairs_of:
+                self._spent.append(pairs_of.pop(gradient))
 
     def _weight_gradient(
         self, sources: Sources, module: Layer, half: int, gradient: Series

@@ -1,9 +1,9 @@
 /* A temporal U-Net as a list of steps, forward and backward; native_plan.py writes the list.
  *
  * Series are [L, M, C]: time first, then the series of a batch, channels last and padded to whole
- * vectors, zeros before the first and after the last step of time. Row t·M + m of such a series
- * and the rows of its neighbours in time are at fixed distances, so that a convolution is a product
- * of rows with weights that needs no copy of its windows. Vectors are those of GCC and Clang.
+ * vectors. Row t·M + m of such a series and the rows of its neighbours in time are at fixed
+ * distances, so that a convolution is a product of rows with weights that needs no copy of its
+ * windows. Vectors are those of GCC and Clang.
  */
 
 #include <math.h>
@@ -74,9 +74,7 @@ struct segment {
     int64_t start, channels, stride, shift, length;
 };
 
-/* Where a product is `paired`, a float of its inputs and weights stands for two numbers in bfloat16.
- *
- * Consecutive segments of a product, as many as the nearest cache holds for a tile of rows. */
+/* Consecutive segments of a product, as many as the nearest cache holds for a tile of rows. */
 struct chunk {
     int64_t first, count, depth; /* depth: sum of the channels of all segments before */
 };
@@ -99,7 +97,7 @@ struct step {
     int64_t depth;       /* K, sum of the segments' channels */
     int64_t fetched;     /* whether weights are fetched a chunk ahead */
     int64_t chunk_size;  /* channels of all chunks but the last */
-    int64_t paired;
+    int64_t paired;      /* whether a float of inputs and weights is two numbers in bfloat16 */
     /* normalisation */
     int64_t groups, film, residual, swish; /* residual: its place, or 0 */
     int64_t scratch;                       /* for 4 · M · source_stride floats, 6 in training */
@@ -175,8 +173,8 @@ INLINE void accumulate(const int R, const int V, const int FAR, const int PAIRED
 }
 
 /* Add to R rows of V vectors of outputs. */
-INLINE void multiply(const int R, const int V, const int FAR, const int PAIRED,
-                     struct tile *t, vec acc[2 * ROWS]) {
+INLINE void multiply(const int R, const int V, const int FAR, const int PAIRED, struct tile *t,
+                     vec acc[2 * ROWS]) {
     vec sum[2 * ROWS];
     UNROLL for (int r = 0; r < R * V; r++) sum[r] = acc[r];
     const float *w = t->weight;
@@ -253,8 +251,7 @@ static void add_chunk(const struct step *s, float *work, int64_t c, int64_t row,
     const float *weight = s->weight + first * panel;
     const int64_t next = c + 1 < s->count ? chunk[1].depth * LANES : 2 * panel;
     const int fetch = s->fetched && across == 2 && tile < 2;
-    kernel *const add =
-        KERNELS[s->paired][across == 1 ? 0 : !fetch ? 1 : tiles == 1 ? 3 : 2];
+    kernel *const add = KERNELS[s->paired][across == 1 ? 0 : !fetch ? 1 : tiles == 1 ? 3 : 2];
     struct tile t = {.work = work,
                      .weight = weight + chunk->depth * LANES,
                      .panel = panel,
@@ -274,10 +271,10 @@ static void add_chunk(const struct step *s, float *work, int64_t c, int64_t row,
     while (input < end) {
         const struct range all = reading(input, s->length, s->rows);
         int64_t depth = 0;
-        for (t.segments = input; input < end; depth += input++->channels)
-            if (reading(input, s->length, s->rows).begin != all.begin ||
-                reading(input, s->length, s->rows).end != all.end)
-                break;
+        for (t.segments = input; input < end; depth += input++->channels) {
+            const struct range own = reading(input, s->length, s->rows);
+            if (own.begin != all.begin || own.end != all.end) break;
+        }
         const int64_t from = larger(all.begin, row), to = smaller(all.end, row + high);
         t.count = input - t.segments;
         t.row = from;
@@ -301,8 +298,7 @@ static void product(const struct step *s, float *work, int64_t thread, int64_t t
         for (int64_t c = 0; c < s->count; c++)
             for (int64_t tile = from; tile < to && tile * high < rows; tile++) {
                 const int64_t row = tile * high;
-                const int64_t left = smaller(rows - row, high);
-                add_chunk(s, work, c, row, left, tile, tiles, first, across);
+                add_chunk(s, work, c, row, smaller(rows - row, high), tile, tiles, first, across);
             }
         task += to - from;
     }

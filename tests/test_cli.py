@@ -162,11 +162,12 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
 
 
 def test_steps_and_seed_are_those_of_each_model() -> None:
-    config = _config(Method.mpdiffuser, Preset.laptop, "ConstrainedPendulum-v0", 5, 120)
+    config = _config(Method.mpdiffuser, Preset.laptop, "ConstrainedPendulum-v0", 5, 120, "bf16")
     for training in (config.training, config.regressor_training):
         assert (training.steps, training.seed) == (120, 5)
         assert training.warmup_steps < 120
-    usual = _config(Method.mpdiffuser, Preset.laptop, "ConstrainedPendulum-v0", 5, None)
+    assert (config.training.precision, config.regressor_training.precision) == ("bf16", "fp32")
+    usual = _config(Method.mpdiffuser, Preset.laptop, "ConstrainedPendulum-v0", 5, None, "fp32")
     assert usual.training.steps > 1000
 
 

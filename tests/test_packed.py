@@ -143,9 +143,10 @@ def test_packed_is_plain_in_float32(name: str, groups: int, rows: int, form: str
 @NEEDS_BF16
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("rows", [2, 16])
-def test_bfloat16_stays_within_its_bound(name: str, rows: int) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_stays_within_its_bound(name: str, rows: int, native: bool) -> None:
     plain = network(name)
-    expected, found = outputs(plain, PackedDenoiser(plain, "bf16"), 2, rows)
+    expected, found = outputs(plain, PackedDenoiser(plain, "bf16", native), 2, rows)
     assert found.dtype == torch.float32
     assert 1e-5 < relative(found, expected) < BF16_BOUND
 

@@ -47,6 +47,20 @@ def test_parameters_and_gradients_are_views_that_keep_their_strides() -> None:
         assert torch.equal(parameter, 3 * before[name][0])
 
 
+def test_gathered_gradients_replace_those_before() -> None:
+    module = network()
+    flat = FlatParameters(dict(module.named_parameters()))
+    first, *others = module.parameters()
+    other = torch.ones((), requires_grad=True)
+    for factor in (2.0, 3.0):
+        flat.gradients.fill_(7.0)
+        flat.gather((factor * first).sum() + other)
+        assert first.grad is not None and torch.equal(first.grad, torch.full_like(first, factor))
+        assert all(part.grad is not None and not part.grad.any() for part in others)
+    flat.gather(2 * other)  # reaches none of them
+    assert all(part.grad is not None and not part.grad.any() for part in module.parameters())
+
+
 def test_join_is_the_inverse_of_views() -> None:
     module = network()
     flat = FlatParameters(dict(module.named_parameters()))

@@ -40,7 +40,7 @@ CHUNK = 512
 # the one before it is multiplied, and has to fit into that cache as well.
 CHUNK_FETCHED = 256
 FETCHED_BYTES = 2**20  # of weights, from which on no cache is expected to hold them
-FETCHED_ROWS = 48
+FETCHED_ROWS = 48  # rows up to which they are not used often enough for it not to matter
 # Kinds of steps, as in the C code.
 LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL = range(7)
 NORM_BACKWARD, WEIGHT_GRADIENT, PACK, UNPACK, PAIR_CHANNELS, PAIR_ROWS = range(7, 13)

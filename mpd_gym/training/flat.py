@@ -24,7 +24,7 @@ class FlatParameters:
 
     Args:
         parameters: Named, of one device and dtype. Until `release`, each is a view of `values`
-            and gathers its gradient in a view of `gradients`.
+            and its ``grad`` one of `gradients`.
 
     Attributes:
         values: ``[P]``, a parameter itself, for an optimiser; its ``grad`` is `gradients`.
@@ -74,7 +74,8 @@ class FlatParameters:
             else:
                 views.append(view)
                 gradients.append(gradient)
-        torch._foreach_copy_(views, gradients)
+        if views:
+            torch._foreach_copy_(views, gradients)
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Copy named tensors into a new vector ``[P]``; the inverse of `views`."""

@@ -99,6 +99,16 @@ class Agent(ABC):
     def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
         """Return normalised ``(x_1 … x_H, u_0 … u_{H-1})`` of trajectories ``[M, L, D]``."""
 
+    def _executed(self, initial: Tensor, future: Tensor, controls: Tensor) -> Tensor:
+        """Normalised actions ``[E · N, H, nu]`` that plans lead to; the planned ones here.
+
+        Args:
+            initial: x_0 of each observation, ``[E, nx]``.
+            future: x_1 … x_H of N candidates for each, ``[E · N, H, nx]``.
+            controls: Planned actions.
+        """
+        return controls
+
     @abstractmethod
     def _returns(self, trajectories: Tensor) -> Array | None:
         """Returns ``[M]`` from a value network of the method's own, in environment units.
@@ -413,6 +423,7 @@ class Agent(ABC):
             samples = self._sample(request)
             trajectories = samples.reshape(count * num, -1, *samples.shape[1:]).mean(dim=1)
             future, controls = self._split(trajectories)
+            controls = self._executed(request.initial, future, controls)
         sampled = time.perf_counter()
         x = self.normalizers.observation.unnormalize(_numpy(future))
         u = self._writer.clip(self.normalizers.action.unnormalize(_numpy(controls)))

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mpd_gym.agents.config import AgentConfig, Layout
-from mpd_gym.agents.learning import Task
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, given_columns
-from mpd_gym.agents.tasks import PerceptronTask
 from mpd_gym.agents.trained import TrainedAgent
 from mpd_gym.datasets import WindowConfig
 from mpd_gym.models import Perceptron, PerceptronConfig
@@ -102,6 +100,3 @@ class BehaviorCloningAgent(TrainedAgent[BehaviorCloningConfig]):
 
     def _check_options(self, options: SamplingConfig) -> None:
         """Every option is possible: those of sampling change nothing."""
-
-    def _task(self, role: str) -> Task:
-        return PerceptronTask(role)

@@ -15,10 +15,18 @@ from mpd_gym.agents.options import SamplingConfig, from_mapping
 from mpd_gym.datasets import ConditionSpec, WindowConfig
 from mpd_gym.diffusion import PREDICTIONS, LossConfig, make_schedule
 from mpd_gym.errors import ConfigError, check_choice
-from mpd_gym.models import DenoiserConfig, Regressor, RegressorConfig, UnetConfig
+from mpd_gym.models import (
+    DenoiserConfig,
+    Perceptron,
+    PerceptronConfig,
+    Regressor,
+    RegressorConfig,
+    UnetConfig,
+)
 from mpd_gym.training import TrainingConfig
 
 __all__ = [
+    "INVERSE_DYNAMICS",
     "REGRESSORS",
     "AgentConfig",
     "DiffusionConfig",
@@ -28,6 +36,7 @@ __all__ = [
 ]
 
 REGRESSORS = ("reward", "cost", "termination")
+INVERSE_DYNAMICS = "inverse_dynamics"
 # Channels of a U-Net that the noise of a column takes from input to output. With 4 each, 2 % of it
 # is lost after 1,000 steps of training, with 2 it is 40 % (``python benchmarks/noise_width.py``).
 CHANNELS_PER_NOISE = 4
@@ -159,11 +168,13 @@ class AgentConfig(ABC):
         with torch.random.fork_rng(devices=[]):
             for number, role in enumerate(self.roles()):
                 torch.manual_seed(self.seed * 1000 + number)
-                if role in REGRESSORS:
-                    models[role] = Regressor(self._regressor(role, nx, nu, sizes))
-                else:
-                    models[role] = self.network(role, nx, nu, sizes)
+                models[role] = self._model(role, nx, nu, sizes)
         return models
+
+    def _model(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
+        if role in REGRESSORS:
+            return Regressor(self._regressor(role, nx, nu, sizes))
+        return self.network(role, nx, nu, sizes)
 
     def _regressor(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> RegressorConfig:
         target: Any = "violation" if role == "cost" and self.binary_costs else role
@@ -220,6 +231,10 @@ class DiffusionConfig(AgentConfig):
         schedule: Noise schedule, ``"cosine"``, ``"linear"`` or ``"vp"``.
         diffusion_steps: K.
         loss: Options of the denoising loss.
+        inverse_dynamics: Learn which action leads from one state to the next, and execute the
+            actions that lead along the planned states (`SamplingConfig.actions`), whose errors do
+            not add up over a plan. A perceptron that is trained as `regressor_training` says.
+        inverse_hidden: Widths of its hidden layers.
     """
 
     horizon: int = 32
@@ -229,6 +244,25 @@ class DiffusionConfig(AgentConfig):
     schedule: str = "cosine"
     diffusion_steps: int = 100
     loss: LossConfig = field(default_factory=LossConfig)
+    inverse_dynamics: bool = False
+    inverse_hidden: tuple[int, ...] = (256, 256)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inverse_hidden", tuple(self.inverse_hidden))
+        PerceptronConfig(1, 1, self.inverse_hidden)  # refuses wrong widths
+        super().__post_init__()
+
+    def roles(self) -> list[str]:
+        """Models that an agent of this configuration has, the method's own before the others."""
+        roles = super().roles()
+        if self.inverse_dynamics and INVERSE_DYNAMICS not in roles:
+            roles.append(INVERSE_DYNAMICS)
+        return roles
+
+    def _model(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
+        if role == INVERSE_DYNAMICS:
+            return Perceptron(PerceptronConfig(2 * nx, nu, self.inverse_hidden))
+        return super()._model(role, nx, nu, sizes)
 
     @property
     @abstractmethod

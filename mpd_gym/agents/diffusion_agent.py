@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from mpd_gym.agents.config import DiffusionConfig
-from mpd_gym.agents.learning import DenoisingTask
+from mpd_gym.agents.config import INVERSE_DYNAMICS, DiffusionConfig
+from mpd_gym.agents.learning import Dataset, DenoisingTask, TrainingData, as_data, train_modules
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, condition_columns
 from mpd_gym.agents.trained import TrainedAgent
@@ -35,6 +37,7 @@ from mpd_gym.errors import ConfigError
 from mpd_gym.models import TrajectoryDenoiser
 from mpd_gym.models.packed import PackedNetworks
 from mpd_gym.models.threads import enough_threads, multiplications, threads
+from mpd_gym.training import TrainingConfig
 from mpd_gym.types import Array, Denoiser, Step
 
 __all__ = ["DiffusionAgent", "Known"]
@@ -56,6 +59,9 @@ class Known(NamedTuple):
 
 class DiffusionAgent(TrainedAgent[C]):
     """An agent that samples its candidates by diffusion; see `TrainedAgent` for the arguments."""
+
+    dynamics_roles = frozenset({INVERSE_DYNAMICS})
+    auxiliary_roles = frozenset({INVERSE_DYNAMICS})
 
     def __init__(
         self,
@@ -216,6 +222,14 @@ class DiffusionAgent(TrainedAgent[C]):
             return states, actions
         return states[:, 1:], actions[:, :-1]
 
+    def _executed(self, initial: Tensor, future: Tensor, controls: Tensor) -> Tensor:
+        inverse = self.models.get(INVERSE_DYNAMICS)
+        if inverse is None or self.options.actions == "planned":
+            return controls
+        first = initial.repeat_interleave(len(future) // len(initial), 0)[:, None]
+        actions: Tensor = inverse(torch.cat((first, future[:, :-1]), dim=1), future)
+        return actions
+
     def _returns(self, trajectories: Tensor) -> Array | None:
         value = self.models.get("value")
         target = self.config.value_condition
@@ -228,6 +242,11 @@ class DiffusionAgent(TrainedAgent[C]):
         return scaling.low + (scaling.high - scaling.low) * scaled
 
     def _check_options(self, options: SamplingConfig) -> None:
+        if options.actions == INVERSE_DYNAMICS and INVERSE_DYNAMICS not in self.models:
+            raise ConfigError(
+                f"actions: the agent has learned no {INVERSE_DYNAMICS}; train it with "
+                f"{INVERSE_DYNAMICS}=True in its configuration, or take 'planned'"
+            )
         if "dynamics" not in self.models and options.composition not in PLANNER_COMPOSITIONS:
             raise ConfigError(
                 f"composition: {self.name!r} has no dynamics model; expected one of "
@@ -235,6 +254,60 @@ class DiffusionAgent(TrainedAgent[C]):
             )
 
     # --- training ------------------------------------------------------------------------------
+
+    def with_inverse_dynamics(
+        self,
+        dataset: Dataset,
+        *,
+        training: TrainingConfig | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        resume: bool = True,
+        progress: bool = True,
+    ) -> Self:
+        """Learn which action leads from one state to the next, for the actions of plans.
+
+        The second agent executes the actions that lead along its planned states, and shares every
+        other weight, the normalisers and the condition scalings with this one, which stays as it
+        is. With data of a system that has changed, it compensates for the change.
+
+        Args:
+            dataset: As in `fit`. It need not be good, but should go wherever plans go.
+            training: Settings; the configuration's `regressor_training` by default.
+            directory: Where checkpoints and TensorBoard files go; None keeps nothing.
+            resume: Continue from a checkpoint in `directory`.
+            progress: Show a progress bar.
+        """
+        config = replace(self.config, inverse_dynamics=True, sampling=self.options)
+        sizes = self.conditions.sizes
+        fresh = config.models(self._nx, self._writer.size, sizes)[INVERSE_DYNAMICS]
+        made = type(self)(
+            config,
+            {**self.models, INVERSE_DYNAMICS: fresh},
+            self.observation_space,
+            self.action_space,
+            self.normalizers,
+            self.conditions,
+            history=self.history,
+            device=self.device,
+        )
+        made.set_encoder(self.encoder)
+        made.follow(self)
+        job = made._job(INVERSE_DYNAMICS, made._known_data(dataset))
+        job = replace(job, config=training or job.config)
+        made._take(train_modules([job], directory, self.device, resume=resume, progress=progress))
+        return made
+
+    def _known_data(self, dataset: Dataset) -> TrainingData:
+        """Data for a model of an agent whose normalisers and scalings are there already."""
+        config = self.config
+        return TrainingData(
+            as_data(dataset),
+            config.windows,
+            self.normalizers,
+            self.conditions,
+            config.validation_fraction,
+            config.seed,
+        )
 
     def _denoising_task(self, role: str, **fields: Any) -> DenoisingTask:
         """How a denoiser learns; `fields` of `DenoisingTask` differ from its defaults."""

@@ -6,9 +6,9 @@ import os
 from dataclasses import replace
 from typing import TypeVar
 
-from mpd_gym.agents.config import FactoredConfig
+from mpd_gym.agents.config import INVERSE_DYNAMICS, FactoredConfig
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
-from mpd_gym.agents.learning import Dataset, TrainingData, as_data, train_modules
+from mpd_gym.agents.learning import Dataset, train_modules
 from mpd_gym.training import TrainingConfig, TrainingResult
 from mpd_gym.types import Array
 
@@ -20,7 +20,7 @@ C = TypeVar("C", bound=FactoredConfig)
 class FactoredAgent(DiffusionAgent[C]):
     """An agent with a dynamics model of its own (Zhou et al. 2025, section 3.4)."""
 
-    dynamics_roles = frozenset({"dynamics"})
+    dynamics_roles = frozenset({"dynamics", INVERSE_DYNAMICS})
 
     def finetune_dynamics(
         self,
@@ -60,12 +60,8 @@ class FactoredAgent(DiffusionAgent[C]):
         progress: bool,
     ) -> TrainingResult:
         """Train the dynamics model alone, with the normalisers and scalings that the agent has."""
-        config = self.config
-        held_out = (config.validation_fraction, config.seed)
-        data = TrainingData(
-            as_data(dataset), config.windows, self.normalizers, self.conditions, *held_out
-        )
-        job = replace(self._job("dynamics", data), config=settings, name=name)
+        job = self._job("dynamics", self._known_data(dataset))
+        job = replace(job, config=settings, name=name)
         results = train_modules([job], directory, self.device, resume=resume, progress=progress)
         self._take(results)
         return results["dynamics"]

@@ -14,6 +14,7 @@ from mpd_gym.rankers import RANKERS
 
 __all__ = ["SamplingConfig", "from_mapping", "known_fields"]
 
+ACTIONS = ("planned", "inverse_dynamics")
 _MAY_BE_NONE = ("budget", "dynamics_guidance_scale")
 _NOT_NEGATIVE = (
     *("temperature", "guidance_scale", "termination_penalty", "cost_threshold", "cost_scale"),
@@ -50,6 +51,9 @@ class SamplingConfig:
         warm_start_steps: Reverse steps after the first plan, from the last plan shifted by the
             executed actions and noised; 0 plans from scratch each time.
         action_chunk: Actions executed before planning again, 1 … H.
+        actions: Which are executed: the ``"planned"`` ones, or those that a learned
+            ``"inverse_dynamics"`` model finds to lead from each planned state to the next. None
+            takes the latter where the agent has learned it.
         return_scale: Return asked for where the agent is conditioned on it: 0 is the worst and 1
             the best of the data.
         cost_scale: Factor on the remaining budget where the agent is conditioned on cost.
@@ -85,6 +89,7 @@ class SamplingConfig:
     dynamics_guidance_scale: float | None = None
     warm_start_steps: int = 0
     action_chunk: int = 1
+    actions: str | None = None
     return_scale: float = 1.0
     cost_scale: float = 1.0
     budget: float | None = None
@@ -98,10 +103,9 @@ class SamplingConfig:
         check_choice("composition", self.composition, COMPOSITIONS)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("precision", self.precision, PRECISIONS)
-        if self.spacing is not None:
-            check_choice("spacing", self.spacing, SPACINGS)
-        if self.ranker is not None:
-            check_choice("ranker", self.ranker, RANKERS)
+        for name, known in (("spacing", SPACINGS), ("ranker", RANKERS), ("actions", ACTIONS)):
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), known)
         for name in ("num_candidates", "samples_per_candidate", "action_chunk"):
             _at_least(name, getattr(self, name), 1, integer=True)
         _at_least("warm_start_steps", self.warm_start_steps, 0, integer=True)

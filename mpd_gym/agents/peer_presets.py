@@ -77,6 +77,7 @@ def _decision_diffuser(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
     """
     return {
         "loss": replace(base.loss, prediction="x0"),
+        "inverse_dynamics": True,
         "regressor_training": replace(base.regressor_training, batch_size=64),
         "sampling": replace(
             base.sampling,

@@ -28,10 +28,11 @@ from mpd_gym.agents.learning import (
 )
 from mpd_gym.agents.objective import learned_objective
 from mpd_gym.agents.observations import ObservationReader
+from mpd_gym.agents.tasks import PerceptronTask
 from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.errors import ConfigError
 from mpd_gym.latent.data import encoder_of
-from mpd_gym.models import Regressor
+from mpd_gym.models import Perceptron, Regressor
 from mpd_gym.training import TrainingResult
 
 __all__ = ["TrainedAgent"]
@@ -94,9 +95,9 @@ class TrainedAgent(Agent, Generic[C]):
             device=torch.device(device),
         )
 
-    @abstractmethod
     def _task(self, role: str) -> Task:
-        """Examples and loss of one of the method's own networks."""
+        """Examples and loss of a denoiser or value network."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how {role!r} learns")
 
     # --- training ------------------------------------------------------------------------------
 
@@ -185,6 +186,8 @@ class TrainedAgent(Agent, Generic[C]):
         if isinstance(model, Regressor):
             goal = config.goal_condition
             task: Task = RegressionTask(model.config.target, "" if goal is None else goal.name)
+        elif isinstance(model, Perceptron):
+            task = PerceptronTask(role)
         else:
             task = self._task(role)
         auxiliary = isinstance(model, Regressor) or role in self.auxiliary_roles

@@ -119,9 +119,9 @@ class Network:
         """Configuration of the agent."""
         config = peer_preset(self.method, self.env_id, self.preset)
         names = {entry.name for entry in fields(config)}
-        config = replace(
-            config, **{key: value for key, value in self.changes.items() if key in names}
-        )
+        # As published: plans' own actions are executed where there are any.
+        changes = {"inverse_dynamics": self.method == "decision_diffuser", **self.changes}
+        config = replace(config, **{key: changes[key] for key in changes if key in names})
         return replace(
             config,
             seed=self.seed,
@@ -157,6 +157,11 @@ class Network:
                 spec.pop("when")
         if config.get("dynamics_prediction") is None:
             config.pop("dynamics_prediction", None)
+        usual = self.method == "decision_diffuser"
+        if config.get("inverse_dynamics", usual) == usual:
+            config.pop("inverse_dynamics", None)
+            if not usual:
+                config.pop("inverse_hidden", None)
         content = {
             "method": self.method,
             "config": {key: config[key] for key in config if key not in _NOT_OF_WEIGHTS},

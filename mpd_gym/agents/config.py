@@ -233,7 +233,9 @@ class DiffusionConfig(AgentConfig):
         loss: Options of the denoising loss.
         inverse_dynamics: Learn which action leads from one state to the next, and execute the
             actions that lead along the planned states (`SamplingConfig.actions`), whose errors do
-            not add up over a plan. A perceptron that is trained as `regressor_training` says.
+            not add up over a plan. A perceptron that is trained as `regressor_training` says, on
+            the planner's data, which plans are like: where recorded actions have no effect, such as
+            steering at full lock, it would learn their mean.
         inverse_hidden: Widths of its hidden layers.
     """
 

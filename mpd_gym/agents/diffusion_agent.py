@@ -60,7 +60,6 @@ class Known(NamedTuple):
 class DiffusionAgent(TrainedAgent[C]):
     """An agent that samples its candidates by diffusion; see `TrainedAgent` for the arguments."""
 
-    dynamics_roles = frozenset({INVERSE_DYNAMICS})
     auxiliary_roles = frozenset({INVERSE_DYNAMICS})
 
     def __init__(

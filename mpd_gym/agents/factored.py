@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TypeVar
 
-from mpd_gym.agents.config import INVERSE_DYNAMICS, FactoredConfig
+from mpd_gym.agents.config import FactoredConfig
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
 from mpd_gym.agents.learning import Dataset, train_modules
 from mpd_gym.training import TrainingConfig, TrainingResult
@@ -20,7 +20,7 @@ C = TypeVar("C", bound=FactoredConfig)
 class FactoredAgent(DiffusionAgent[C]):
     """An agent with a dynamics model of its own (Zhou et al. 2025, section 3.4)."""
 
-    dynamics_roles = frozenset({"dynamics", INVERSE_DYNAMICS})
+    dynamics_roles = frozenset({"dynamics"})
 
     def finetune_dynamics(
         self,

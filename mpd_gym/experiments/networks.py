@@ -157,11 +157,9 @@ class Network:
                 spec.pop("when")
         if config.get("dynamics_prediction") is None:
             config.pop("dynamics_prediction", None)
-        usual = self.method == "decision_diffuser"
-        if config.get("inverse_dynamics", usual) == usual:
+        if not config.get("inverse_dynamics"):
             config.pop("inverse_dynamics", None)
-            if not usual:
-                config.pop("inverse_hidden", None)
+            config.pop("inverse_hidden", None)
         content = {
             "method": self.method,
             "config": {key: config[key] for key in config if key not in _NOT_OF_WEIGHTS},

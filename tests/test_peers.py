@@ -26,7 +26,6 @@ import mpd_gym
 from mpd_gym.agents import (
     AGENTS,
     BehaviorCloningAgent,
-    DecisionDiffuserAgent,
     PlannerAgent,
     SafeDiffuserAgent,
     StateLimit,
@@ -537,56 +536,11 @@ def test_decision_diffuser_predicts_the_clean_states_and_is_guided() -> None:
     assert (plans[0] != plans[1]).any()
 
 
-def linear_episodes(count: int = 12, steps: int = 30) -> list[Episode]:
-    """x' = x / 2 + u, so that the action is a linear function of both states."""
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(count):
-        actions = rng.uniform(-1, 1, size=(steps, 2))
-        states = [rng.normal(size=2)]
-        for action in actions:
-            states.append(states[-1] / 2 + action)
-        ends = np.arange(steps) == steps - 1
-        nothing = np.zeros(steps)
-        found.append(Episode(np.stack(states), actions, nothing, nothing > 0, ends))
-    return found
-
-
-def linear_source() -> Any:
-    spaces = {
-        "observation_space": gym.spaces.Box(-np.inf, np.inf, (2,), np.float64),
-        "action_space": gym.spaces.Box(-1.0, 1.0, (2,), np.float32),
-    }
-    return load_episodes(linear_episodes(), metadata=spaces)
-
-
-@pytest.mark.slow
-def test_inverse_dynamics_are_exact_on_linear_data() -> None:
-    settings = TrainingConfig(
-        steps=1_500, batch_size=64, learning_rate=3e-3, schedule="cosine", validation_batches=1
-    )
-    config = DecisionDiffuserConfig(
-        **{**COMMON, **DIFFUSION, "regressor_training": settings}, inverse_hidden=(64,)
-    )
-    agent = DecisionDiffuserAgent.fit(linear_source(), config, progress=False)
-    episode = linear_episodes()[3]
-    z = agent.normalizers.observation.normalize(episode.observations)
-    rows = torch.as_tensor(z, dtype=torch.float32)
-    with torch.no_grad():
-        found = agent.models["inverse_dynamics"](rows[:-1], rows[1:]).numpy()
-    actions = agent.normalizers.action.unnormalize(found)
-    assert np.abs(actions - episode.actions).mean() < 0.03
-
-
-def test_inverse_dynamics_learn_from_their_own_data() -> None:
-    first, second = source(LQR), source(LQR, episodes=6)
-    config = tiny_config("decision_diffuser", LQR)
-    joint = DecisionDiffuserAgent.fit(first, config, progress=False)
-    apart = DecisionDiffuserAgent.fit(
-        first, config, dynamics_dataset=[first, second], progress=False
-    )
-    key = "inverse_dynamics/network.0.weight"
-    assert not torch.equal(weights(joint)[key], weights(apart)[key])
+def test_decision_diffuser_has_no_other_actions() -> None:
+    with pytest.raises(ConfigError, match="plans states alone"):
+        DecisionDiffuserConfig(inverse_dynamics=False)
+    with pytest.raises(ConfigError, match="plans states alone"):
+        trained("decision_diffuser", LQR).with_options(actions="planned")
 
 
 # --- behaviour cloning ---------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -124,8 +123,9 @@ class TrainedAgent(Agent, Generic[C]):
             dataset: Minari id or data set, flat HDF5 file, episodes, or a list of ids and files:
                 what the planner learns from, and the other models too.
             config: Its configuration.
-            dynamics_dataset: Other data for the model of the dynamics, such as ``[expert_id, random_id]``. A method without one takes it for the normalisers
-                only, so that these are the same for all methods.
+            dynamics_dataset: Other data for the model of the dynamics, such as ``[expert_id,
+                random_id]``. A method without one takes it for the normalisers only, so that these
+                are the same for all methods.
             condition_functions: ``{name: function(episode) -> [T, size]}`` for conditions of kind
                 ``"custom"``.
             directory: Where checkpoints and TensorBoard files go; None keeps nothing.

@@ -1,17 +1,19 @@
 """What is wrong with plans of the car that are executed without looking: states or actions?
 
 ``python benchmarks/car_actions.py [AGENT ...]``, the shipped agent by default. On 250 starts from
-100000 on, one sample in 10 steps: (1) the planner alone and MPDiffuser; (2) MPDiffuser with the
+100000 on, or from ``--first`` on, one sample in 10 steps: (1) the planner alone and MPDiffuser; (2) MPDiffuser with the
 simulator in the place of its dynamics model, told the actions that the planner has in mind, at
 all levels or in the last tenth; (3) planned states, with actions read off them: what takes the
 car from one planned speed and steering angle to the next, in the place of the planned actions.
-Then whole episodes of 64 steps with two plans in each, with planned actions and with those read
-off.
+Then whole episodes of 64 steps, with two plans in each and with a new plan for each action, in one
+step from the last: with planned actions, with those read off, and with those that the agent's own
+inverse dynamics read off, where it has learned them.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from mpd_gym.evaluation import evaluate, execute_plans, proportion_interval, sta
 from mpd_gym.types import Array, Denoiser
 
 ENV_ID = "CarUMaze-v0"
-SEEDS = range(100_000, 100_250)
+EPISODES = 250
 OPTIONS: dict[str, Any] = {
     "num_candidates": 1,
     "samples_per_candidate": 1,
@@ -36,6 +38,11 @@ OPTIONS: dict[str, Any] = {
     "warm_start_steps": 0,
     "guidance_scale": 1.0,
     "temperature": 0.5,
+    "actions": "planned",
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "two plans": {"action_chunk": 32},
+    "a plan for each action": {"action_chunk": 1, "warm_start_steps": 1},
 }
 MATCHED, LATE = "alternating_matched", (0.0, 0.1)
 
@@ -71,9 +78,9 @@ def with_exact_dynamics(agent: MPDiffuserAgent) -> MPDiffuserAgent:
     return agent
 
 
-def tell(name: str, planned: Array, actions: Array, goals: Array) -> None:
+def tell(name: str, planned: Array, actions: Array, goals: Array, seeds: range) -> None:
     """Execute actions and print what became of them."""
-    rollouts = execute_plans(list(actions.astype(np.float32)), ENV_ID, seeds=SEEDS)
+    rollouts = execute_plans(list(actions.astype(np.float32)), ENV_ID, seeds=seeds)
     ends = np.stack([one.observations[-1, :2] for one in rollouts])
     walls = np.array([any(info["collision"] for info in one.infos) for one in rollouts])
     near = np.linalg.norm(ends - goals, axis=-1) < 1
@@ -90,28 +97,33 @@ def tell(name: str, planned: Array, actions: Array, goals: Array) -> None:
     )
 
 
-def closed_loop(path: str) -> None:
-    """Play episodes with two plans of one sample in each, and print how many arrive."""
-    for composition in ("planner_only", MATCHED):
-        for reads in (False, True):
-            agent = MPDiffuserAgent.load(path, device="cpu").with_options(
-                **OPTIONS, composition=composition, action_chunk=32
-            )
-            if reads:
-                agent.set_inverse_dynamics(lambda x, _, y: inverse_transition(x, y))
-            played = evaluate(agent, ENV_ID, seeds=SEEDS, num_envs=len(SEEDS))
-            assert played.successes is not None and played.collisions is not None
-            share = proportion_interval(played.successes & ~played.collisions)
-            name = f"{composition}, {'read off' if reads else 'planned'}"
-            low, high = 100 * share.low, 100 * share.high
-            print(f"  closed loop, {name:33s} {100 * share.mean:5.1f} [{low:.1f}, {high:.1f}]")
+def closed_loop(path: str, seeds: range) -> None:
+    """Play episodes, and print how many arrive without a collision."""
+    agent = MPDiffuserAgent.load(path, device="cpu").with_options(**OPTIONS)
+    reads = ["planned", "read off", *(["learned"] if agent.config.inverse_dynamics else [])]
+    for form, composition, read in itertools.product(FORMS, ("planner_only", MATCHED), reads):
+        actions = "inverse_dynamics" if read == "learned" else "planned"
+        played = agent.with_options(**FORMS[form], composition=composition, actions=actions)
+        if read == "read off":
+            played.set_inverse_dynamics(lambda x, _, y: inverse_transition(x, y))
+        found = evaluate(played, ENV_ID, seeds=seeds, num_envs=len(seeds))
+        assert found.successes is not None and found.collisions is not None
+        share = proportion_interval(found.successes & ~found.collisions)
+        name = f"{form}, {composition}, {read}"
+        low, high = 100 * share.low, 100 * share.high
+        print(f"  closed loop, {name:53s} {100 * share.mean:5.1f} [{low:.1f}, {high:.1f}]")
 
 
 def main() -> None:
     """Print a table for each agent."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("agents", nargs="*", default=[ENV_ID])
+    parser.add_argument("--first", type=int, default=100_000, help="seed of the first start")
+    arguments = parser.parse_args()
+    seeds = range(arguments.first, arguments.first + EPISODES)
     torch.set_num_threads(1)
     env = gym.make(ENV_ID)
-    starts = stacked([env.reset(seed=seed)[0] for seed in SEEDS])
+    starts = stacked([env.reset(seed=seed)[0] for seed in seeds])
     initial, goals = starts["observation"], starts["desired_goal"]
     rows: tuple[tuple[str, bool, dict[str, Any]], ...] = (
         ("planner alone", False, {"composition": "planner_only"}),
@@ -119,9 +131,9 @@ def main() -> None:
         ("exact dynamics", True, {"composition": MATCHED}),
         ("exact dynamics, last levels", True, {"composition": MATCHED, "dynamics_levels": LATE}),
     )
-    for path in sys.argv[1:] or [ENV_ID]:
+    for path in arguments.agents:
         print(
-            f"{Path(path).name}, {len(SEEDS)} starts, one sample: success % [95 %], without a "
+            f"{Path(path).name}, {len(seeds)} starts, one sample: success % [95 %], without a "
             "collision %, planned to executed position, planned end to goal"
         )
         for name, exact, options in rows:
@@ -130,11 +142,13 @@ def main() -> None:
             agent = with_exact_dynamics(agent) if exact else agent
             _, state = agent.predict(starts)
             planned, actions = agent.planned(state)
-            tell(name, planned, actions, goals)
+            tell(name, planned, actions, goals, seeds)
             if not exact:
                 before = np.concatenate([initial[:, None], planned[:, :-1]], axis=1)
-                tell(f"{name}, read off", planned, inverse_transition(before, planned), goals)
-        closed_loop(path)
+                tell(
+                    f"{name}, read off", planned, inverse_transition(before, planned), goals, seeds
+                )
+        closed_loop(path, seeds)
 
 
 if __name__ == "__main__":

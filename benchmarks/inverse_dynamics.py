@@ -1,9 +1,11 @@
 """How precisely actions can be read off two successive states, and how far noise on them spoils it.
 
-Decision Diffuser plans states and reads its actions off them with a perceptron on (x_t, x_{t+1}),
-which is trained here alone, as the laptop preset does, on recorded states. Beside it stands one
-that sees (x_t, x_{t+1} - x_t), the difference in units of its standard deviation. Everything is
-normalised; the noise stands for errors of planned states.
+Agents with learned inverse dynamics, Decision Diffuser above all, read actions off planned states
+with a perceptron on (x_t, x_{t+1}), which is trained here alone, as the laptop preset does, on the
+planner's data. Beside it stand one that sees (x_t, x_{t+1} - x_t), the difference in units of its
+standard deviation, and, where the dynamics model has other data, one that learned from those: the
+car's random drives steer at full lock, where the recorded action has no effect. All are tested on
+the planner's data. Everything is normalised; the noise stands for errors of planned states.
 
 Usage: ``python benchmarks/inverse_dynamics.py [ENV ...]``
 """
@@ -47,11 +49,15 @@ def main() -> None:
 
 def _rows(env_id: str) -> list[list[str]]:
     config = peer_preset("decision_diffuser", env_id)
-    source = load_episodes(DATASETS[env_id][0][0])
-    normalizers = fit_normalizers(source, config.normalizer)
+    usual, others = ([load_episodes(name) for name in side or ()] for side in DATASETS[env_id])
+    normalizers = fit_normalizers(others or usual, config.normalizer)
     windows = WindowConfig(config.horizon, padding="none")
-    train, kept = (
-        WindowSampler(part, windows, normalizers) for part in split_episodes(source, 0.05, 0)
+    sides = [
+        list(zip(*(split_episodes(source, 0.05, 0) for source in side), strict=True))
+        for side in (usual, others or usual)
+    ]
+    (train, kept), (wider, _) = (
+        [WindowSampler(part, windows, normalizers) for part in side] for side in sides
     )
 
     def pairs(sampler: WindowSampler, size: int, seed: np.random.Generator) -> tuple[Tensor, ...]:
@@ -60,16 +66,22 @@ def _rows(env_id: str) -> list[list[str]]:
 
     before, after, _ = pairs(train, 1000, np.random.default_rng(1))
     scale = (after - before).flatten(0, 1).std(dim=0).clamp(min=1e-6)
-    kinds: dict[str, View] = {
-        "pair": lambda x, y: torch.cat((x, y), dim=-1),
-        "difference": lambda x, y: torch.cat((x, (y - x) / scale), dim=-1),
+
+    def pair(x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat((x, y), dim=-1)
+
+    kinds: dict[str, tuple[View, WindowSampler]] = {
+        "pair": (pair, train),
+        "difference": (lambda x, y: torch.cat((x, (y - x) / scale), dim=-1), train),
     }
+    if others:
+        kinds["pair, dynamics model's data"] = (pair, wider)
     held_out = pairs(kept, 1000, np.random.default_rng(2))
     x, y, u = held_out
     rows = []
-    for kind, view in kinds.items():
+    for kind, (view, sampler) in kinds.items():
         settings, rng = config.regressor_training, np.random.default_rng(0)
-        batches = (pairs(train, settings.batch_size, rng) for _ in range(settings.steps))
+        batches = (pairs(sampler, settings.batch_size, rng) for _ in range(settings.steps))
         torch.manual_seed(0)
         network = perceptron_layers((2 * x.shape[-1], *HIDDEN, u.shape[-1]))
         _train(network, view, batches, settings.learning_rate)

@@ -92,22 +92,19 @@ def _car() -> MPDiffuserConfig:
     """The plan is asked to end at the goal (paper, appendix C).
 
     A quarter of the windows begins where an episode does, because whole plans are executed from
-    there; all actions weigh the same for that reason. Samples differ little more than by errors of
-    the networks, which their mean removes; a plan made in one step from the last arrives as often
-    as one in ten steps from noise. Both were found on training seed 0 and starts from 100000 on
-    (``python benchmarks/car_plans.py``; ``mpd-gym reproduce car-umaze`` has the tables).
+    there; all actions weigh the same for that reason. Planned states are better than planned
+    actions: what leads from one to the next is learned, from the expert's drives. A plan made in
+    one step from the last arrives as often as one in ten steps from noise. Both were found on
+    starts from 100000 on (``python benchmarks/car_actions.py``, ``car_plans.py``).
     """
     return MPDiffuserConfig(
         conditions=(ConditionSpec("goal"),),
         padding="none",
         first_step_share=0.25,
         loss=LossConfig(first_action_weight=1.0, condition_dropout=0.1),
+        inverse_dynamics=True,
         sampling=SamplingConfig(
-            samples_per_candidate=8,
-            guidance_scale=1.0,
-            num_steps=10,
-            warm_start_steps=1,
-            temperature=0.5,
+            guidance_scale=1.0, num_steps=10, warm_start_steps=1, temperature=0.5
         ),
     )
 

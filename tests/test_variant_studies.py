@@ -68,6 +68,27 @@ def test_two_kinds_of_networks_are_compared(
 
 
 @pytest.mark.slow
+def test_actions_are_read_off_plans_of_the_same_networks(tmp_path: Path) -> None:
+    from mpd_gym.agents import load_agent
+
+    report, cells = run_mini("car-actions", tmp_path)
+    (name,) = networks(cells)
+    assert len(cells) == 6
+    before, after = (
+        load_agent(tmp_path / "agents" / f"{one}.safetensors", "cpu")
+        for one in (
+            next(p.stem for p in (tmp_path / "agents").glob("*.safetensors") if p.stem != name),
+            name,
+        )
+    )
+    assert set(after.models) - set(before.models) == {"inverse_dynamics"}
+    for role, model in before.models.items():
+        for ours, theirs in zip(model.parameters(), after.models[role].parameters(), strict=True):
+            assert ours.equal(theirs)
+    assert "MPDiffuser, read off ends nearer than planner alone, read off" in report
+
+
+@pytest.mark.slow
 def test_few_expert_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mpd_gym.agents import load_agent
 

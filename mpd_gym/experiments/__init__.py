@@ -51,6 +51,11 @@ STUDIES = {
     "car-umaze": Study(
         "car_umaze", "T. 8, Fig. 2: whole plans of the car executed open loop, all peers", "4 h"
     ),
+    "car-actions": Study(
+        "car_actions",
+        "the car's planned actions, and those read off planned states: what alternation is worth",
+        "2 h; 10 min after car-umaze",
+    ),
     "car-data": Study(
         "car_data",
         "few expert drives: the car's planner, MPDiffuser and D-MPC",

@@ -28,7 +28,7 @@ from mpd_gym.experiments.measures import (
 from mpd_gym.experiments.peers import BC, MPDIFFUSER, PEERS, contender, grid, orderings
 from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
 
-__all__ = ["study"]
+__all__ = ["quality", "study"]
 
 ENV_ID = "CarUMaze-v0"
 FORMS: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ def _opened(book: Book, form: str) -> tuple[Options, Cells]:
         (form, name): contender(scope, name, ENV_ID, open_loop, FORMS[form], tried)
         for name in names
     }
-    tuned = book.tune(rivals, _quality)
+    tuned = book.tune(rivals, quality)
     chosen = {name: choice.options for (_, name), choice in tuned.items()}
     cells = book.measure(
         {
@@ -100,7 +100,7 @@ def _opened(book: Book, form: str) -> tuple[Options, Cells]:
     return chosen, {key[1:]: cell for key, cell in cells.items()}
 
 
-def _quality(cell: Mapping[str, Any]) -> float:
+def quality(cell: Mapping[str, Any]) -> float:
     """Free success; where that is equal, how near the goal is."""
     return float(np.mean(free(cell)) - 1e-3 * np.mean(cell["final_error"]))
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from mpd_gym.agents import agent_class, load_agent
 from mpd_gym.agents.config import AgentConfig
+from mpd_gym.agents.diffusion_agent import DiffusionAgent
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.agents.peer_presets import peer_preset
 from mpd_gym.agents.presets import DATASETS
@@ -189,6 +190,12 @@ class Network:
 
     def _fitted(self, folder: Path, directory: Path, parallel: bool) -> TrainedAgent[Any]:
         planner, dynamics = ([part.open(folder) for part in side] for side in self.sources)
+        if self.changes.get("inverse_dynamics") and self.method != "decision_diffuser":
+            before = self._without_inverse(folder, parallel)
+            assert isinstance(before, DiffusionAgent)
+            return before.with_inverse_dynamics(
+                planner, training=self.config.regressor_training, directory=directory
+            )
         if self.planner is not None:
             known = MPDiffuserAgent.load(self.planner.path(folder), device="cpu")
             config: Any = self.config
@@ -200,6 +207,13 @@ class Network:
             directory=directory,
             parallel=parallel and len(self.config.roles()) > 1,
         )
+
+    def _without_inverse(self, folder: Path, parallel: bool) -> TrainedAgent[Any]:
+        """The same agent before it learned inverse dynamics."""
+        changes = {key: self.changes[key] for key in self.changes if key != "inverse_dynamics"}
+        base = replace(self, changes=changes)
+        base.train(folder, parallel=parallel)
+        return base.load(folder)
 
     def load(self, folder: Path) -> TrainedAgent[Any]:
         """Load the agent, which must be trained."""

@@ -51,8 +51,8 @@ def study(book: Book) -> Report:
         f"{book.scope.trials} unseen start-goal pairs a cell and training seed, the same for all: "
         "a whole plan of one sample is executed without looking, with its own actions or with "
         "those that learned inverse dynamics read off its states. Success: the car ends within a "
-        "metre of the goal; free: it touched no wall either. Temperature of each variant was chosen on "
-        "validation starts with the first seed."
+        "metre of the goal; free: it touched no wall either. Temperature of each variant was "
+        "chosen on validation starts with the first seed."
     )
     title = "CarUMaze-v0: planned actions, and actions read off planned states"
     return Report(title, text, [_table(outcome)], _orderings(outcome))

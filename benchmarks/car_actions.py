@@ -27,7 +27,14 @@ from torch import Tensor
 from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents.request import Request
 from mpd_gym.envs.car_model import inverse_transition, transition
-from mpd_gym.evaluation import evaluate, execute_plans, proportion_interval, stacked, state_error
+from mpd_gym.evaluation import (
+    evaluate,
+    execute_plans,
+    mean_interval,
+    proportion_interval,
+    stacked,
+    state_error,
+)
 from mpd_gym.types import Array, Denoiser
 
 ENV_ID = "CarUMaze-v0"
@@ -41,11 +48,12 @@ OPTIONS: dict[str, Any] = {
     "temperature": 0.5,
     "actions": "planned",
 }
+COMPOSITIONS = ("planner_only", MATCHED, LITERAL)
 FORMS: dict[str, dict[str, Any]] = {
     "two plans": {"action_chunk": 32},
     "a plan for each action": {"action_chunk": 1, "warm_start_steps": 1},
 }
-MATCHED, LATE = "alternating_matched", (0.0, 0.1)
+MATCHED, LITERAL, LATE = "alternating_matched", "alternating", (0.0, 0.1)
 
 
 def simulated(states: Array, actions: Array) -> Array:
@@ -91,10 +99,12 @@ def tell(name: str, planned: Array, actions: Array, goals: Array, seeds: range) 
     ]
     success, free = (100 * proportion_interval(flags).mean for flags in (near, near & ~walls))
     interval = proportion_interval(near)
-    end = np.linalg.norm(planned[:, -1, :2] - goals, axis=-1).mean()
+    promised = np.linalg.norm(planned[:, -1, :2] - goals, axis=-1).mean()
+    kept = mean_interval(np.linalg.norm(ends - goals, axis=-1))
     print(
-        f"  {name:46s} {success:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] "
-        f"{free:5.1f}  {np.mean(errors):.3f} m  {end:.2f} m"
+        f"  {name:35s} {success:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] "
+        f"{free:5.1f}  {np.mean(errors):.3f} m  {promised:.2f} m  {kept.mean:.3f} "
+        f"[{kept.low:.3f}, {kept.high:.3f}] m"
     )
 
 
@@ -102,7 +112,7 @@ def closed_loop(path: str, seeds: range) -> None:
     """Play episodes, and print how many arrive without a collision."""
     agent = MPDiffuserAgent.load(path, device="cpu").with_options(**OPTIONS)
     reads = ["planned", "read off", *(["learned"] if agent.config.inverse_dynamics else [])]
-    for form, composition, read in itertools.product(FORMS, ("planner_only", MATCHED), reads):
+    for form, composition, read in itertools.product(FORMS, COMPOSITIONS, reads):
         actions = "inverse_dynamics" if read == "learned" else "planned"
         played = agent.with_options(**FORMS[form], composition=composition, actions=actions)
         if read == "read off":
@@ -129,13 +139,14 @@ def main() -> None:
     rows: tuple[tuple[str, bool, dict[str, Any]], ...] = (
         ("planner alone", False, {"composition": "planner_only"}),
         ("MPDiffuser", False, {"composition": MATCHED}),
+        ("MPDiffuser, Algorithm 1", False, {"composition": LITERAL}),
         ("exact dynamics", True, {"composition": MATCHED}),
         ("exact dynamics, last levels", True, {"composition": MATCHED, "dynamics_levels": LATE}),
     )
     for path in arguments.agents:
         print(
             f"{Path(path).name}, {len(seeds)} starts, one sample: success % [95 %], without a "
-            "collision %, planned to executed position, planned end to goal"
+            "collision %, planned to executed position, planned end to goal, executed end to goal"
         )
         for name, exact, options in rows:
             agent = MPDiffuserAgent.load(path, device="cpu")
@@ -144,11 +155,14 @@ def main() -> None:
             _, state = agent.predict(starts)
             planned, actions = agent.planned(state)
             tell(name, planned, actions, goals, seeds)
-            if not exact:
-                before = np.concatenate([initial[:, None], planned[:, :-1]], axis=1)
-                tell(
-                    f"{name}, read off", planned, inverse_transition(before, planned), goals, seeds
-                )
+            if exact:
+                continue
+            before = np.concatenate([initial[:, None], planned[:, :-1]], axis=1)
+            tell(f"{name}, read off", planned, inverse_transition(before, planned), goals, seeds)
+            if agent.config.inverse_dynamics:
+                _, state = agent.with_options(actions="inverse_dynamics").predict(starts)
+                planned, actions = agent.planned(state)
+                tell(f"{name}, learned", planned, actions, goals, seeds)
         closed_loop(path, seeds)
 
 

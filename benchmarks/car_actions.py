@@ -48,12 +48,12 @@ OPTIONS: dict[str, Any] = {
     "temperature": 0.5,
     "actions": "planned",
 }
+MATCHED, LITERAL, LATE = "alternating_matched", "alternating", (0.0, 0.1)
 COMPOSITIONS = ("planner_only", MATCHED, LITERAL)
 FORMS: dict[str, dict[str, Any]] = {
     "two plans": {"action_chunk": 32},
     "a plan for each action": {"action_chunk": 1, "warm_start_steps": 1},
 }
-MATCHED, LITERAL, LATE = "alternating_matched", "alternating", (0.0, 0.1)
 
 
 def simulated(states: Array, actions: Array) -> Array:

@@ -279,18 +279,7 @@ class DiffusionAgent(TrainedAgent[C]):
         config = replace(self.config, inverse_dynamics=True, sampling=self.options)
         sizes = self.conditions.sizes
         fresh = config.models(self._nx, self._writer.size, sizes)[INVERSE_DYNAMICS]
-        made = type(self)(
-            config,
-            {**self.models, INVERSE_DYNAMICS: fresh},
-            self.observation_space,
-            self.action_space,
-            self.normalizers,
-            self.conditions,
-            history=self.history,
-            device=self.device,
-        )
-        made.set_encoder(self.encoder)
-        made.follow(self)
+        made = self._beside(config, {INVERSE_DYNAMICS: fresh})
         job = made._job(INVERSE_DYNAMICS, made._known_data(dataset))
         job = replace(job, config=training or job.config)
         made._take(train_modules([job], directory, self.device, resume=resume, progress=progress))

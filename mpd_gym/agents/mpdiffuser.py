@@ -74,17 +74,7 @@ class MPDiffuserAgent(FactoredAgent[MPDiffuserConfig]):
                 f"fields that give {planner} which predicts {self.config.loss.prediction}"
             )
         fresh = config.models(self._nx, self._writer.size, sizes)["dynamics"]
-        made = MPDiffuserAgent(
-            config,
-            {**self.models, "dynamics": fresh},
-            self.observation_space,
-            self.action_space,
-            self.normalizers,
-            self.conditions,
-            history=self.history,
-            device=self.device,
-        )
-        made.follow(self)
+        made = self._beside(config, {"dynamics": fresh})
         made._train_dynamics(dataset, "dynamics", config.training, directory, resume, progress)
         return made
 

@@ -193,6 +193,22 @@ class TrainedAgent(Agent, Generic[C]):
         settings = config.regressor_training if auxiliary else config.training
         return Job(role, role, model, task, data, settings)
 
+    def _beside(self, config: C, models: Mapping[str, nn.Module]) -> Self:
+        """A second agent with other models in some roles, which shares everything else."""
+        made = type(self)(
+            config,
+            {**self.models, **models},
+            self.observation_space,
+            self.action_space,
+            self.normalizers,
+            self.conditions,
+            history=self.history,
+            device=self.device,
+        )
+        made.set_encoder(self.encoder)
+        made.follow(self)
+        return made
+
     def _take(self, results: Mapping[str, TrainingResult]) -> None:
         """Keep what a training gave: the weights are in the models already."""
         for role, result in results.items():

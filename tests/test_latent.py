@@ -150,6 +150,17 @@ def test_the_presets_precision_is_what_the_cpu_computes_in() -> None:
         encoder_preset(precision="fp8")
 
 
+def test_an_agent_with_another_model_beside_its_own_keeps_the_encoder() -> None:
+    latents = encode_episodes(frames(), encoder())
+    agent = MPDiffuserAgent.fit(latents, TINY, progress=False)
+    others = (
+        agent.with_new_dynamics(latents, agent.config, progress=False),
+        agent.with_inverse_dynamics(latents, progress=False),
+    )
+    for other in others:
+        assert other.encoder is agent.encoder is not None
+
+
 # --- the encoder and its file ----------------------------------------------------------------
 
 

@@ -34,6 +34,9 @@ class FactoredAgent(DiffusionAgent[C]):
     ) -> TrainingResult:
         """Train the dynamics model further on other data; every other weight keeps its bits.
 
+        An agent that executes what its inverse dynamics say needs these anew as well, see
+        `with_inverse_dynamics`.
+
         Args:
             dataset: As in `fit`. Normalisers and condition scalings stay.
             steps: Optimisation steps.

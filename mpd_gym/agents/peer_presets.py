@@ -27,8 +27,8 @@ VALUE_GUIDANCE_SCALE = 0.1  # of the authors' Diffuser
 def peer_preset(method: str, env_id: str | None = None, name: str = "laptop") -> AgentConfig:
     """Configuration of any agent for an environment.
 
-    Data windows, networks, training, diffusion levels and sampling are those of MPDiffuser's
-    `preset`; what differs is what makes the method.
+    Data windows, networks, training, diffusion levels, inverse dynamics and sampling are those of
+    MPDiffuser's `preset`; what differs is what makes the method.
 
     Args:
         method: A key of `AGENTS`.

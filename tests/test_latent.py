@@ -151,14 +151,13 @@ def test_the_presets_precision_is_what_the_cpu_computes_in() -> None:
 
 
 def test_an_agent_with_another_model_beside_its_own_keeps_the_encoder() -> None:
-    latents = encode_episodes(frames(), encoder())
-    agent = MPDiffuserAgent.fit(latents, TINY, progress=False)
+    known, latents = agent(), encode_episodes(frames(), encoder())
     others = (
-        agent.with_new_dynamics(latents, agent.config, progress=False),
-        agent.with_inverse_dynamics(latents, progress=False),
+        known.with_new_dynamics(latents, known.config, progress=False),
+        known.with_inverse_dynamics(latents, progress=False),
     )
     for other in others:
-        assert other.encoder is agent.encoder is not None
+        assert other.encoder is known.encoder is not None
 
 
 # --- the encoder and its file ----------------------------------------------------------------

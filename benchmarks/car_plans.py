@@ -156,7 +156,9 @@ def closed_loop(agent: MPDiffuserAgent, count: int = 64) -> None:
 def main() -> None:
     """Print all three."""
     torch.set_num_threads(1)
-    agent = MPDiffuserAgent.load(sys.argv[1] if len(sys.argv) > 1 else ENV_ID, device="cpu")
+    agent = MPDiffuserAgent.load(
+        sys.argv[1] if len(sys.argv) > 1 else ENV_ID, device="cpu", actions="planned"
+    )
     means_of_samples(agent)
     beliefs(agent)
     closed_loop(agent)

@@ -47,6 +47,16 @@ def main() -> None:
     Console(width=120).print(table)
 
 
+def _pairs(sampler: WindowSampler, size: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    """Successive states, and the actions between them."""
+    inputs, actions = PERCEPTRON_TARGETS["inverse_dynamics"](sampler.sample(size, rng))
+    return *torch.as_tensor(inputs).chunk(2, dim=-1), torch.as_tensor(actions)
+
+
+def _pair(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cat((x, y), dim=-1)
+
+
 def _rows(env_id: str) -> list[list[str]]:
     config = peer_preset("decision_diffuser", env_id)
     usual, others = ([load_episodes(name) for name in side or ()] for side in DATASETS[env_id])
@@ -60,39 +70,37 @@ def _rows(env_id: str) -> list[list[str]]:
         [WindowSampler(part, windows, normalizers) for part in side] for side in sides
     )
 
-    def pairs(sampler: WindowSampler, size: int, seed: np.random.Generator) -> tuple[Tensor, ...]:
-        inputs, actions = PERCEPTRON_TARGETS["inverse_dynamics"](sampler.sample(size, seed))
-        return *torch.as_tensor(inputs).chunk(2, dim=-1), torch.as_tensor(actions)
-
-    before, after, _ = pairs(train, 1000, np.random.default_rng(1))
+    before, after, _ = _pairs(train, 1000, np.random.default_rng(1))
     scale = (after - before).flatten(0, 1).std(dim=0).clamp(min=1e-6)
-
-    def pair(x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat((x, y), dim=-1)
-
     kinds: dict[str, tuple[View, WindowSampler]] = {
-        "pair": (pair, train),
+        "pair": (_pair, train),
         "difference": (lambda x, y: torch.cat((x, (y - x) / scale), dim=-1), train),
     }
     if others:
-        kinds["pair, dynamics model's data"] = (pair, wider)
-    held_out = pairs(kept, 1000, np.random.default_rng(2))
-    x, y, u = held_out
+        kinds["pair, dynamics model's data"] = (_pair, wider)
+    held_out = _pairs(kept, 1000, np.random.default_rng(2))
+    x, _, u = held_out
     rows = []
     for kind, (view, sampler) in kinds.items():
         settings, rng = config.regressor_training, np.random.default_rng(0)
-        batches = (pairs(sampler, settings.batch_size, rng) for _ in range(settings.steps))
+        batches = (_pairs(sampler, settings.batch_size, rng) for _ in range(settings.steps))
         torch.manual_seed(0)
         network = perceptron_layers((2 * x.shape[-1], *HIDDEN, u.shape[-1]))
         _train(network, view, batches, settings.learning_rate)
-        errors = []
-        for size in NOISE:
-            noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0))
-            with torch.no_grad():
-                read = network(view(x + size * noise[0], y + size * noise[1]))
-            errors.append(f"{(read - u).square().mean().sqrt():.4f}")
-        rows.append([env_id, kind, f"{u.std():.3f}", *errors])
+        rows.append([env_id, kind, f"{u.std():.3f}", *_errors(network, view, held_out)])
     return rows
+
+
+def _errors(network: torch.nn.Module, view: View, held_out: tuple[Tensor, ...]) -> list[str]:
+    """Root mean square error of the actions for each noise."""
+    x, y, u = held_out
+    errors = []
+    for size in NOISE:
+        noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            read = network(view(x + size * noise[0], y + size * noise[1]))
+        errors.append(f"{(read - u).square().mean().sqrt():.4f}")
+    return errors
 
 
 def _train(

@@ -15,7 +15,6 @@ from helpers import TINY, source, tiny_agent
 from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents import (
     DecisionDiffuserAgent,
-    DMPCAgent,
     PlannerAgent,
     SafeDiffuserAgent,
     agent_class,
@@ -138,12 +137,8 @@ def test_files_keep_it(inverse: MPDiffuserAgent, tmp_path: Path) -> None:
     inverse.with_options(actions="inverse_dynamics").save(path)
     again = MPDiffuserAgent.load(path)
     assert again.options.actions == INVERSE_DYNAMICS
-    for one, other in zip(
-        inverse.predict(start(), deterministic=True)[:1],
-        again.predict(start(), deterministic=True)[:1],
-        strict=True,
-    ):
-        np.testing.assert_array_equal(one, other)
+    ours, theirs = (agent.predict(start(), deterministic=True)[0] for agent in (inverse, again))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_an_agent_without_it_refuses(plain: MPDiffuserAgent) -> None:
@@ -168,7 +163,7 @@ def test_every_diffusion_agent_can_learn_it(name: str) -> None:
     config: Any = replace(peer_preset(name, LQR), inverse_dynamics=True, **changes)
     config = replace(config, sampling=replace(config.sampling, num_steps=2))
     agent = agent_class(name).fit(source(LQR), config, progress=False)
-    assert isinstance(agent, (DMPCAgent, DecisionDiffuserAgent)) or name == "diffuser"
+    assert INVERSE_DYNAMICS in agent.models and agent.history[INVERSE_DYNAMICS]["steps"] == 20
     action, _ = agent.predict(start())
     assert np.isfinite(action).all()
 

@@ -54,7 +54,7 @@ STUDIES = {
     "car-actions": Study(
         "car_actions",
         "the car's planned actions, and those read off planned states: what alternation is worth",
-        "2 h; 10 min after car-umaze",
+        "3 h; 25 min after car-umaze",
     ),
     "car-data": Study(
         "car_data",

@@ -45,7 +45,6 @@ CANDIDATES = {
 # have a higher temperature, for which only warm-started plans are meant.
 SINGLE: dict[str, dict[str, Any]] = {
     "LQR-v0": {"samples_per_candidate": 1, "temperature": 0.1, "action_chunk": 8},
-    "CarUMaze-v0": {"num_candidates": 4, "samples_per_candidate": 1, "temperature": 0.01},
 }
 FEW, GRID = 5, 10  # steps where other options vary, and of the first plan before warm starts
 FIRST_TRIAL = 0  # seed of the first episode; the training data's seeds are far from these

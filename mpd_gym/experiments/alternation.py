@@ -30,12 +30,12 @@ __all__ = ["study"]
 PLANS: tuple[tuple[Task, tuple[int, ...], tuple[float, ...]], ...] = (
     (LQR_NOISY.changed(num_steps=None, action_chunk=16), (10, 50, 100, 200), (0.1,)),
     (FEW_DRIVES.changed(num_steps=None), (10, 50, 100, 200), ()),
-    (PENDULUM.changed(num_steps=None, num_candidates=1), (10, 50, 100), (0.5,)),
+    (PENDULUM.changed(num_steps=None, num_candidates=1), (10, 50, 100, 200), (0.5,)),
 )
 """Tasks, their K, and temperatures to choose from, the usual ones if none are given.
 
 All levels are visited, which takes long where an episode takes many plans: there the temperature is
-the one that the other studies found. 200 levels of the pendulum would take another hour.
+the one that the other studies found.
 """
 METHODS = {
     "planner": PLANNER,

@@ -15,11 +15,11 @@ from mpd_gym.experiments.estimates import Estimate, average
 from mpd_gym.experiments.frame import Book, Cell, of_seeds
 from mpd_gym.experiments.measures import clocked, episodes
 from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
-from mpd_gym.experiments.variants import CAR, MATCHED, Task
+from mpd_gym.experiments.variants import CAR, LQR_NOISY, MATCHED, Task
 
 __all__ = ["study"]
 
-TASKS = (CAR,)  # episodes of LQR-v0 take 200 plans each, too long with all steps
+TASKS = (CAR, LQR_NOISY)
 STEPS = (1, 2, 5, 10, 0)  # of a warm-started plan; 0 plans from scratch with all K
 OPTIONS: dict[str, Any] = {
     **MATCHED,

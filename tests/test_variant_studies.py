@@ -12,6 +12,7 @@ from studies import run_mini, use_made_up_data
 from mpd_gym.experiments import (
     alternation,
     car_data,
+    car_off_data,
     causality,
     combined_score,
     dynamics_condition,
@@ -196,3 +197,21 @@ def test_pendulum_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     report, cells = run_mini("pendulum-images", tmp_path, trials=1)
     assert len(cells) == 3 and len(networks(cells)) == 2
     assert "-155.4 : -196.2" in report
+
+
+@pytest.mark.slow
+def test_car_off_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The car that is measured is the changed one, and one dynamics model is of expert drives."""
+    short = {"num_steps": 1, "action_chunk": 15, "warm_start_steps": 0}
+    series = [
+        one._replace(values=one.values[:2], options=short if one.options else {"num_steps": 1})
+        for one in car_off_data.SERIES
+    ]
+    monkeypatch.setattr(car_off_data, "SERIES", tuple(series))
+    report, cells = run_mini("car-off-data", tmp_path)
+    assert len(networks(cells)) == 2
+    assert len(cells) == 3 * 2 * len(car_off_data.METHODS) * 2
+    name = "another car, closed loop, {}, MPDiffuser, planned, 4, starts 0–1"
+    kwargs = [cells[name.format(value)]["of"]["env_kwargs"] for value in series[2].values]
+    assert kwargs == [{"wheelbase": 0.85}, {"wheelbase": 0.9}]
+    assert "MPDiffuser above planner alone, read off, starts aslant, open loop, 0.25" in report

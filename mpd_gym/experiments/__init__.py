@@ -56,6 +56,11 @@ STUDIES = {
         "the car's planned actions, and those read off planned states: what alternation is worth",
         "3 h; 25 min after car-umaze",
     ),
+    "car-off-data": Study(
+        "car_off_data",
+        "starts and cars that the data do not have: MPDiffuser beside its planner alone",
+        "90 min after car-actions",
+    ),
     "car-data": Study(
         "car_data",
         "few expert drives: the car's planner, MPDiffuser and D-MPC",

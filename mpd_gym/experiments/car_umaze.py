@@ -24,6 +24,7 @@ from mpd_gym.experiments.measures import (
     free,
     mean_error,
     open_loop,
+    parked,
 )
 from mpd_gym.experiments.peers import BC, MPDIFFUSER, PEERS, contender, grid, orderings
 from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
@@ -136,7 +137,7 @@ def _opened_orderings(form: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
 
 
 def _closed_orderings(cells: Cells, seeds: Seeds) -> list[Ordering]:
-    safe = {name: share(of_seeds(cells, name, seeds=seeds), _safe) for name in PEERS}
+    safe = {name: share(of_seeds(cells, name, seeds=seeds), parked) for name in PEERS}
     return orderings(safe, {}, ", closed loop, without collisions")
 
 
@@ -168,7 +169,7 @@ def _closed_table(cells: Cells, seeds: Seeds) -> Table:
     for name in dict.fromkeys(name for name, _ in cells):
         found = of_seeds(cells, name, seeds=seeds)
         rows.append(
-            [name, share(found, _at_goal), share(found, _safe), average(found, "return", 2)]
+            [name, share(found, _at_goal), share(found, parked), average(found, "return", 2)]
         )
     text = (
         "For every action a plan, the mean of 8 samples: the first in 10 steps from noise, each "
@@ -179,10 +180,6 @@ def _closed_table(cells: Cells, seeds: Seeds) -> Table:
 
 def _at_goal(cell: Mapping[str, Any]) -> Any:
     return cell["success"]
-
-
-def _safe(cell: Mapping[str, Any]) -> Any:
-    return np.array(cell["success"]) & ~np.array(cell["collision"])
 
 
 def _panel(form: str, cells: Cells, seeds: Seeds) -> Panel:

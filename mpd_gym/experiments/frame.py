@@ -120,6 +120,7 @@ class Cell:
             noise, and the others are the agent's own.
         method: ``"safediffuser"`` or ``"planner"`` to put the network's planner to that use; empty
             for the network's own method.
+        env_kwargs: Constants of the environment that differ from the usual ones.
     """
 
     network: Network | Shipped
@@ -127,6 +128,7 @@ class Cell:
     starts: range
     options: Mapping[str, Any] = field(default_factory=dict)
     method: str = ""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def agent(self, folder: Path) -> Agent:
         """Load the agent from a folder of agents."""
@@ -147,6 +149,7 @@ class Cell:
             "starts": [self.starts.start, self.starts.stop],
             "options": _plain(self.options),
             **({"method": self.method} if self.method else {}),
+            **({"env_kwargs": dict(self.env_kwargs)} if self.env_kwargs else {}),
         }
 
 
@@ -305,7 +308,9 @@ def of_seeds(cells: Mapping[Any, Found], *key: Hashable, seeds: Sequence[int]) -
 def _measured(folder: Path, cell: Cell) -> Found:
     """Values of a cell, and what it is of."""
     began = time.perf_counter()
-    values = cell.measure(cell.agent(folder), cell.network.env_id, list(cell.starts))
+    elsewhere = {"env_kwargs": cell.env_kwargs} if cell.env_kwargs else {}
+    agent, env_id = cell.agent(folder), cell.network.env_id
+    values = cell.measure(agent, env_id, list(cell.starts), **elsewhere)
     seconds = round(time.perf_counter() - began, 2)
     return {"of": cell.identity, "seconds": seconds, **values}
 

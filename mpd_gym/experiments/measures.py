@@ -26,6 +26,7 @@ __all__ = [
     "free",
     "mean_error",
     "open_loop",
+    "parked",
     "promises",
     "regulation",
 ]
@@ -38,14 +39,26 @@ POSITION = (0, 1)  # columns of a car's position
 REACH = 1.0  # metres from the goal that count as there
 
 
-def episodes(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
+def episodes(
+    agent: Agent,
+    env_id: str,
+    starts: Sequence[int],
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Whole episodes in closed loop.
+
+    Args:
+        agent: The agent.
+        env_id: Its environment.
+        starts: Seeds of the starts.
+        env_kwargs: Constants of the environment that differ from the usual ones.
 
     Returns:
         ``return``; ``success``, ``cost`` and ``collision`` where the environment tells them.
     """
     at_once = len(starts) if agent.options.num_candidates == 1 else AT_ONCE
-    return _outcomes(evaluate(agent, env_id, seeds=starts, num_envs=at_once))
+    return _outcomes(evaluate(agent, env_id, seeds=starts, num_envs=at_once, env_kwargs=env_kwargs))
 
 
 def clocked(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
@@ -94,8 +107,16 @@ def regulation(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, An
     }
 
 
-def open_loop(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
+def open_loop(
+    agent: Agent,
+    env_id: str,
+    starts: Sequence[int],
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """One plan from each start, all of whose actions are executed without looking, in the car.
+
+    Arguments are those of `episodes`.
 
     Returns:
         ``final_error``: distance to the goal at the end in m; ``collision``: whether a wall was
@@ -103,11 +124,11 @@ def open_loop(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any
         per step the distance in m between planned and executed position, mean over the trials that
         got so far, None where none did.
     """
-    env = gym.make(env_id)
+    env = gym.make(env_id, **(env_kwargs or {}))
     batch = stacked([env.reset(seed=start)[0] for start in starts])
     _, state = agent.predict(batch)
     planned, actions = agent.planned(state)
-    rollouts = execute_plans(list(actions), env_id, seeds=starts)
+    rollouts = execute_plans(list(actions), env_id, seeds=starts, env_kwargs=env_kwargs)
     errors = [
         state_error(plan, rollout.observations[1:], POSITION)
         for plan, rollout in zip(planned, rollouts, strict=True)
@@ -159,6 +180,12 @@ def free(cell: Mapping[str, Any]) -> Array:
     """Whether each trial ended at the goal and touched no wall."""
     untouched: Array = ~np.array(cell["collision"])
     return arrived(cell) & untouched
+
+
+def parked(cell: Mapping[str, Any]) -> Array:
+    """Whether the car of each of `episodes` ended at the goal and touched no wall."""
+    untouched: Array = ~np.array(cell["collision"])
+    return np.array(cell["success"]) & untouched
 
 
 def mean_error(cell: Mapping[str, Any]) -> float:

@@ -204,16 +204,21 @@ class Panel:
 
 
 def curves(panels: Sequence[Panel]) -> Figure:
-    """Lines with 95 % intervals; the legend has a free place of the grid, or the first panel."""
+    """Lines with 95 % intervals, of one colour for one name.
+
+    The legend has a free place of the grid, or the first panel.
+    """
     from matplotlib.figure import Figure
 
     columns = min(2 if len(panels) == 4 else 3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(1 + 4 * columns, 0.4 + 3.2 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    drawn: dict[str, Any] = {}
     for place, panel in zip(axes, panels, strict=False):
         for name, curve in panel.lines.items():
-            _draw(place, name, curve)
+            drawn[name] = _draw(place, curve, f"C{names.index(name)}")
         place.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
         place.set_xscale("log" if panel.log else "linear")
         if panel.ticks:
@@ -225,17 +230,20 @@ def curves(panels: Sequence[Panel]) -> Figure:
     for place in spare:
         place.set_axis_off()
     (spare[0] if len(spare) else axes[0]).legend(
-        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8
+        [drawn[name] for name in names], names, frameon=False, fontsize=8
     )
     return figure
 
 
-def _draw(axes: Any, name: str, curve: Curve) -> None:
+def _draw(axes: Any, curve: Curve, colour: str) -> Any:
+    """The line of a curve."""
     estimates = [value for value in curve.y if isinstance(value, Estimate)]
     means = [value.mean if isinstance(value, Estimate) else value for value in curve.y]
-    (line,) = axes.plot(curve.x, means, "o-" if estimates else "-", markersize=4, label=name)
+    style = {"color": colour, "markersize": 4}
+    (line,) = axes.plot(curve.x, means, "o-" if estimates else "-", **style)
     if estimates:
         low, high = zip(*((one.low, one.high) for one in estimates), strict=True)
-        axes.fill_between(curve.x, low, high, alpha=0.15, color=line.get_color())
+        axes.fill_between(curve.x, low, high, alpha=0.15, color=colour)
     if curve.published:
-        axes.plot(curve.x, curve.published, "--", alpha=0.6, color=line.get_color())
+        axes.plot(curve.x, curve.published, "--", alpha=0.6, color=colour)
+    return line

@@ -22,6 +22,7 @@ from mpd_gym.experiments.report import Ordering, Table
 
 __all__ = [
     "CAR",
+    "EXPERT",
     "FEW_DRIVES",
     "LQR_CLEAN",
     "LQR_NOISY",

@@ -59,7 +59,7 @@ STUDIES = {
     "car-off-data": Study(
         "car_off_data",
         "starts and cars that the data do not have: MPDiffuser beside its planner alone",
-        "90 min after car-actions",
+        "3 h after car-actions and car-umaze",
     ),
     "car-data": Study(
         "car_data",
@@ -115,7 +115,7 @@ STUDIES = {
     ),
     "warm-start": Study(
         "warm_start",
-        "Fig. 13: the car's return against milliseconds per action, warm starts",
+        "Fig. 13: return against milliseconds per action with warm starts, car and LQR-v0",
         "30 min",
     ),
     "lqr-compositions": Study(

@@ -1,4 +1,4 @@
-"""How soon the plans of car agents answer when the car is moved aside: a metre is what they get.
+"""How soon the plans of car agents answer when the car is moved aside.
 
 States of recorded drives, from the second half of the expert's data set, are moved 0.3 m to either
 side. Printed, per metre and averaged: how much of it is left in the planned states after 1, 2, 4
@@ -64,8 +64,9 @@ def _plan(agent: Any, states: Array, goals: Array, by: Array) -> tuple[Array, Ar
         "achieved_goal": moved[:, :2].astype(np.float32),
         "desired_goal": goals.astype(np.float32),
     }
-    planned, actions = agent.planned(agent.predict(observation, deterministic=True)[1])
-    return planned, actions
+    _, state = agent.predict(observation, deterministic=True)
+    plans: tuple[Array, Array] = agent.planned(state)
+    return plans
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from studies import CHANGES, run_mini, use_made_up_data
 
+from mpd_gym import load_agent
 from mpd_gym.envs.pendulum_model import observation, transition
 from mpd_gym.experiments import (
     car_compositions,
@@ -19,7 +20,7 @@ from mpd_gym.experiments import (
     pendulum_promises,
     pendulum_ranking,
 )
-from mpd_gym.experiments.measures import promises
+from mpd_gym.experiments.measures import episodes, open_loop, parked, promises
 
 PENDULUM = "ConstrainedPendulum-v0"
 
@@ -43,6 +44,20 @@ def test_car_umaze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MPDiffuser above Decision Diffuser" in report and "95.3 : 42.2" in report
     assert "MPDiffuser above behaviour cloning, closed loop" in report
     assert (tmp_path / "car-umaze.png").stat().st_size > 1000
+
+
+def test_measures_of_another_car() -> None:
+    """What is played is the changed environment, with and without looking."""
+    agent = load_agent("CarUMaze-v0", "cpu")
+    longer = {"wheelbase": 1.15}
+    usual, changed = (
+        open_loop(agent, "CarUMaze-v0", [0, 1], env_kwargs=one) for one in ({}, longer)
+    )
+    assert max(usual["final_error"]) < 1 < min(changed["final_error"])
+    usual, changed = (
+        episodes(agent, "CarUMaze-v0", [0, 1], env_kwargs=one) for one in ({}, longer)
+    )
+    assert parked(usual).all() and changed["return"] != usual["return"]
 
 
 @pytest.mark.slow

@@ -163,6 +163,18 @@ def test_reports_and_figures(tmp_path: Path) -> None:
     assert (tmp_path / "name.png").stat().st_size > 1000
 
 
+def test_a_name_has_one_colour_in_all_panels_and_stands_in_the_legend() -> None:
+    line = Curve([1, 2], [estimate(1, 0.1), estimate(2, 0.1)])
+    figure = curves(
+        [Panel("t", {name: line for name in names}, "x", "y") for names in ("ab", "bc")]
+    )
+    left, right = ([one.get_color() for one in axes.get_lines()] for axes in figure.axes)
+    assert left[1] == right[0] and len({*left, *right}) == 3
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
+
+
 def test_the_page_of_results_says_what_has_not_run(tmp_path: Path) -> None:
     folder = tmp_path / "docs/results"
     with pytest.raises(DataError, match="no such folder"):

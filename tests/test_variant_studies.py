@@ -201,7 +201,7 @@ def test_pendulum_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 def test_car_off_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The car that is measured is the changed one, and one dynamics model is of expert drives."""
+    """Cells name the changed constant, and one dynamics model is of expert drives."""
     short = {"num_steps": 1, "action_chunk": 15, "warm_start_steps": 0}
     series = [
         one._replace(values=one.values[:2], options=short if one.options else {"num_steps": 1})

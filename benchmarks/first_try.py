@@ -3,18 +3,18 @@
 Records data, trains with nothing set but the number of steps, and plays the agent, its planner
 alone and the policy that was recorded. The preset's options were chosen on starts from 100000 on,
 and what it is conditioned on in the maze on those from 0 on as well. Data sets and agents that are
-there are used again, the latter from `outputs/first-try`. Hopper-v5 needs the zip file of a
+there are used again, the latter from `outputs/first-try`. Tasks of MuJoCo need the zip file of a
 Stable-Baselines3 policy, such as SAC's of the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
 
-Usage: ``python benchmarks/first_try.py pendulum|maze|hopper [--policy FILE.zip] [--steps 5000]
-[--episodes 50] [--seed 0]``
+Usage: ``python benchmarks/first_try.py pendulum|maze|hopper|halfcheetah|walker2d
+[--policy FILE.zip] [--steps 5000] [--episodes 50] [--seed 0]``
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ TASKS = {
         {"continuing_task": False, "reset_target": False},
     ),
     "hopper": Task("Hopper-v5", 200),
+    "halfcheetah": Task("HalfCheetah-v5", 200),
+    "walker2d": Task("Walker2d-v5", 200),
 }
 
 
@@ -93,6 +95,9 @@ class MazeWalker:
         return self.cells.index((int(np.floor(2.5 - place[1])), int(np.floor(place[0] + 2.5))))
 
 
+SCRIPTED: dict[str, Callable[[], Policy]] = {"pendulum": PendulumSwingUp, "maze": MazeWalker}
+
+
 def main() -> None:
     """Record, train, play, and print returns and success."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -124,11 +129,11 @@ def main() -> None:
 
 
 def _policy(name: str, path: Path | None) -> Policy:
-    if name == "hopper":
-        if path is None:
-            raise SystemExit("--policy: Hopper-v5 needs the zip file of a policy")
-        return load_sb3(path, TASKS[name].env_id)
-    return MazeWalker() if name == "maze" else PendulumSwingUp()
+    if name in SCRIPTED:
+        return SCRIPTED[name]()
+    if path is None:
+        raise SystemExit(f"--policy: {TASKS[name].env_id} needs the zip file of a policy")
+    return load_sb3(path, TASKS[name].env_id)
 
 
 def _agent(name: str, policy: Policy, steps: int) -> MPDiffuserAgent:

@@ -525,6 +525,24 @@ def test_decision_diffuser_takes_its_actions_from_pairs_of_planned_states() -> N
     np.testing.assert_allclose(actions, np.clip(expected, box.low, box.high), atol=1e-5)
 
 
+def test_decision_diffuser_can_be_told_its_initial_state(tmp_path: Path) -> None:
+    agent = fitted("decision_diffuser", LQR, initial_state="film")
+    assert agent.config.plan_horizon == trained("decision_diffuser", LQR).config.plan_horizon + 1
+    batch = observations(LQR, 2)
+    actions, state = agent.predict(batch, deterministic=True)
+    x = agent.normalizers.observation.normalize(batch)
+    pairs = (torch.as_tensor(one, dtype=torch.float32) for one in (x, state.plan[:, 0]))
+    with torch.no_grad():
+        expected = agent.models["inverse_dynamics"](*pairs).numpy()
+    expected = agent.normalizers.action.unnormalize(expected)
+    box = agent.action_space
+    assert isinstance(box, gym.spaces.Box)
+    np.testing.assert_allclose(actions, np.clip(expected, box.low, box.high), atol=1e-5)
+    agent.save(tmp_path / "told.safetensors")
+    loaded = load_agent(tmp_path / "told.safetensors")
+    np.testing.assert_array_equal(loaded.predict(batch, deterministic=True)[0], actions)
+
+
 def test_decision_diffuser_predicts_the_clean_states_and_is_guided() -> None:
     assert DecisionDiffuserConfig().loss.prediction == "x0"
     agent = trained("decision_diffuser", PENDULUM)

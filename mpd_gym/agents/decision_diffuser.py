@@ -29,6 +29,9 @@ class DecisionDiffuserConfig(DiffusionConfig):
     """Configuration of Decision Diffuser. The other fields are those of `DiffusionConfig`.
 
     Attributes:
+        initial_state: ``"inpaint"`` with plans of H − 1 steps, as published, or ``"film"``: on the
+            car inpainted plans answer a disturbance one action late, and closed loops fail for it
+            (``mpd-gym reproduce car-umaze``).
         loss: Options of the denoising loss; the network predicts x̂_0 by default.
         inverse_dynamics: Always learned: plans hold no actions.
 
@@ -36,13 +39,9 @@ class DecisionDiffuserConfig(DiffusionConfig):
         ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
+    initial_state: str = "inpaint"
     loss: LossConfig = field(default_factory=lambda: LossConfig(prediction="x0"))
     inverse_dynamics: bool = True
-
-    @property
-    def initial_state(self) -> str:
-        """Where x_0 stands."""
-        return "inpaint"
 
     def networks(self) -> list[str]:
         """Planner of states, and inverse dynamics."""
@@ -69,7 +68,7 @@ class DecisionDiffuserConfig(DiffusionConfig):
 
 @final
 class DecisionDiffuserAgent(DiffusionAgent[DecisionDiffuserConfig]):
-    """A planner of states with x_0 inpainted; a perceptron on (x_t, x_{t+1}) gives the actions.
+    """A planner of states; a perceptron on (x_t, x_{t+1}) gives the actions.
 
     Make one with `fit` or `load`.
     """

@@ -71,11 +71,12 @@ def _diffuser(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
 
 
 def _decision_diffuser(base: MPDiffuserConfig, env_id: str) -> dict[str, Any]:
-    """It predicts x̂_0, and its plans are a step shorter.
+    """It inpaints x_0, so that its plans are a step shorter, and predicts x̂_0.
 
     The inverse dynamics see all steps of 64 windows at a time, as the authors'.
     """
     return {
+        "initial_state": "inpaint",
         "loss": replace(base.loss, prediction="x0"),
         "inverse_dynamics": True,
         "regressor_training": replace(base.regressor_training, batch_size=64),

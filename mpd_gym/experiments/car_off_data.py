@@ -18,7 +18,7 @@ from mpd_gym.experiments.estimates import Estimate, share
 from mpd_gym.experiments.frame import Book, Cell, Scope
 from mpd_gym.experiments.measures import Measure, episodes, free, open_loop, parked
 from mpd_gym.experiments.networks import Data, Network
-from mpd_gym.experiments.peers import BC
+from mpd_gym.experiments.peers import BC, DECISION_DIFFUSER_FILM, FILM
 from mpd_gym.experiments.report import UNPUBLISHED, Curve, Ordering, Panel, Report, Table, curves
 from mpd_gym.experiments.variants import EXPERT, MATCHED, PLANNER
 from mpd_gym.types import Array
@@ -74,6 +74,7 @@ class Method(NamedTuple):
         options: Sampling options that differ from the others'.
         agent: A key of `mpd_gym.agents.AGENTS`.
         actions: Of `BOTH`.
+        changes: Fields of the preset's configuration that differ.
         measures: What it is measured by.
         every_seed: Whether there is one of each training seed, not only of the first.
     """
@@ -83,6 +84,7 @@ class Method(NamedTuple):
     actions: Mapping[str, str | None] = BOTH
     measures: tuple[Measure, ...] = (open_loop, episodes)
     every_seed: bool = True
+    changes: Mapping[str, Any] = {}
 
 
 ALONE, OURS = "planner alone", "MPDiffuser"
@@ -98,6 +100,12 @@ METHODS: dict[str, Method] = {
     ),
     "Decision Diffuser": Method(
         {"temperature": 0.01}, "decision_diffuser", {"read off": "inverse_dynamics"}, (open_loop,)
+    ),
+    FILM: Method(
+        {"temperature": 0.01},
+        DECISION_DIFFUSER_FILM.method,
+        {"read off": "inverse_dynamics"},
+        changes=DECISION_DIFFUSER_FILM.changes,
     ),
     BC: Method({}, "behavior_cloning", {"planned": None}, (episodes,)),
 }
@@ -166,9 +174,9 @@ def _options(series: Series, name: str, word: str) -> dict[str, Any]:
 
 
 def _network(scope: Scope, name: str, seed: int) -> Network:
-    agent = METHODS[name].agent
-    if agent != "mpdiffuser":
-        return scope.network(ENV_ID, seed, agent)
+    method = METHODS[name]
+    if method.agent != "mpdiffuser":
+        return scope.network(ENV_ID, seed, method.agent, changes=method.changes)
     changes = {"inverse_dynamics": True}
     if name != NARROW:
         return scope.network(ENV_ID, seed, changes=changes)

@@ -4,7 +4,8 @@ The planner learns from expert drives, the dynamics model from expert and random
 trial executes all H actions of one plan without looking; it succeeds if the car ends within a metre
 of the goal, and is free if it never touched a wall. The plan is one sample, or the mean of eight.
 All methods have the same data, training steps and starts; temperature and guidance of each are
-chosen on validation starts.
+chosen on validation starts. Decision Diffuser, which inpaints the initial state, is there a second
+time with it as a condition (FiLM).
 """
 
 from __future__ import annotations
@@ -26,12 +27,22 @@ from mpd_gym.experiments.measures import (
     open_loop,
     parked,
 )
-from mpd_gym.experiments.peers import BC, MPDIFFUSER, PEERS, contender, grid, orderings
+from mpd_gym.experiments.peers import (
+    BC,
+    DECISION_DIFFUSER_FILM,
+    FILM,
+    MPDIFFUSER,
+    PEERS,
+    contender,
+    grid,
+    orderings,
+)
 from mpd_gym.experiments.report import Curve, Ordering, Panel, Report, Table, curves
 
 __all__ = ["quality", "study"]
 
 ENV_ID = "CarUMaze-v0"
+METHODS = {**PEERS, FILM: DECISION_DIFFUSER_FILM}
 FORMS: dict[str, dict[str, Any]] = {
     "one sample": {"num_candidates": 1, "num_steps": 10},
     "mean of 8": {"num_candidates": 1, "samples_per_candidate": 8, "num_steps": 10},
@@ -78,10 +89,10 @@ def study(book: Book) -> Report:
 def _opened(book: Book, form: str) -> tuple[Options, Cells]:
     """Options of each method whose plans have a form, and its cells by name and seed."""
     scope = book.scope
-    names = [name for name in PEERS if name != BC]
+    names = [name for name in METHODS if name != BC]
     tried = grid(TEMPERATURES, GUIDANCES)
     rivals = {
-        (form, name): contender(scope, name, ENV_ID, open_loop, FORMS[form], tried)
+        (form, name): contender(scope, METHODS[name], ENV_ID, open_loop, FORMS[form], tried)
         for name in names
     }
     tuned = book.tune(rivals, quality)
@@ -113,7 +124,7 @@ def _closed(book: Book, chosen: Options) -> Cells:
     cells = book.measure(
         {
             ("closed loop", name, seed): Cell(
-                book.scope.network(ENV_ID, seed, PEERS[name].method),
+                METHODS[name].network(book.scope, ENV_ID, seed),
                 episodes,
                 book.scope.starts,
                 one,
@@ -127,7 +138,7 @@ def _closed(book: Book, chosen: Options) -> Cells:
 
 def _opened_orderings(form: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
     """MPDiffuser above every other method, as published and without collisions."""
-    names = [name for name in PEERS if name != BC]
+    names = [name for name in METHODS if name != BC]
     near = {name: share(of_seeds(cells, name, seeds=seeds), arrived) for name in names}
     untouched = {name: share(of_seeds(cells, name, seeds=seeds), free) for name in names}
     return [
@@ -137,7 +148,7 @@ def _opened_orderings(form: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
 
 
 def _closed_orderings(cells: Cells, seeds: Seeds) -> list[Ordering]:
-    safe = {name: share(of_seeds(cells, name, seeds=seeds), parked) for name in PEERS}
+    safe = {name: share(of_seeds(cells, name, seeds=seeds), parked) for name in METHODS}
     return orderings(safe, {}, ", closed loop, without collisions")
 
 

@@ -106,7 +106,7 @@ def _contenders(scope: Scope) -> dict[Place, Contender]:
     tried = grid(TEMPERATURES, GUIDANCES)
     return {
         (name, percent): contender(
-            scope, name, ENV_ID, regulation, OPTIONS, tried, data=noisy_data(percent)
+            scope, PEERS[name], ENV_ID, regulation, OPTIONS, tried, data=noisy_data(percent)
         )
         for percent in PERCENTS
         for name in PEERS

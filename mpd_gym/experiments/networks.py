@@ -156,6 +156,8 @@ class Network:
         for spec in config["conditions"]:
             if spec["when"] == "always":
                 spec.pop("when")
+        if self.method == "decision_diffuser" and config["initial_state"] == "inpaint":
+            config.pop("initial_state")
         if config.get("dynamics_prediction") is None:
             config.pop("dynamics_prediction", None)
         if not config.get("inverse_dynamics"):

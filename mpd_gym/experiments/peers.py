@@ -9,12 +9,24 @@ from typing import Any, final
 from mpd_gym.experiments.estimates import Estimate
 from mpd_gym.experiments.frame import Contender, Scope
 from mpd_gym.experiments.measures import Measure
+from mpd_gym.experiments.networks import Network
 from mpd_gym.experiments.report import UNPUBLISHED, Ordering
 
-__all__ = ["BC", "MPDIFFUSER", "PEERS", "Peer", "contender", "grid", "orderings"]
+__all__ = [
+    "BC",
+    "DECISION_DIFFUSER_FILM",
+    "FILM",
+    "MPDIFFUSER",
+    "PEERS",
+    "Peer",
+    "contender",
+    "grid",
+    "orderings",
+]
 
 BC = "behaviour cloning"
 MPDIFFUSER = "MPDiffuser"
+FILM = "Decision Diffuser, FiLM"
 
 
 @final
@@ -26,10 +38,23 @@ class Peer:
         method: A key of `mpd_gym.agents.AGENTS` whose networks it has; planner and MPDiffuser share
             theirs.
         options: Sampling options that make it.
+        changes: Fields of the preset's configuration that differ.
     """
 
     method: str = "mpdiffuser"
     options: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def network(self, scope: Scope, env_id: str, seed: int, **fields: Any) -> Network:
+        """Its agent.
+
+        Args:
+            scope: Of the run.
+            env_id: Environment.
+            seed: Training seed.
+            fields: Of `Network`.
+        """
+        return scope.network(env_id, seed, self.method, changes=self.changes, **fields)
 
 
 PEERS: dict[str, Peer] = {
@@ -44,6 +69,11 @@ PEERS: dict[str, Peer] = {
 """Name to method. "Twice the steps" takes every level twice, which costs as many network calls as
 MPDiffuser (appendix H); "MPDiffuser" is the level-matched form."""
 
+DECISION_DIFFUSER_FILM = Peer(
+    "decision_diffuser", PEERS["Decision Diffuser"].options, {"initial_state": "film"}
+)
+"""Decision Diffuser with x_0 as a condition in the place of inpainting."""
+
 
 def grid(temperatures: Sequence[float], guidances: Sequence[float]) -> list[dict[str, Any]]:
     """Every pair of options, as `Contender` takes them."""
@@ -56,30 +86,29 @@ def grid(temperatures: Sequence[float], guidances: Sequence[float]) -> list[dict
 
 def contender(
     scope: Scope,
-    name: str,
+    peer: Peer,
     env_id: str,
     measure: Measure,
     options: Mapping[str, Any],
     tried: Sequence[Mapping[str, Any]],
     **fields: Any,
 ) -> Contender:
-    """A method of `PEERS`, to be tuned with the first training seed.
+    """A method, to be tuned with the first training seed.
 
     Behaviour cloning samples nothing and has no options. Diffuser follows a value network; where
     there is no return to climb, guidance changes nothing and is not searched.
 
     Args:
         scope: Of the run.
-        name: A key of `PEERS`.
+        peer: The method.
         env_id: Environment.
         measure: What is measured.
         options: Sampling options that all share.
         tried: Options to choose from.
         fields: Of `mpd_gym.experiments.networks.Network`.
     """
-    peer = PEERS[name]
-    network = scope.network(env_id, scope.seeds[0], peer.method, **fields)
-    if name == BC:
+    network = peer.network(scope, env_id, scope.seeds[0], **fields)
+    if peer.method == PEERS[BC].method:
         return Contender(network, measure, {}, [{}])
     climbs = any(spec.kind == "return" for spec in network.config.conditions)
     if peer.method == "diffuser" and not climbs:

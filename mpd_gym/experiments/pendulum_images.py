@@ -77,7 +77,7 @@ def _measured(book: Book) -> tuple[Mapping[str, Choice], Cells]:
 
 def _contender(scope: Scope, name: str) -> Contender:
     scales = VALUE_GUIDANCES if PEERS[name].method == "diffuser" else GUIDANCES
-    return contender(scope, name, ENV_ID, episodes, OPTIONS, grid(TEMPERATURES, scales))
+    return contender(scope, PEERS[name], ENV_ID, episodes, OPTIONS, grid(TEMPERATURES, scales))
 
 
 def _table(returns: Mapping[str, Estimate], chosen: Mapping[str, Choice]) -> Table:

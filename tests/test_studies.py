@@ -35,7 +35,7 @@ def test_car_umaze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(car_umaze, "TEMPERATURES", (1.0,))
     monkeypatch.setattr(car_umaze, "CLOSED", {"action_chunk": 15, "num_steps": 2})
     report, cells = run_mini("car-umaze", tmp_path, (4, 5), trials=3)
-    peers = len(car_umaze.PEERS)
+    peers = len(car_umaze.METHODS)
     tuned = (peers - 2) * len(car_umaze.GUIDANCES)  # Diffuser's one choice is not measured
     assert len(cells) == 2 * (tuned + 2 * (peers - 1)) + 2 * peers
     for key, cell in cells.items():

@@ -29,9 +29,8 @@ class DecisionDiffuserConfig(DiffusionConfig):
     """Configuration of Decision Diffuser. The other fields are those of `DiffusionConfig`.
 
     Attributes:
-        initial_state: ``"inpaint"`` with plans of H − 1 steps, as published, or ``"film"``: on the
-            car inpainted plans answer a disturbance one action late, and closed loops fail for it
-            (``mpd-gym reproduce car-umaze``).
+        initial_state: ``"inpaint"`` with plans of H − 1 steps, as published, or ``"film"``: in
+            closed loop on the car, 62 and 100 % park (``mpd-gym reproduce car-umaze``).
         loss: Options of the denoising loss; the network predicts x̂_0 by default.
         inverse_dynamics: Always learned: plans hold no actions.
 

@@ -49,7 +49,7 @@ STUDIES = {
         "2 h",
     ),
     "car-umaze": Study(
-        "car_umaze", "T. 8, Fig. 2: whole plans of the car executed open loop, all peers", "4 h"
+        "car_umaze", "T. 8, Fig. 2: whole plans of the car executed open loop, all peers", "5 h"
     ),
     "car-actions": Study(
         "car_actions",

@@ -1,13 +1,14 @@
 """How good a first try is: the general laptop preset on environments that are not this package's.
 
 Records data, trains with nothing set but the number of steps, and plays the agent, its planner
-alone and the policy that was recorded. The preset's options were chosen on starts from 100000 on,
-and what it is conditioned on in the maze on those from 0 on as well. Data sets and agents that are
-there are used again, the latter from `outputs/first-try`. Tasks of MuJoCo need the zip file of a
+alone and the policy that was recorded. The preset's options, length of plans and batches were
+chosen on starts from 100000 on, and what it is conditioned on in the maze on those from 0 on as
+well. Other lengths and batches say what the preset's are worth. Data sets and agents that are there
+are used again, the latter from `outputs/first-try`. Tasks of MuJoCo need the zip file of a
 Stable-Baselines3 policy, such as SAC's of the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
 
 Usage: ``python benchmarks/first_try.py pendulum|maze|hopper|halfcheetah|walker2d
-[--policy FILE.zip] [--steps 5000] [--episodes 50] [--seed 0]``
+[--policy FILE.zip] [--steps 5000] [--horizon 8] [--batch-size 256] [--episodes 50] [--seed 0]``
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from mpd_gym import MPDiffuserAgent
+from mpd_gym.agents.mpdiffuser_config import MPDiffuserConfig
 from mpd_gym.agents.presets import preset
 from mpd_gym.collect.record import record
 from mpd_gym.collect.sb3_zip import load_sb3
@@ -104,13 +106,15 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--policy", type=Path, help="zip file of a Stable-Baselines3 policy")
     parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--horizon", type=int, help="of plans; the preset's by default")
+    parser.add_argument("--batch-size", type=int, help="windows a step; the preset's by default")
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = TASKS[options.task]
     recorded = _policy(options.task, options.policy)
-    agent = _agent(options.task, recorded, options.steps)
+    agent = _agent(options.task, recorded, _config(options))
     played = {
         "agent": agent,
         "planner alone": agent.with_options(composition="planner_only"),
@@ -136,12 +140,19 @@ def _policy(name: str, path: Path | None) -> Policy:
     return load_sb3(path, TASKS[name].env_id)
 
 
-def _agent(name: str, policy: Policy, steps: int) -> MPDiffuserAgent:
-    path = FOLDER / f"{name}-{steps}.safetensors"
+def _config(options: argparse.Namespace) -> MPDiffuserConfig:
+    config = preset("laptop")
+    training = config.training.with_steps(options.steps)
+    training = replace(training, batch_size=options.batch_size or training.batch_size)
+    return replace(config, training=training, horizon=options.horizon or config.horizon)
+
+
+def _agent(name: str, policy: Policy, config: MPDiffuserConfig) -> MPDiffuserAgent:
+    training = config.training
+    sizes = f"{training.steps}-h{config.horizon}-b{training.batch_size}"
+    path = FOLDER / f"{name}-{sizes}.safetensors"
     if path.exists():
         return MPDiffuserAgent.load(path)
-    config = preset("laptop")
-    config = replace(config, training=config.training.with_steps(steps))
     agent = MPDiffuserAgent.fit(_data(name, policy), config, directory=path.with_suffix(""))
     agent.save(path)
     return agent

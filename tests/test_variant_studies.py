@@ -209,8 +209,8 @@ def test_car_off_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(car_off_data, "SERIES", tuple(series))
     report, cells = run_mini("car-off-data", tmp_path)
-    assert len(networks(cells)) == 2 + 4  # MPDiffuser's, and those of peers; FiLM counts apart
-    assert len(cells) == 2 * (3 * 2 * 5 + 1 + 1 + 3 + 2)
+    assert len(networks(cells)) == 3 + 4  # MPDiffuser's, and those of peers; FiLM counts apart
+    assert len(cells) == 2 * (3 * 2 * 7 + 1 + 1 + 3 + 2)
     name = "another car, closed loop, {}, MPDiffuser, planned, 4, starts 0–1"
     kwargs = [cells[name.format(value)]["of"]["env_kwargs"] for value in series[2].values]
     assert kwargs == [{"wheelbase": 0.85}, {"wheelbase": 0.9}]

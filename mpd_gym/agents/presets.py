@@ -172,12 +172,16 @@ _TASKS: dict[str, Callable[[], MPDiffuserConfig]] = {
 }
 
 
-def _size(width: int, steps: int) -> dict[str, Any]:
+def _size(width: int, steps: int, batch_size: int = 64) -> dict[str, Any]:
     """A network and a training that fit each other: both are smaller for smaller tasks."""
     return {
         "unet": UnetConfig(width=width, multipliers=(1, 2, 4)),
         "training": TrainingConfig(
-            steps=steps, learning_rate=1e-3, schedule="cosine", warmup_steps=200
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_steps=200,
         ),
     }
 
@@ -185,8 +189,11 @@ def _size(width: int, steps: int) -> dict[str, Any]:
 _LAPTOP: dict[str, Any] = {"diffusion_steps": 50}
 # A time limit is no end of the task: what it cuts says nothing of how good a plan is. Plans in ten
 # steps for one action, with guidance 1, were best on Hopper-v5 and Pendulum-v1 (docs/guide.md).
+# Of plans of 32 steps a network of this width learns too little that a loop uses: on HalfCheetah-v5
+# a planner of 8 steps, four times the windows a batch, trained as long, returns 25 times as much.
 _GENERAL: dict[str, Any] = {
-    **_size(width=32, steps=20_000),
+    **_size(width=32, steps=20_000, batch_size=256),
+    "horizon": 8,
     "conditions": (
         ConditionSpec("goal", when="goals"),
         ConditionSpec("return", horizon="auto", when="no_goals"),

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpd_gym import MPDiffuserAgent
-from mpd_gym.agents.mpdiffuser_config import MPDiffuserConfig
+from mpd_gym import MPDiffuserAgent, MPDiffuserConfig
 from mpd_gym.agents.presets import preset
 from mpd_gym.collect.record import record
 from mpd_gym.collect.sb3_zip import load_sb3

@@ -8,7 +8,8 @@ are used again, the latter from `outputs/first-try`. Tasks of MuJoCo need the zi
 Stable-Baselines3 policy, such as SAC's of the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
 
 Usage: ``python benchmarks/first_try.py pendulum|maze|hopper|halfcheetah|walker2d
-[--policy FILE.zip] [--steps 5000] [--horizon 8] [--batch-size 256] [--episodes 50] [--seed 0]``
+[--policy FILE.zip] [--steps 5000] [--horizon 8] [--batch-size 256] [--training-seed 0]
+[--episodes 50] [--seed 0]``
 """
 
 from __future__ import annotations
@@ -105,8 +106,12 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--policy", type=Path, help="zip file of a Stable-Baselines3 policy")
     parser.add_argument("--steps", type=int, default=5_000)
-    parser.add_argument("--horizon", type=int, help="of plans; the preset's by default")
-    parser.add_argument("--batch-size", type=int, help="windows a step; the preset's by default")
+    general = preset("laptop")
+    parser.add_argument("--horizon", type=int, default=general.horizon, help="of plans")
+    parser.add_argument(
+        "--batch-size", type=int, default=general.training.batch_size, help="windows a step"
+    )
+    parser.add_argument("--training-seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     options = parser.parse_args()
@@ -141,14 +146,20 @@ def _policy(name: str, path: Path | None) -> Policy:
 
 def _config(options: argparse.Namespace) -> MPDiffuserConfig:
     config = preset("laptop")
-    training = config.training.with_steps(options.steps)
-    training = replace(training, batch_size=options.batch_size or training.batch_size)
-    return replace(config, training=training, horizon=options.horizon or config.horizon)
+    seed = options.training_seed
+    training = replace(config.training, batch_size=options.batch_size, seed=seed)
+    return replace(
+        config,
+        seed=seed,
+        horizon=options.horizon,
+        training=training.with_steps(options.steps),
+        regressor_training=replace(config.regressor_training, seed=seed),
+    )
 
 
 def _agent(name: str, policy: Policy, config: MPDiffuserConfig) -> MPDiffuserAgent:
     training = config.training
-    sizes = f"{training.steps}-h{config.horizon}-b{training.batch_size}"
+    sizes = f"{training.steps}-h{config.horizon}-b{training.batch_size}-seed{config.seed}"
     path = FOLDER / f"{name}-{sizes}.safetensors"
     if path.exists():
         return MPDiffuserAgent.load(path)

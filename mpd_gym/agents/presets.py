@@ -188,9 +188,8 @@ def _size(width: int, steps: int, batch_size: int = 64) -> dict[str, Any]:
 
 _LAPTOP: dict[str, Any] = {"diffusion_steps": 50}
 # A time limit is no end of the task: what it cuts says nothing of how good a plan is. Of plans of
-# 32 steps a network of this width learns too little for a loop that must be precise: after as long
-# a training, a planner returns 186 on HalfCheetah-v5, with 8 steps 8916, planning in ten steps for
-# one action; for four it is 2832 (docs/guide.md).
+# 32 steps a network of this width learns too little for a loop that must be precise, and four
+# actions of one plan are too many for it (HalfCheetah-v5, docs/guide.md).
 _GENERAL: dict[str, Any] = {
     **_size(width=32, steps=20_000, batch_size=256),
     "horizon": 8,

@@ -3,38 +3,46 @@
 Records data, trains with nothing set but the number of steps, and plays the agent, its planner
 alone and the policy that was recorded. The preset's options, length of plans and batches were
 chosen on starts from 100000 on, and what it is conditioned on in the maze on those from 0 on as
-well. Other lengths and batches say what the preset's are worth. Data sets and agents that are there
-are used again, the latter from `outputs/first-try`. Tasks of MuJoCo need the zip file of a
-Stable-Baselines3 policy, such as SAC's of the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
+well. Other lengths and batches say what the preset's are worth. Mixed data have twice as many
+episodes more, with small and with large errors in the policy's actions. Data sets and agents that
+are there are used again, the latter from `outputs/first-try`. Tasks of MuJoCo need the zip file of
+a Stable-Baselines3 policy, such as SAC's of the RL Baselines3 Zoo; the maze needs
+gymnasium-robotics.
 
 Usage: ``python benchmarks/first_try.py pendulum|maze|hopper|halfcheetah|walker2d
-[--policy FILE.zip] [--steps 5000] [--horizon 8] [--batch-size 256] [--training-seed 0]
-[--episodes 50] [--seed 0]``
+[--policy FILE.zip] [--mixed] [--method mpdiffuser] [--steps 5000] [--horizon 8] [--batch-size 256]
+[--training-seed 0] [--episodes 50] [--seed 0]``
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 
-from mpd_gym import MPDiffuserAgent, MPDiffuserConfig
-from mpd_gym.agents.presets import preset
+from mpd_gym import load_agent
+from mpd_gym.agents import AGENTS, agent_class
+from mpd_gym.agents.config import AgentConfig
+from mpd_gym.agents.peer_presets import peer_preset
+from mpd_gym.agents.trained import TrainedAgent
+from mpd_gym.collect.noisy import NoisyPolicy
 from mpd_gym.collect.record import record
 from mpd_gym.collect.sb3_zip import load_sb3
 from mpd_gym.collect.scripted import PendulumSwingUp
-from mpd_gym.datasets import load_episodes
+from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.errors import DataError
-from mpd_gym.evaluation import evaluate
+from mpd_gym.evaluation import evaluate, mean_interval
 from mpd_gym.types import Array, Policy
 
 FOLDER = Path("outputs/first-try")
+ERRORS = (0.0, 0.35, 0.7)  # of mixed data: shares of the range of actions
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--policy", type=Path, help="zip file of a Stable-Baselines3 policy")
+    parser.add_argument("--mixed", action="store_true", help="data with and without errors")
+    parser.add_argument("--method", choices=AGENTS, default="mpdiffuser")
     parser.add_argument("--steps", type=int, default=5_000)
-    general = preset("laptop")
-    parser.add_argument("--horizon", type=int, default=general.horizon, help="of plans")
-    parser.add_argument(
-        "--batch-size", type=int, default=general.training.batch_size, help="windows a step"
-    )
+    parser.add_argument("--horizon", type=int, help="of plans; the preset's by default")
+    parser.add_argument("--batch-size", type=int, help="windows a step; the preset's by default")
     parser.add_argument("--training-seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
@@ -118,14 +125,16 @@ def main() -> None:
     torch.set_num_threads(1)
     task = TASKS[options.task]
     recorded = _policy(options.task, options.policy)
-    agent = _agent(options.task, recorded, _config(options))
-    played = {
-        "agent": agent,
-        "planner alone": agent.with_options(composition="planner_only"),
-        "recorded policy": recorded,
-    }
+    data = [_data(options.task, recorded, share) for share in ERRORS if options.mixed or not share]
+    agent = _agent(options, data)
     print(f"{task.env_id}, {options.episodes} episodes, {platform.machine()}, {torch.__version__}")
-    for name, policy in played.items():
+    for source in data:
+        returns = np.array([episode.rewards.sum() for episode in source])
+        print(f"{source.name}, return: {mean_interval(returns)} ({len(source)} episodes)")
+    played = {options.method: agent}
+    if options.method == "mpdiffuser":
+        played["planner alone"] = agent.with_options(composition="planner_only")
+    for name, policy in {**played, "recorded policy": recorded}.items():
         found = evaluate(
             policy,
             task.env_id,
@@ -133,7 +142,7 @@ def main() -> None:
             num_envs=1 if policy is recorded else options.episodes,
             env_kwargs=task.env_kwargs,
         )
-        print(name, {key: str(value) for key, value in found.summary().items()})
+        print(name, {key: str(value) for key, value in found.summary().items()}, flush=True)
 
 
 def _policy(name: str, path: Path | None) -> Policy:
@@ -144,42 +153,55 @@ def _policy(name: str, path: Path | None) -> Policy:
     return load_sb3(path, TASKS[name].env_id)
 
 
-def _config(options: argparse.Namespace) -> MPDiffuserConfig:
-    config = preset("laptop")
+def _config(options: argparse.Namespace) -> AgentConfig:
+    config = peer_preset(options.method)
     seed = options.training_seed
-    training = replace(config.training, batch_size=options.batch_size, seed=seed)
-    return replace(
-        config,
-        seed=seed,
-        horizon=options.horizon,
-        training=training.with_steps(options.steps),
-        regressor_training=replace(config.regressor_training, seed=seed),
-    )
+    training = replace(config.training.with_steps(options.steps), seed=seed)
+    if options.batch_size is not None:
+        training = replace(training, batch_size=options.batch_size)
+    if options.horizon is not None:
+        config = replace(config, horizon=options.horizon)
+    regressors = replace(config.regressor_training, seed=seed)
+    return replace(config, seed=seed, training=training, regressor_training=regressors)
 
 
-def _agent(name: str, policy: Policy, config: MPDiffuserConfig) -> MPDiffuserAgent:
+def _agent(options: argparse.Namespace, data: Sequence[EpisodeSource]) -> TrainedAgent[Any]:
+    config = _config(options)
+    name = f"{options.task}-mixed" if options.mixed else options.task
+    if options.method != "mpdiffuser":
+        name += f"-{options.method}"
     training = config.training
     sizes = f"{training.steps}-h{config.horizon}-b{training.batch_size}-seed{config.seed}"
     path = FOLDER / f"{name}-{sizes}.safetensors"
     if path.exists():
-        return MPDiffuserAgent.load(path)
-    agent = MPDiffuserAgent.fit(_data(name, policy), config, directory=path.with_suffix(""))
+        return load_agent(path)
+    agent = agent_class(options.method).fit(data, config, directory=path.with_suffix(""))
     agent.save(path)
     return agent
 
 
-def _data(name: str, policy: Policy) -> Any:
-    dataset_id, task = f"first-try/{name}-v0", TASKS[name]
+def _data(name: str, policy: Policy, share: float) -> EpisodeSource:
+    """Episodes of a task, with smooth errors in a share of the range of actions."""
+    task = TASKS[name]
+    dataset_id = (
+        f"first-try/{name}-errors-{share * 100:.0f}-v0" if share else f"first-try/{name}-v0"
+    )
     try:
         return load_episodes(dataset_id, download=False)
     except DataError:
-        return record(
-            policy,
-            task.env_id,
-            dataset_id,
-            episodes=task.episodes,
-            seed=0,
-            env_kwargs=task.env_kwargs,
+        if share:
+            env = gym.make(task.env_id, **task.env_kwargs)
+            policy = NoisyPolicy(policy, env, noise=share)
+        seed = round(share * 100)
+        return load_episodes(
+            record(
+                policy,
+                task.env_id,
+                dataset_id,
+                episodes=task.episodes,
+                seed=seed,
+                env_kwargs=task.env_kwargs,
+            )
         )
 
 

@@ -156,6 +156,7 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
     assert (agent.config.seed, agent.history["planner"]["steps"]) == (3, 12)
     assert agent.config.training.precision == "bf16"
     assert "dynamics model" in run("info", "a.safetensors")
+    assert "dynamics model" in run("info", "LQR-v0")
     fast = ("-o", "action_chunk=32", "-o", "num_steps=2", "-o", "composition=planner_only")
     shown = run("evaluate", "LQR-v0", "a.safetensors", "--episodes", "2", *fast)
     assert "return" in shown and "a" in shown.split()

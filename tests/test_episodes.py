@@ -289,6 +289,8 @@ def test_missing_data_sets_name_the_command(monkeypatch: pytest.MonkeyPatch) -> 
         load_episodes(remote, download=False)
     with pytest.raises(DataError, match="mpd-gym collect mpd_gym/lqr/noisy-p10-v0"):
         load_episodes("mpd_gym/lqr/noisy-p10-v0")
+    with pytest.raises(DataError, match="Pendulum-v1: this is an environment"):
+        load_episodes("Pendulum-v1")
 
 
 def test_missing_data_sets_are_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

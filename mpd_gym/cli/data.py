@@ -54,21 +54,24 @@ def collect(
 @app.command()
 def info(
     source: Annotated[
-        str | None, typer.Argument(help="Data set, or file of an agent; without it, what is there.")
+        str | None,
+        typer.Argument(
+            help="Data set, file of an agent, or name of a shipped one; without it, what is there."
+        ),
     ] = None,
 ) -> None:
     """Show data sets with returns, costs, lengths and success, or what an agent's file holds."""
-    if source is not None and source.endswith(".safetensors"):
-        show_agent(source)
-        return
-    if source is not None:
-        _show_datasets([source])
-        return
     import minari
 
     from mpd_gym.agents.files import shipped_agents
     from mpd_gym.models.native import describe
 
+    if source is not None:
+        if source.endswith(".safetensors") or source in shipped_agents():
+            show_agent(source)
+        else:
+            _show_datasets([source])
+        return
     _show_datasets(sorted(minari.list_local_datasets()))
     table = Table("shipped agent", "file")
     for name, path in shipped_agents().items():

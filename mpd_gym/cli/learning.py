@@ -43,7 +43,7 @@ def train(
         list[str] | None, typer.Option(help="Other data for the dynamics model; may be repeated.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps of each model.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.", min=0)] = 0,
     precision: Annotated[
         str, typer.Option(help="fp32, or bf16: faster where the CPU or GPU multiplies it.")
     ] = "fp32",
@@ -87,7 +87,9 @@ def train_encoder(
         str, typer.Argument(help="Data set of stacked frames.")
     ] = "mpd_gym/image-pendulum/replay-v0",
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, held-out episodes and batches.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of weights, held-out episodes and batches.", min=0)
+    ] = 0,
     precision: Annotated[
         str | None,
         typer.Option(help="fp32 or bf16; by default bf16 where the CPU computes in it."),

@@ -17,7 +17,9 @@ sampling option, or deterministic."""
 EnvId = Annotated[str, typer.Argument(help="Environment.")]
 Policies = Annotated[list[str], typer.Argument(help=POLICIES)]
 Episodes = Annotated[int, typer.Option(help="Episodes of each.", min=1)]
-FirstSeed = Annotated[int, typer.Option(help="Of the first episode; the next have the next.")]
+FirstSeed = Annotated[
+    int, typer.Option(help="Of the first episode; the next have the next.", min=0)
+]
 NumEnvs = Annotated[int, typer.Option(help="Copies that one call of predict serves.", min=1)]
 SamplingOptions = Annotated[
     list[str] | None,

@@ -141,6 +141,13 @@ def _local_folder(dataset_id: str, download: bool) -> Path:
             f"there is no such data set in {folder.parent}: mpd-gym collect {dataset_id}",
             source=dataset_id,
         )
+    if dataset_id in gym.registry:
+        raise DataError(
+            "this is an environment, and no data set has its name: record a policy's episodes "
+            "(mpd_gym.collect.record.record), or name a data set, as 'namespace/name-v0', or a "
+            f"file ending in {' or '.join(_SUFFIXES)}",
+            source=dataset_id,
+        )
     if not download:
         raise DataError(
             f"there is no such data set in {folder.parent}: minari download {dataset_id}",

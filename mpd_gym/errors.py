@@ -22,6 +22,7 @@ __all__ = [
     "TrainingError",
     "WorkerError",
     "check_choice",
+    "check_function",
     "check_integer",
     "require",
 ]
@@ -127,6 +128,16 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     close = difflib.get_close_matches(str(value), words, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ConfigError(f"{name}: expected one of {', '.join(words)}; got {value!r}.{hint}")
+
+
+def check_function(name: str, value: object) -> None:
+    """Check that the argument `name` can be called, or is None.
+
+    Raises:
+        ConfigError: Naming what came.
+    """
+    if value is not None and not callable(value):
+        raise ConfigError(f"{name}: expected a function or None; got {value!r}")
 
 
 def check_integer(name: str, value: object, low: int) -> None:

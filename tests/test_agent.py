@@ -372,6 +372,22 @@ def test_the_dynamics_model_can_be_left_in_the_dark(pendulum: MPDiffuserAgent) -
 # --- functions and options at run time ---------------------------------------------------------
 
 
+@pytest.mark.parametrize("setter", ["reward", "cost", "ranker", "inverse_dynamics"])
+def test_what_is_no_function_is_refused_at_once(lqr: MPDiffuserAgent, setter: str) -> None:
+    agent = lqr.with_options()
+    with pytest.raises(ConfigError, match="expected a function or None; got 3"):
+        getattr(agent, f"set_{setter}")(3)
+    assert not agent.has_caller_functions
+
+
+def test_unknown_devices_and_empty_data_are_named(tmp_path: Path) -> None:
+    tiny_agent("LQR-v0").save(tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match=r"device: expected 'auto', 'cpu'.*got 'gpu'"):
+        MPDiffuserAgent.load(tmp_path / "a.safetensors", device="gpu")
+    with pytest.raises(ConfigError, match="dataset: expected at least one"):
+        MPDiffuserAgent.fit([], preset("laptop"))
+
+
 def test_a_callers_reward_decides(lqr: MPDiffuserAgent) -> None:
     agent = lqr.with_options(num_candidates=6)
     agent.set_reward(lambda x, u, y: -np.abs(u[..., 0] - 0.01))

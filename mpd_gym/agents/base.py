@@ -34,7 +34,7 @@ from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, SharedNoise, condition_rows, shifted
 from mpd_gym.agents.state import AgentState
 from mpd_gym.datasets import FittedConditions, Normalizers
-from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.errors import ConfigError, InputError, check_function
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker
 
@@ -279,7 +279,8 @@ class Agent(ABC):
             goals: Whether it takes a fourth argument, the goals ``[N, ng]`` of the candidates.
 
         Raises:
-            ConfigError: If it wants goals and observations have no ``desired_goal``.
+            ConfigError: If it is no function, or wants goals and observations have no
+                ``desired_goal``.
         """
         self.objective = replace(self.objective, reward=self._seeing(function, goals))
 
@@ -303,7 +304,11 @@ class Agent(ABC):
             function: ``fn(observations, actions, next_observations) -> [N, H, nu]`` on NumPy arrays
                 ``[N, H, nx]``, ``[N, H, nu]``, ``[N, H, nx]`` in environment units; `actions` are
                 the planned ones. The result is cut to the bounds of actions.
+
+        Raises:
+            ConfigError: If it is no function.
         """
+        check_function("function", function)
         self._inverse = function
 
     def set_budget(self, budget: float | None) -> None:
@@ -311,10 +316,15 @@ class Agent(ABC):
         self.options = self._checked(self.options.updated({"budget": budget}))
 
     def set_ranker(self, ranker: Ranker | str | None) -> None:
-        """Choose candidates by a caller's ranker, or by a name in `RANKERS`."""
+        """Choose candidates by a caller's ranker, or by a name in `RANKERS`.
+
+        Raises:
+            ConfigError: If it is neither.
+        """
         if isinstance(ranker, str):
             self.options = self._checked(self.options.updated({"ranker": ranker}))
             ranker = None
+        check_function("ranker", ranker)
         self._ranker = ranker
 
     def follow(self, other: Agent) -> None:
@@ -332,6 +342,7 @@ class Agent(ABC):
     # --- inside --------------------------------------------------------------------------------
 
     def _seeing(self, function: Any, goals: bool) -> GoalStepFunction | None:
+        check_function("function", function)
         if goals and not self._reader.goal_size:
             raise ConfigError("goals: observations of this agent have no 'desired_goal'")
         seeing: GoalStepFunction | None = function

@@ -54,7 +54,10 @@ def as_data(dataset: Dataset) -> tuple[EpisodeSource, ...]:
 
     Raises:
         DataError: If one cannot be read.
+        ConfigError: If the list is empty.
     """
+    if isinstance(dataset, (list, tuple)) and not dataset:
+        raise ConfigError("dataset: expected at least one data set, file or episode; got none")
     if isinstance(dataset, (list, tuple)) and all(
         isinstance(part, (str, EpisodeSource)) for part in dataset
     ):

@@ -32,6 +32,7 @@ from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.errors import ConfigError
 from mpd_gym.latent.data import encoder_of
 from mpd_gym.models import Perceptron, Regressor
+from mpd_gym.models.device import find_device
 from mpd_gym.training import TrainingResult
 
 __all__ = ["TrainedAgent"]
@@ -137,7 +138,8 @@ class TrainedAgent(Agent, Generic[C]):
 
         Raises:
             DataError: If the data is damaged or lacks what the configuration needs.
-            ConfigError: If the configuration does not fit the data or the agent.
+            ConfigError: If the configuration does not fit the data or the agent, or there is no
+                data or no such device.
             TrainingError: If a loss becomes non-finite.
             KeyboardInterrupt: After Ctrl-C, with everything saved.
         """
@@ -147,7 +149,7 @@ class TrainedAgent(Agent, Generic[C]):
                 f"config: {cls.__name__} needs a {cls.config_type.__name__}, got "
                 f"{type(config).__name__}"
             )
-        where = _device(device)
+        where = find_device(device)
         sources = as_data(dataset)
         others = sources if dynamics_dataset is None else as_data(dynamics_dataset)
         encoder = encoder_of((*sources, *others))
@@ -263,7 +265,7 @@ class TrainedAgent(Agent, Generic[C]):
         Raises:
             CheckpointError: If the file is missing, truncated, tampered with, of another kind, or
                 does not match its configuration.
-            ConfigError: If an option is unknown or out of range.
+            ConfigError: If an option is unknown or out of range, or there is no such device.
         """
         return cls.restored(read_agent(source, cls.name), device, **options)
 
@@ -283,7 +285,7 @@ class TrainedAgent(Agent, Generic[C]):
             normalizers,
             conditions,
             history=stored.history,
-            device=_device(device),
+            device=find_device(device),
         )
         agent.set_encoder(stored.encoder)
         return agent.with_options(**options) if options else agent
@@ -299,9 +301,3 @@ def _settled(config: C, longest: int, *, goals: bool) -> C:
             stacklevel=3,
         )
     return replace(config, conditions=conditions)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

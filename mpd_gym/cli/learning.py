@@ -98,7 +98,7 @@ def train_encoder(
     folder: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and TensorBoard.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Train an encoder of images. Interrupted and called again, it goes on where it was."""
     from mpd_gym.latent.training import encoder_preset, fit_autoencoder

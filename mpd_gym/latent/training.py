@@ -16,6 +16,7 @@ from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.latent.frames import FramePairs, StackPairs, stack_shape
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss
 from mpd_gym.models.cpu import computes_bf16
+from mpd_gym.models.device import find_device
 from mpd_gym.training import LossFunction, TrainingConfig, fit
 
 __all__ = ["EncoderConfig", "encoder_preset", "fit_autoencoder"]
@@ -117,7 +118,7 @@ def fit_autoencoder(
         config: Network and training.
         directory: Where checkpoints and TensorBoard files go; None keeps nothing.
         name: Of the training, and of its folder.
-        device: Of the network and the batches.
+        device: Of the network and the batches; ``"auto"`` takes a GPU where there is one.
         resume: Continue from a checkpoint in `directory`.
         progress: Show a progress bar.
 
@@ -126,7 +127,7 @@ def fit_autoencoder(
 
     Raises:
         DataError: If the data is damaged or holds no stacked frames.
-        ConfigError: If frames are too small for the network.
+        ConfigError: If frames are too small for the network, or there is no such device.
         TrainingError: If the loss becomes non-finite.
         KeyboardInterrupt: After Ctrl-C, with everything saved.
     """
@@ -149,7 +150,7 @@ def fit_autoencoder(
         name=name,
         validation=held_out.sample,
         directory=directory,
-        device=device,
+        device=find_device(device),
         resume=resume,
         identity={**told, "validation_fraction": config.validation_fraction},
         progress=progress,

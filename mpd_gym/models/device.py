@@ -1,0 +1,27 @@
+"""Where networks run."""
+
+from __future__ import annotations
+
+import torch
+
+from mpd_gym.errors import ConfigError
+
+__all__ = ["find_device"]
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; ``"auto"`` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: If PyTorch knows no such device, or finds none here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ConfigError(
+            f"device: expected 'auto', 'cpu', or 'cuda' where PyTorch finds a GPU; got {name!r}"
+        ) from error
+    return device

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mpd_gym.errors import ConfigError, DataError
@@ -205,7 +204,8 @@ def test_the_page_of_results_shows_orderings_and_their_causes(
 
     folder = tmp_path / "results"
     folder.mkdir()
-    (folder / "lqr-noise.cause.md").write_text("It is the temperature.\n")
+    cause = "> Temperature\n> decides.\n\nIt is, see [steps](lqr-steps.md)."
+    (folder / "lqr-noise.cause.md").write_text(f"{cause}\n")
     Results(folder / "lqr-noise.json", {}).save()
     ordering = Ordering("a above b", estimate(1, 0.1), estimate(2, 0.1), "2 : 1")
     report = Report("Noise", "Text.", [], [ordering])
@@ -219,5 +219,7 @@ def test_the_page_of_results_shows_orderings_and_their_causes(
     text = write_summary(folder).read_text()
     assert "| lqr-noise | a above b | 2 : 1 | 1.000 : 2.000 | **does not hold** | 0 of 1 |" in text
     assert "Of 1: 1 does not hold." in text
-    assert text.endswith("It is the temperature.\n")
-    assert np.isfinite(len(text))
+    assert "| [lqr-noise](results/lqr-noise.md) |  |  |  | 1 | Temperature decides. |" in text
+    assert "## Noise\n\nText.\n\n> Temperature\n> decides.\n\nIt is" in text
+    assert "[steps](results/lqr-steps.md)" in text
+    assert cause in (folder / "lqr-noise.md").read_text()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ORDERING_HEADS",
     "UNPUBLISHED",
+    "VERDICTS",
     "Curve",
     "Ordering",
     "Panel",
@@ -30,6 +31,7 @@ __all__ = [
 
 ORDERING_HEADS = ("published ordering", "published", "here", "verdict", "seeds")
 UNPUBLISHED = "–"
+VERDICTS = ("holds", "holds, intervals overlap", "not seen, intervals overlap", "**does not hold**")
 
 
 @final
@@ -86,9 +88,10 @@ class Ordering:
         sign = 1 if self.higher else -1
         ahead = sign * (self.winner.mean - self.loser.mean)
         apart = self.winner.low > self.loser.high or self.winner.high < self.loser.low
+        holds, ahead_within, behind_within, fails = VERDICTS
         if ahead > 0:
-            return "holds" if apart else "holds, intervals overlap"
-        return "**does not hold**" if apart else "not seen, intervals overlap"
+            return holds if apart else ahead_within
+        return fails if apart else behind_within
 
     @property
     def seeds(self) -> str:
@@ -114,6 +117,7 @@ class Report:
         tables: In order.
         orderings: Published ones, and others worth knowing.
         figure: Or None.
+        finding: What was found out about the orderings, in Markdown.
     """
 
     title: str
@@ -121,6 +125,7 @@ class Report:
     tables: Sequence[Table]
     orderings: Sequence[Ordering] = ()
     figure: Figure | None = None
+    finding: str = ""
 
     def lines(self, figure: str, level: int = 1) -> list[str]:
         """The whole report, as lines of Markdown.
@@ -132,6 +137,8 @@ class Report:
         lines = [f"{'#' * level} {self.title}", "", self.text]
         if self.figure is not None:
             lines += ["", f"![{self.title}]({figure})"]
+        if self.finding:
+            lines += ["", self.finding]
         lines += self._ordering_lines(level + 1)
         for table in self.tables:
             lines += table.lines(level + 1)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from mpd_gym.errors import DataError
 from mpd_gym.experiments import STUDIES, read_study
-from mpd_gym.experiments.report import ORDERING_HEADS, Report, Table
+from mpd_gym.experiments.report import ORDERING_HEADS, VERDICTS, Report, Table
 from mpd_gym.experiments.results import Results
 from mpd_gym.files import atomic_path
 
 __all__ = ["write_summary"]
+
+_RELATIVE = re.compile(r"\]\((?!https?:)")  # the target of a link within the project
 
 
 def write_summary(folder: Path) -> Path:
@@ -18,7 +22,8 @@ def write_summary(folder: Path) -> Path:
 
     Args:
         folder: Of ``NAME.json`` files of studies. A file ``NAME.cause.md`` beside one is what was
-            found out about its orderings, and is shown as it stands.
+            found out about its orderings; its first paragraph, a quotation of one sentence, also
+            stands in the table at the top of the page.
 
     Returns:
         The page: the folder's name with ``.md``, beside it.
@@ -32,7 +37,7 @@ def write_summary(folder: Path) -> Path:
     states = {}
     for name in STUDIES:
         try:
-            reports[name] = read_study(name, folder)
+            reports[name] = replace(read_study(name, folder), finding=_finding(folder, name))
             states[name] = _effort(folder / f"{name}.json")
         except DataError as error:
             states[name] = _absence(name, folder, error)
@@ -54,6 +59,7 @@ def _lines(reports: dict[str, Report], states: dict[str, str], folder: Path) -> 
         "how networks of other training seeds would differ; the last column says with how many "
         "seeds the ordering is seen.",
     ]
+    lines += _glance(reports, folder.name)
     rows = [
         [name, *ordering.row()]
         for name, report in reports.items()
@@ -69,11 +75,28 @@ def _lines(reports: dict[str, Report], states: dict[str, str], folder: Path) -> 
     listed = [[f"`{name}`", study.description, states[name]] for name, study in STUDIES.items()]
     lines += Table("Studies", ("study", "what it shows", "run"), listed).lines()
     for name, report in reports.items():
-        lines += ["", *report.lines(f"{folder.name}/{name}.png", level=2)]
-        cause = folder / f"{name}.cause.md"
-        if cause.exists():
-            lines += ["", cause.read_text().strip()]
+        moved = replace(report, finding=_RELATIVE.sub(f"]({folder.name}/", report.finding))
+        lines += ["", *moved.lines(f"{folder.name}/{name}.png", level=2)]
     return lines
+
+
+def _glance(reports: dict[str, Report], folder: str) -> list[str]:
+    """How many published orderings hold in each study, and what was found, in one sentence."""
+    rows = []
+    for name, report in reports.items():
+        verdicts = [one.verdict for one in report.orderings if one.is_published]
+        quoted = re.match(r"(?:> .*\n?)+", report.finding)
+        sentence = quoted[0].replace("> ", " ").replace("\n", "").strip() if quoted else ""
+        counts = [verdicts.count(verdict) or "" for verdict in VERDICTS]
+        rows.append([f"[{name}]({folder}/{name}.md)", *counts, sentence])
+    heads = ("study", *VERDICTS, "what was found")
+    text = "Published orderings, by how they came out here."
+    return Table("At a glance", heads, rows, text).lines() if rows else []
+
+
+def _finding(folder: Path, name: str) -> str:
+    path = folder / f"{name}.cause.md"
+    return path.read_text().strip() if path.exists() else ""
 
 
 def _absence(name: str, folder: Path, error: DataError) -> str:

@@ -171,7 +171,8 @@ def _agent(options: argparse.Namespace, data: Sequence[EpisodeSource]) -> Traine
     if options.method != "mpdiffuser":
         name += f"-{options.method}"
     training = config.training
-    sizes = f"{training.steps}-h{config.horizon}-b{training.batch_size}-seed{config.seed}"
+    horizon = getattr(config, "horizon", 1)  # behaviour cloning plans nothing
+    sizes = f"{training.steps}-h{horizon}-b{training.batch_size}-seed{config.seed}"
     path = FOLDER / f"{name}-{sizes}.safetensors"
     if path.exists():
         return load_agent(path)

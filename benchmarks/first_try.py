@@ -131,15 +131,16 @@ def main() -> None:
     for source in data:
         returns = np.array([episode.rewards.sum() for episode in source])
         print(f"{source.name}, return: {mean_interval(returns)} ({len(source)} episodes)")
-    played = {options.method: agent}
+    played: dict[str, Policy] = {options.method: agent}
     if options.method == "mpdiffuser":
         played["planner alone"] = agent.with_options(composition="planner_only")
-    for name, policy in {**played, "recorded policy": recorded}.items():
+    played["recorded policy"] = _policy(options.task, options.policy)  # with fresh random numbers
+    for name, policy in played.items():
         found = evaluate(
             policy,
             task.env_id,
             seeds=range(options.seed, options.seed + options.episodes),
-            num_envs=1 if policy is recorded else options.episodes,
+            num_envs=1 if name == "recorded policy" else options.episodes,
             env_kwargs=task.env_kwargs,
         )
         print(name, {key: str(value) for key, value in found.summary().items()}, flush=True)

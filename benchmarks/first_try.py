@@ -1,7 +1,7 @@
 """How good a first try is: the general laptop preset on environments that are not this package's.
 
 Records data, trains with nothing set but the number of steps, and plays the agent, its planner
-alone and the policy that was recorded. The preset's options, length of plans and batches were
+alone, that planner with as many network calls as the agent, and the policy that was recorded. The preset's options, length of plans and batches were
 chosen on starts from 100000 on, and what it is conditioned on in the maze on those from 0 on as
 well. Other lengths and batches say what the preset's are worth. Mixed data have twice as many
 episodes more, with small and with large errors in the policy's actions. Data sets and agents that
@@ -134,6 +134,7 @@ def main() -> None:
     played: dict[str, Policy] = {options.method: agent}
     if options.method == "mpdiffuser":
         played["planner alone"] = agent.with_options(composition="planner_only")
+        played["planner, levels twice"] = agent.with_options(composition="planner_resampled")
     played["recorded policy"] = _policy(options.task, options.policy)  # with fresh random numbers
     for name, policy in played.items():
         found = evaluate(

@@ -1,13 +1,13 @@
 """How good a first try is: the general laptop preset on environments that are not this package's.
 
 Records data, trains with nothing set but the number of steps, and plays the agent, its planner
-alone, that planner with as many network calls as the agent, and the policy that was recorded. The preset's options, length of plans and batches were
-chosen on starts from 100000 on, and what it is conditioned on in the maze on those from 0 on as
-well. Other lengths and batches say what the preset's are worth. Mixed data have twice as many
-episodes more, with small and with large errors in the policy's actions. Data sets and agents that
-are there are used again, the latter from `outputs/first-try`. Tasks of MuJoCo need the zip file of
-a Stable-Baselines3 policy, such as SAC's of the RL Baselines3 Zoo; the maze needs
-gymnasium-robotics.
+alone, that planner with as many network calls as the agent, and the policy that was recorded. The
+preset's options, length of plans and batches were chosen on starts from 100000 on, and what it is
+conditioned on in the maze on those from 0 on as well. Other lengths and batches say what the
+preset's are worth. Mixed data have twice as many episodes more, with small and with large errors in
+the policy's actions. Data sets and agents that are there are used again, the latter from
+`outputs/first-try`. Tasks of MuJoCo need the zip file of a Stable-Baselines3 policy, such as SAC's
+of the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
 
 Usage: ``python benchmarks/first_try.py pendulum|maze|hopper|halfcheetah|walker2d
 [--policy FILE.zip] [--mixed] [--method mpdiffuser] [--steps 5000] [--horizon 8] [--batch-size 256]

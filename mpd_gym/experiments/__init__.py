@@ -59,7 +59,7 @@ STUDIES = {
     "car-off-data": Study(
         "car_off_data",
         "starts and cars that the data do not have: MPDiffuser beside its planner alone",
-        "4 h after car-actions and car-umaze",
+        "5 h after car-actions and car-umaze",
     ),
     "car-data": Study(
         "car_data",

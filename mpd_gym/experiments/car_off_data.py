@@ -99,8 +99,8 @@ METHODS: dict[str, Method] = {
     OURS: Method(MATCHED),
     "MPDiffuser, Algorithm 1": Method({"composition": "alternating"}),
     NARROW: Method(MATCHED, every_seed=False),
-    CLEAN_ALONE: Method(PLANNER, every_seed=False, changes=CLEAN),
-    CLEAN_OURS: Method(MATCHED, every_seed=False, changes=CLEAN),
+    CLEAN_ALONE: Method(PLANNER, changes=CLEAN),
+    CLEAN_OURS: Method(MATCHED, changes=CLEAN),
     "Diffuser": Method(
         {"temperature": 0.5}, "diffuser", {"planned": "planned"}, (open_loop,), every_seed=False
     ),

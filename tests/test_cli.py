@@ -176,6 +176,16 @@ def test_every_method_can_be_chosen() -> None:
     assert {method.value for method in Method} == set(AGENTS)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("evaluate", "LQR-v0", "shipped"), ("train", "LQR-v0"), ("train-encoder",)],
+    ids=lambda command: command[0],
+)
+def test_negative_seeds_are_refused(command: tuple[str, ...]) -> None:
+    result = runner.invoke(cli.app, [*command, "--seed", "-1"])
+    assert result.exit_code == 2 and "greater than or equal to 0" in result.output
+
+
 def test_an_environment_stands_for_its_usual_data(tmp_path: Path) -> None:
     run("collect", "mpd_gym/lqr/noisy-p40-v0", "--fraction", "0.01", "--processes", "1")
     run("train", "LQR-v0", "--steps", "12", "--no-parallel")

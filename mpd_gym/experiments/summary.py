@@ -14,7 +14,7 @@ from mpd_gym.files import atomic_path
 
 __all__ = ["write_summary"]
 
-_RELATIVE = re.compile(r"\]\((?!https?:)")  # the target of a link within the project
+_RELATIVE = re.compile(r"\]\((?!https?:|#)")  # of a link to a file
 
 
 def write_summary(folder: Path) -> Path:
@@ -54,10 +54,11 @@ def _lines(reports: dict[str, Report], states: dict[str, str], folder: Path) -> 
         "# Results",
         "",
         "Made by `mpd-gym reproduce --report` from the JSON files in "
-        f"[{folder.name}]({folder.name}), which hold every seed and trial; nothing here is typed "
-        "by hand. An ordering holds if the 95 % intervals over trials are apart. They do not count "
-        "how networks of other training seeds would differ; the last column says with how many "
-        "seeds the ordering is seen.",
+        f"[{folder.name}]({folder.name}), which hold every seed and trial. Tables, orderings and "
+        "figures are typed by nobody; what was found out about them is written by hand, in "
+        f"`{folder.name}/NAME.cause.md`. An ordering holds if the 95 % intervals over trials are "
+        "apart. They do not count how networks of other training seeds would differ; the last "
+        "column says with how many seeds the ordering is seen.",
     ]
     lines += _glance(reports, folder.name)
     rows = [

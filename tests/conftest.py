@@ -1,10 +1,11 @@
-"""Fixtures for all tests: headless pictures, one torch thread, data sets in a temporary folder."""
+"""Fixtures: headless pictures, one torch thread, data sets in a temporary folder, small agents."""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -12,6 +13,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+
+if TYPE_CHECKING:
+    from mpd_gym import MPDiffuserAgent
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +32,32 @@ def one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def lqr() -> MPDiffuserAgent:
+    from helpers import tiny_agent
+
+    return tiny_agent("LQR-v0", conditions=("return",), reward_model=True)
+
+
+@pytest.fixture(scope="module")
+def pendulum() -> MPDiffuserAgent:
+    from helpers import PENDULUM, tiny_agent
+
+    models = {"reward_model": True, "cost_model": True, "termination_model": True}
+    return tiny_agent(PENDULUM, conditions=("return", "cost"), **models)
+
+
+@pytest.fixture(scope="module")
+def car() -> MPDiffuserAgent:
+    from helpers import tiny_agent
+
+    return tiny_agent("CarUMaze-v0", conditions=("goal",))
+
+
+@pytest.fixture(params=["lqr", "pendulum", "car"])
+def agent(request: pytest.FixtureRequest) -> MPDiffuserAgent:
+    """Each of the three small agents in turn."""
+    found: MPDiffuserAgent = request.getfixturevalue(request.param)
+    return found

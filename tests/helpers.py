@@ -26,6 +26,7 @@ TINY = MPDiffuserConfig(
     sampling=SamplingConfig(temperature=0.5),
     validation_fraction=0.25,
 )
+PENDULUM = "ConstrainedPendulum-v0"
 
 
 def play(env_id: str, episodes: int = 4, steps: int = 24, **env_kwargs: Any) -> list[Episode]:
@@ -54,13 +55,10 @@ def play(env_id: str, episodes: int = 4, steps: int = 24, **env_kwargs: Any) -> 
 def _episode(observations: list[Any], rows: list[Any], infos: list[Any], seed: int) -> Episode:
     actions, rewards, terminations, truncations = map(np.array, zip(*rows, strict=True))
     truncations[-1] = not terminations[-1]
-    stacked: Any = (
-        {key: np.stack([row[key] for row in observations]) for key in observations[0]}
-        if isinstance(observations[0], Mapping)
-        else np.stack(observations)
-    )
     costs = np.array([info["cost"] for info in infos]) if "cost" in infos[0] else None
-    return Episode(stacked, actions, rewards, terminations, truncations, costs, seed=seed)
+    return Episode(
+        stacked(observations), actions, rewards, terminations, truncations, costs, seed=seed
+    )
 
 
 def source(env_id: str, **kwargs: Any) -> Any:
@@ -76,3 +74,26 @@ def source(env_id: str, **kwargs: Any) -> Any:
 def tiny_agent(env_id: str = "LQR-v0", **changes: Any) -> MPDiffuserAgent:
     """An agent trained for a few steps: everything works, nothing is good."""
     return MPDiffuserAgent.fit(source(env_id), replace(TINY, **changes), progress=False)
+
+
+def observations(agent: MPDiffuserAgent, count: int) -> Any:
+    """Where episodes of the environment of a small agent begin, stacked."""
+    agent.observation_space.seed(0)
+    env = gym.make({3: PENDULUM, 2: "LQR-v0", 5: "CarUMaze-v0"}[agent._nx])
+    rows = [env.reset(seed=seed)[0] for seed in range(count)]
+    env.close()
+    return stacked(rows)
+
+
+def stacked(rows: list[Any]) -> Any:
+    """Observations in one batch."""
+    if isinstance(rows[0], Mapping):
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return np.stack(rows)
+
+
+def pick(batch: Any, index: Any) -> Any:
+    """Rows of a batch of observations."""
+    if isinstance(batch, dict):
+        return {key: rows[index] for key, rows in batch.items()}
+    return batch[index]

@@ -1,0 +1,184 @@
+"""Trainings that fail, and what is refused: the error names it, and what was saved stays."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from trainings import CONFIG, QUICK, assert_same_result, differs, network, noisy_loss, sampler
+
+from mpd_gym import types
+from mpd_gym.checkpoint import load_file
+from mpd_gym.errors import CheckpointError, ConfigError, InputError, TrainingError
+from mpd_gym.training import Record, TrainingConfig, TrainingResult, fit
+
+
+class FailsAt:
+    """A loss that is not finite at one step."""
+
+    def __init__(self, step: int, poison: Callable[[Tensor], Tensor]) -> None:
+        self.calls, self.step, self.poison = 0, step, poison
+
+    def __call__(
+        self, module: nn.Module, batch: Mapping[str, Tensor], noise: torch.Generator
+    ) -> dict[str, Tensor]:
+        self.calls += 1
+        parts = noisy_loss(module, batch, noise)
+        if self.calls == self.step:
+            parts["loss"] = self.poison(parts["loss"])
+        return parts
+
+
+@pytest.mark.parametrize(
+    ("poison", "match"),
+    [
+        (lambda loss: loss * torch.nan, "training loss is nan at step 23"),
+        (lambda loss: loss / 0, "training loss is inf at step 23"),
+        (lambda loss: (loss * 0).sqrt(), "training gradient_norm is nan at step 23"),
+    ],
+)
+def test_a_non_finite_step_is_named_and_overwrites_nothing(
+    tmp_path: Path, poison: Callable[[Tensor], Tensor], match: str
+) -> None:
+    with pytest.raises(TrainingError, match=rf"'toy' cannot go on: {match}.*at step 20\. Lower"):
+        fit(network(), FailsAt(23, poison), sampler, CONFIG, directory=tmp_path, **QUICK)
+    whole = fit(network(), noisy_loss, sampler, CONFIG, **QUICK)
+    resumed = fit(network(), noisy_loss, sampler, CONFIG, directory=tmp_path, **QUICK)
+    assert_same_result(whole, resumed)
+
+
+def test_a_non_finite_loss_without_a_directory() -> None:
+    poisoned = FailsAt(3, lambda loss: loss * torch.nan)
+    with pytest.raises(TrainingError, match="without a directory nothing was kept"):
+        fit(network(), poisoned, sampler, CONFIG, **QUICK)
+
+
+def test_weights_that_overflow_without_a_sign_in_the_loss_are_named() -> None:
+    def loss(module: nn.Module, batch: Any, noise: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": sum(p.sum() for p in module.parameters()) * 1e-3}  # type: ignore[dict-item]
+
+    module = nn.Linear(1, 1)
+    config = differs(CONFIG, steps=1, ema_every=1, learning_rate=1e39)
+    with pytest.raises(TrainingError, match="the average of 'weight' is not finite at step 1"):
+        fit(module, loss, sampler, config, **QUICK)
+
+
+def test_non_finite_validation_data_are_named() -> None:
+    def broken(batch_size: int, rng: np.random.Generator) -> dict[str, types.Array]:
+        return {k: v * np.float32(np.nan) for k, v in sampler(batch_size, rng).items()}
+
+    with pytest.raises(TrainingError, match="validation loss is nan at step 20"):
+        fit(network(), noisy_loss, sampler, CONFIG, validation=broken, **QUICK)
+
+
+def test_a_failing_disk_leaves_the_earlier_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(record: Record) -> None:
+        if record.step == 21:
+            monkeypatch.setattr(os, "fsync", full)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left"):
+        fit(network(), noisy_loss, sampler, CONFIG, directory=tmp_path, callbacks=[fill], **QUICK)
+    monkeypatch.undo()
+    steps = {p.name: load_file(p)[1]["step"] for p in tmp_path.glob("toy/*.safetensors")}
+    assert steps == {"checkpoint.safetensors": 20, "previous.safetensors": 10}
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_serves_in_its_place(
+    tmp_path: Path,
+) -> None:
+    run: Callable[..., TrainingResult] = partial(
+        fit, loss_fn=noisy_loss, sampler=sampler, config=CONFIG, **QUICK
+    )
+    whole = run(network(), directory=tmp_path)
+    newest = tmp_path / "toy/checkpoint.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged.*remove it.*previous\.safetensors"):
+        run(network(), directory=tmp_path)
+    newest.unlink()
+    assert_same_result(whole, run(network(), directory=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ({"error": torch.ones((), requires_grad=True)}, r"'loss' to minimise; got \['error'\]"),
+        ({"loss": torch.ones(2, requires_grad=True)}, r"'loss' must be a scalar tensor; got \[2\]"),
+        (
+            {"loss": torch.ones((), requires_grad=True), "more": 1.0},
+            "'more' must be a scalar tensor; got float",
+        ),
+    ],
+)
+def test_unusable_losses_are_refused(parts: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        fit(network(), lambda *_: parts, sampler, CONFIG, **QUICK)
+
+
+def test_parts_must_keep_their_names() -> None:
+    calls = []
+
+    def loss(*given: Any) -> dict[str, Tensor]:
+        calls.append(1)
+        parts = noisy_loss(*given)
+        return parts if len(calls) < 3 else {"loss": parts["loss"]}
+
+    with pytest.raises(InputError, match="before it was"):
+        fit(network(), loss, sampler, CONFIG, **QUICK)
+
+
+@pytest.mark.parametrize("name", ["", "../toy", "a/b", ".hidden"])
+def test_a_name_must_be_a_folder_s(name: str) -> None:
+    with pytest.raises(InputError, match="folder's name"):
+        fit(network(), noisy_loss, sampler, CONFIG, name=name)
+
+
+def test_a_module_without_parameters_is_refused() -> None:
+    with pytest.raises(InputError, match="nothing to train"):
+        fit(network().requires_grad_(False), noisy_loss, sampler, CONFIG, **QUICK)
+
+
+def test_identity_must_be_json(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="identity must hold finite JSON"):
+        fit(network(), noisy_loss, sampler, CONFIG, identity={"a": {1}}, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[
+            (name, value)
+            for name in ("steps", "batch_size", "log_every")
+            for value in (0, 1.0, True)
+        ],
+        *[(name, -1) for name in ("warmup_steps", "seed", "threads", "checkpoint_every")],
+        *[("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, "1e-3", None)],
+        *[("gradient_clip", value) for value in (0, -1.0, math.inf)],
+        *[("ema_rate", value) for value in (0, 1.1, None)],
+        ("ema_every", 1_000_001),
+        ("ema_warmup", 1),
+        ("weight_decay", -0.1),
+        ("warmup_steps", 1_000_000),
+        ("schedule", "linear"),
+        ("precision", "fp16"),
+        ("checkpoint_seconds", 0),
+        ("validation_batches", 0),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"TrainingConfig\.{field} must .*; got"):
+        TrainingConfig(**{field: value})

@@ -27,6 +27,7 @@ TINY = MPDiffuserConfig(
     validation_fraction=0.25,
 )
 PENDULUM = "ConstrainedPendulum-v0"
+SB3_TINY: dict[str, Any] = {"policy_kwargs": {"net_arch": [8, 8]}, "batch_size": 16}
 
 
 def play(env_id: str, episodes: int = 4, steps: int = 24, **env_kwargs: Any) -> list[Episode]:

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from mpd_gym.errors import CheckpointError, ConfigError, InputError
+from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_policy
 from mpd_gym.evaluation import Evaluation, Stopwatch, evaluate
 from mpd_gym.files import write_csv
 from mpd_gym.reports import captioned, draws_plan, halved, rollout_frames, save_gif, side_by_side
@@ -47,11 +47,17 @@ class Entry:
         label: Its name in tables and files.
         policy: Anything with Stable-Baselines3's `predict`.
         deterministic: Passed to `predict`.
+
+    Raises:
+        ConfigError: If the policy has no `predict`.
     """
 
     label: str
     policy: Policy
     deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        check_policy(self.policy)
 
 
 def load_entries(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_choice",
     "check_function",
     "check_integer",
+    "check_policy",
     "require",
 ]
 
@@ -138,6 +140,21 @@ def check_function(name: str, value: object) -> None:
     """
     if value is not None and not callable(value):
         raise ConfigError(f"{name}: expected a function or None; got {value!r}")
+
+
+def check_policy(value: object) -> None:
+    """Check that a policy has Stable-Baselines3's `predict`.
+
+    Raises:
+        ConfigError: Naming what came, and what opens files.
+    """
+    if not callable(getattr(value, "predict", None)):
+        is_name = isinstance(value, (str, os.PathLike))
+        hint = "; load_agent and load_sb3 open files" if is_name else ""
+        raise ConfigError(
+            "policy: expected an object with predict(observation, state, episode_start, "
+            f"deterministic); got {value!r}{hint}"
+        )
 
 
 def check_integer(name: str, value: object, low: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from mpd_gym.errors import InputError
+from mpd_gym.errors import InputError, check_policy
 from mpd_gym.types import Array, BoolArray, Policy, succeeded
 
 __all__ = [
@@ -176,8 +176,10 @@ def evaluate(
         progress: Show a bar with rate and estimate, under this name if it is one.
 
     Raises:
+        ConfigError: If the policy has no `predict`.
         InputError: If there is no seed, or not one of `reset_options` for each.
     """
+    check_policy(policy)
     if not len(seeds) or num_envs < 1:
         raise InputError(f"expected at least one seed and one copy, got {len(seeds)}, {num_envs}")
     if reset_options is not None and len(reset_options) != len(seeds):

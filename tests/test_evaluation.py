@@ -12,7 +12,7 @@ from scipy import stats
 
 from mpd_gym.collect.lqr import NoisyLQR
 from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
-from mpd_gym.errors import InputError
+from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.evaluation import (
     Stopwatch,
     evaluate,
@@ -121,6 +121,12 @@ def test_exact_starts_are_passed_on() -> None:
     options = [{"state": start} for start in starts]
     found = evaluate(policy, "LQR-v0", seeds=[0, 0], reset_options=options)
     np.testing.assert_allclose(-found.returns, env.optimal_cost(np.stack(starts)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["agent.safetensors", None, object])
+def test_what_cannot_act_is_refused(policy: Any) -> None:
+    with pytest.raises(ConfigError, match="policy: expected an object with predict"):
+        evaluate(policy, "LQR-v0", seeds=[0])
 
 
 def test_bad_arguments_are_refused() -> None:

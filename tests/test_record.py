@@ -221,9 +221,10 @@ def test_bad_observations_are_refused_and_earlier_episodes_kept() -> None:
     assert any("run the same again" in note for note in caught.value.__notes__)
 
 
-def test_policy_must_have_predict() -> None:
+@pytest.mark.parametrize("policy", [dict, None, "agent.safetensors"])
+def test_policy_must_have_predict(policy: Any) -> None:
     with pytest.raises(ConfigError, match="policy: expected an object with predict"):
-        quiet(dict, ENV, ID, episodes=1, seed=0)  # type: ignore[arg-type]
+        quiet(policy, ENV, ID, episodes=1, seed=0)
 
 
 @pytest.mark.parametrize("raises", [False, True])

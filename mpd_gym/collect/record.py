@@ -29,7 +29,7 @@ from mpd_gym.collect.writer import (
     plain,
     write_dataset,
 )
-from mpd_gym.errors import InputError, SolverError, WorkerError, check_integer
+from mpd_gym.errors import InputError, SolverError, WorkerError, check_integer, check_policy
 from mpd_gym.types import Episode, Policy
 
 __all__ = ["DatasetInfo", "Progress", "Views", "discard", "record", "write_dataset"]
@@ -128,6 +128,8 @@ def record(
     for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0),
                                ("processes", processes, 1)):  # fmt: skip
         check_integer(name, value, least)
+    if not callable(policy):
+        check_policy(policy)
     limit = episodes if max_discarded is None else max_discarded
     views = views or Views()
     place = Place(dataset_id)

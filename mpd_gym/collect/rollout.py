@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from mpd_gym.collect.storage import Decision, Outcome, Status, store_shard
-from mpd_gym.errors import ConfigError, InputError, SolverError, check_integer
+from mpd_gym.errors import ConfigError, InputError, SolverError, check_integer, check_policy
 from mpd_gym.types import Array, Episode, Policy, succeeded
 from mpd_gym.validation import (
     EpisodeRules,
@@ -268,12 +268,8 @@ def _stack(rows: list[Array], key: str) -> Array:
 
 
 def _make_policy(policy: Policy | Callable[[], Policy]) -> Any:
-    made = policy if hasattr(policy, "predict") else policy()
-    if not hasattr(made, "predict"):
-        raise ConfigError(
-            "policy: expected an object with predict(observation, state, episode_start, "
-            f"deterministic), or a function that makes one; got {type(made).__name__}"
-        )
+    made = policy() if callable(policy) and not hasattr(policy, "predict") else policy
+    check_policy(made)
     return made
 
 

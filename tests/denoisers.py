@@ -13,7 +13,7 @@ CONDITIONS = (("return", 1), ("goal", 2))
 SCHEDULE = make_schedule("cosine", 10)
 
 
-def network(prediction: str = "noise", **changes: Any) -> TrajectoryDenoiser:
+def network(**changes: Any) -> TrajectoryDenoiser:
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "observation_dim": 2,

@@ -35,14 +35,14 @@ def test_presets_survive_json(size: str, env_id: str | None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"horizon": 30, "unet": UnetConfig()}, "30"),
-        ({"conditions": ("returns",)}, "return"),
-        ({"schedule": "cosin"}, "cosine"),
-        ({"null": "none"}, "null"),
-        ({"validation_fraction": 1.0}, "validation_fraction"),
-        ({"regressor_inputs": "states"}, "inputs"),
-        ({"diffusion_steps": 0}, "[Ll]evels|steps"),
-        ({"discount": 1.5}, "discount"),
+        ({"horizon": 30, "unet": UnetConfig()}, "horizon must be divisible by 4"),
+        ({"conditions": ("returns",)}, "condition kind: .* Did you mean 'return'"),
+        ({"schedule": "cosin"}, "schedule: .* Did you mean 'cosine'"),
+        ({"null": "none"}, "null: expected one of"),
+        ({"validation_fraction": 1.0}, "validation_fraction: expected a share"),
+        ({"regressor_inputs": "states"}, "regressor_inputs: expected one of"),
+        ({"diffusion_steps": 0}, "diffusion_steps: expected an integer >= 2"),
+        ({"discount": 1.5}, "discount: expected a value"),
     ],
 )
 def test_contradictory_configurations_are_refused(change: Any, message: str) -> None:

@@ -34,12 +34,15 @@ def same_weights(a: BaseAlgorithm, b: BaseAlgorithm) -> bool:
 
 def same_optimizers(a: BaseAlgorithm, b: BaseAlgorithm) -> bool:
     one, two = a.get_parameters(), b.get_parameters()
+    states = [
+        (one[name]["state"], two[name]["state"]) for name in one if name.endswith("optimizer")
+    ]
+    assert states and all(state for state, _ in states), "nothing has been optimised"
     return all(
         torch.equal(x, y)
-        for name in one
-        if name.endswith("optimizer")
-        for i in one[name]["state"]
-        for x, y in zip(one[name]["state"][i].values(), two[name]["state"][i].values(), strict=True)
+        for state, other in states
+        for i in state
+        for x, y in zip(state[i].values(), other[i].values(), strict=True)
     )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from mpd_gym.agents.options import SamplingConfig, from_mapping
 from mpd_gym.datasets import ConditionSpec, WindowConfig
 from mpd_gym.diffusion import PREDICTIONS, LossConfig, make_schedule
-from mpd_gym.errors import ConfigError, check_choice
+from mpd_gym.errors import ConfigError, check_choice, check_integer
 from mpd_gym.models import (
     DenoiserConfig,
     Perceptron,
@@ -23,6 +23,7 @@ from mpd_gym.models import (
     RegressorConfig,
     UnetConfig,
 )
+from mpd_gym.models.regressors import INPUTS
 from mpd_gym.training import TrainingConfig
 
 __all__ = [
@@ -123,6 +124,7 @@ class AgentConfig(ABC):
             raise ConfigError(
                 f"validation_fraction: expected a share in [0, 1), got {self.validation_fraction}"
             )
+        check_choice("regressor_inputs", self.regressor_inputs, INPUTS)
         if self.binary_costs and not self.cost_model:
             raise ConfigError(
                 "binary_costs: says how costs are learned, and this configuration learns none; set "
@@ -252,6 +254,7 @@ class DiffusionConfig(AgentConfig):
     def __post_init__(self) -> None:
         object.__setattr__(self, "inverse_hidden", tuple(self.inverse_hidden))
         PerceptronConfig(1, 1, self.inverse_hidden)  # refuses wrong widths
+        check_integer("diffusion_steps", self.diffusion_steps, 2)
         super().__post_init__()
 
     def roles(self) -> list[str]:

@@ -24,3 +24,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(agents, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What completion offers."""
+    return sorted(__all__)

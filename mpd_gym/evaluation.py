@@ -180,6 +180,10 @@ def evaluate(
         InputError: If there is no seed, or not one of `reset_options` for each.
     """
     check_policy(policy)
+    if isinstance(seeds, int):
+        raise InputError(
+            f"seeds: expected one for each episode, such as range({seeds}); got {seeds}"
+        )
     if not len(seeds) or num_envs < 1:
         raise InputError(f"expected at least one seed and one copy, got {len(seeds)}, {num_envs}")
     if reset_options is not None and len(reset_options) != len(seeds):

@@ -40,6 +40,11 @@ def test_options_at_load_replace_the_saved_ones(lqr: MPDiffuserAgent, tmp_path: 
         MPDiffuserAgent.load(path, candidates=8)
 
 
+def test_what_is_no_path_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="source: expected a path, or the id"):
+        MPDiffuserAgent.load(None)  # type: ignore[arg-type]
+
+
 def test_unknown_devices_and_empty_data_are_named(tmp_path: Path) -> None:
     tiny_agent("LQR-v0").save(tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match=r"device: expected 'auto', 'cpu'.*got 'gpu'"):

@@ -81,6 +81,24 @@ def test_stochastic_actions_differ_and_follow_the_seed(lqr: MPDiffuserAgent) -> 
     assert len(np.unique(draws)) == 3
 
 
+def test_reseeded_actions_come_again(lqr: MPDiffuserAgent) -> None:
+    observation = observations(lqr, 1)[0]
+
+    def drawn(seed: int) -> Any:
+        lqr.reseed(seed)
+        return lqr.predict(observation)[0]
+
+    first = drawn(2**32 - 1)
+    assert not np.array_equal(drawn(0), first)
+    np.testing.assert_array_equal(drawn(2**32 - 1), first)
+
+
+def test_an_agent_shows_itself_with_the_options_that_it_was_given(lqr: MPDiffuserAgent) -> None:
+    shown = repr(lqr.with_options(num_candidates=7))
+    assert shown.startswith("MPDiffuserAgent(observation=Box(")
+    assert ", num_candidates=7" in shown and "eta" not in shown
+
+
 def test_state_of_a_vector_equals_separate_runs_through_resets(pendulum: MPDiffuserAgent) -> None:
     agent = pendulum.with_options(action_chunk=3, warm_start_steps=2, budget=5.0)
     batch = observations(agent, 3)

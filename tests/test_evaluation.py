@@ -133,6 +133,8 @@ def test_bad_arguments_are_refused() -> None:
     _, policy = optimal()
     with pytest.raises(InputError, match="seed"):
         evaluate(policy, "LQR-v0", seeds=[])
+    with pytest.raises(InputError, match=r"seeds: .* such as range"):
+        evaluate(policy, "LQR-v0", seeds=3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="reset_options"):
         evaluate(policy, "LQR-v0", seeds=[0, 1], reset_options=[{}])
     with pytest.raises(InputError, match="finite"):

@@ -27,6 +27,7 @@ from minari.cli import app
 from recorders import Fixed, Marked, Noisy, Sometimes, make_noisy, make_slow, short
 from typer.testing import CliRunner
 
+from mpd_gym import MPDiffuserAgent
 from mpd_gym.collect.record import (
     DatasetInfo,
     Progress,
@@ -518,6 +519,17 @@ def test_any_number_of_processes_gives_the_same_data() -> None:
         assert_same(first, other)
         for key in ("unsolved", "rejected"):
             assert first.metadata["collection"][key] == other.metadata["collection"][key] > 0
+
+
+@pytest.mark.slow
+def test_play_of_an_agent_is_the_same_by_any_number_of_processes(lqr: MPDiffuserAgent) -> None:
+    lqr.reseed(99)  # what was drawn before does not matter
+    for processes in (1, 2):
+        place = f"tests/play{processes}-v0"
+        quiet(lqr, "LQR-v0", place, episodes=3, seed=5, processes=processes)
+    first, other = (load_episodes(f"tests/play{processes}-v0") for processes in (1, 2))
+    assert_same(first, other)
+    assert not np.array_equal(first[0].actions, first[1].actions)
 
 
 @pytest.mark.slow

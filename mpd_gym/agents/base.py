@@ -11,7 +11,7 @@ import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -88,6 +88,20 @@ class Agent(ABC):
         self.latency: LatencyChoice | None = None
         self._generator = torch.Generator(device).manual_seed(seed)
         self.options = self._checked(options)
+
+    def __repr__(self) -> str:
+        """The method, sizes, and the options that are not the defaults."""
+        usual = SamplingConfig()
+        pairs: dict[str, Any] = {
+            "observation": self.observation_space,
+            "action": self.action_space,
+            "horizon": self.horizon,
+        }
+        for option in fields(usual):
+            value = getattr(self.options, option.name)
+            if value != getattr(usual, option.name):
+                pairs[option.name] = value
+        return f"{type(self).__name__}({', '.join(f'{key}={pairs[key]!r}' for key in pairs)})"
 
     # --- what a method supplies -------------------------------------------------------------
 
@@ -244,6 +258,13 @@ class Agent(ABC):
             other.latency = choose(other.options, self.num_levels, latency_budget, timing)
             other.options = other._checked(other.options.updated(other.latency.options))
         return other
+
+    def reseed(self, seed: int) -> None:
+        """Draw what is random from another seed from now on; a recorder does before each episode.
+
+        `deterministic` plans do not change.
+        """
+        self._generator.manual_seed(seed)
 
     def profile(self) -> LatencyProfile:
         """Measure how long a call of `predict` takes on this machine.

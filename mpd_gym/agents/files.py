@@ -220,6 +220,10 @@ def agent_path(source: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: If there is neither; lists the shipped agents.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise CheckpointError(
+            f"source: expected a path, or the id of a shipped agent; got {source!r}"
+        )
     path = Path(source)
     if path.exists():
         return path

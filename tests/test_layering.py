@@ -13,7 +13,7 @@ import mpd_gym
 
 ROOT = Path(mpd_gym.__file__).parent
 LAYERS = [
-    ("_version", "errors", "files", "types", "validation"),
+    ("_version", "errors", "files", "processes", "types", "validation"),
     ("envs",),
     ("collect",),
     ("datasets",),

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +142,58 @@ def test_a_book_of_another_setting_is_refused_and_more_seeds_are_not(tmp_path: P
     Results(tmp_path / "x.json", more.setting, free=("seeds",))
     with pytest.raises(DataError, match="another folder"):
         book(tmp_path, trials=3)
+
+
+def begun(place: str) -> dict[str, Any]:
+    """A cell that takes longer than the test, and says which process measures it."""
+    Path(place).write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+def fill_for_long(folder: str) -> None:
+    results = Results(Path(folder) / "x.json", {})
+    results.fill({"a": (f"{folder}/worker",)}, begun, processes=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_measures_ends_with_the_study(number: int, tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    call = f"from {__name__} import fill_for_long; fill_for_long({str(tmp_path)!r})"
+    study = subprocess.Popen(
+        [sys.executable, "-c", call], env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE
+    )
+    with study:
+        try:
+            assert until(lambda: (tmp_path / "worker").exists(), 120)
+            assert until(lambda: (tmp_path / "worker").read_text() != "", 10)
+            worker = int((tmp_path / "worker").read_text())
+            os.kill(worker, 0)
+        finally:
+            study.send_signal(number)
+    assert until(lambda: not alive(worker), 10)
+
+
+def until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Whether something holds before the time is over."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat")  # where there is /proc
+        return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def test_a_precision_reaches_every_cell_that_asks_for_none(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import final
 from mpd_gym.collect.rollout import Job, Runner
 from mpd_gym.collect.storage import Decision, Status
 from mpd_gym.errors import InputError, WorkerError
+from mpd_gym.processes import die_with_parent
 
 __all__ = ["Schedule", "run_here", "run_in_processes"]
 
@@ -227,7 +227,7 @@ def _shard_size(seconds: float, number: int) -> int:
 def _work(payload: bytes, folder: Path, pipe: Connection) -> None:
     """Main function of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what to do
-    _die_with_parent()
+    die_with_parent()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores already
     try:
         runner = Runner(pickle.loads(payload))
@@ -249,15 +249,3 @@ def _portable(error: Exception) -> Exception:
     except Exception:  # __reduce__ and __init__ of foreign errors may raise anything
         return WorkerError(f"{type(error).__name__}: {error}\n{''.join(error.__notes__)}")
     return error
-
-
-def _die_with_parent() -> None:
-    """End this process at once when its parent ends, however that happens."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mpd_gym._version import __version__
 from mpd_gym.errors import DataError
 from mpd_gym.files import atomic_path
+from mpd_gym.processes import die_with_parent
 
 __all__ = ["Results"]
 
@@ -164,7 +165,7 @@ def _computed(
         yield from ((key, compute(*arguments)) for key, arguments in jobs.items())
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin) as pool:
         running = {pool.submit(compute, *rest): key for key, rest in jobs.items()}
         try:
             for future in as_completed(running):
@@ -172,3 +173,9 @@ def _computed(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin() -> None:
+    """In each process, before its first cell."""
+    die_with_parent()
+    torch.set_num_threads(1)

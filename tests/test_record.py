@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import pickle
@@ -21,6 +22,7 @@ import minari
 import numpy as np
 import pytest
 import recorders
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from minari.cli import app
@@ -315,6 +317,18 @@ def test_policies_are_told_apart_by_their_parameters(make: Any) -> None:
     with pytest.raises(ConfigError, match="policy"):
         quiet(make(pause=1e-9), ENV, ID, episodes=9, seed=0)
     quiet(make(pause=0.0), ENV, ID, episodes=9, seed=0)
+
+
+def test_agents_are_told_apart_by_their_weights(lqr: MPDiffuserAgent) -> None:
+    retrained = copy.deepcopy(lqr)
+    with torch.no_grad():
+        next(retrained.models["dynamics"].parameters()).add_(1e-6)
+    here = partial(quiet, env_id="LQR-v0", dataset_id=ID, episodes=2, seed=0)
+    with pytest.raises(Interrupt):
+        here(lqr, on_stored=stop_after(1))
+    with pytest.raises(ConfigError, match="policy"):
+        here(retrained)
+    here(copy.deepcopy(lqr))
 
 
 def test_progress_bar_shows_rate_steps_and_failures(capsys: pytest.CaptureFixture[str]) -> None:

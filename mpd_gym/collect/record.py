@@ -103,8 +103,8 @@ def record(
         accept: Filter; episodes for which it is False are left out and counted.
         max_discarded: Episodes that may be left out; None for as many as are stored.
         fingerprint: What tells this policy from others of its kind, beyond its class and its
-            public attributes that are plain values (a digest of weights, for example), as plain
-            JSON; recorded, and must be the same to go on.
+            public attributes that are plain values or networks, as plain JSON; recorded, and must
+            be the same to go on.
         views: What is stored, and what the policy is shown, of observations.
         info: Author, reference scores and so on.
         metadata: More entries for the data set's metadata, plain JSON.
@@ -284,7 +284,8 @@ def _arguments(job: Job, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def _identity(thing: Any) -> Any:
     """Return plain JSON that is the same for the same thing in another process.
 
-    Objects count by their class and by those public attributes that are plain values or arrays.
+    Objects count by their class and by those public attributes that are plain values, arrays or
+    networks; networks by their weights.
     """
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
@@ -300,12 +301,35 @@ def _identity(thing: Any) -> Any:
         return [_identity(thing.func), _identity(thing.args), _identity(thing.keywords)]
     if hasattr(thing, "__qualname__"):
         return f"{thing.__module__}.{thing.__qualname__}"
+    if _is_network(thing):
+        return [_identity(type(thing)), _digest(thing)]
     parameters = {
         name: _identity(value)
         for name, value in sorted(getattr(thing, "__dict__", {}).items())
-        if not name.startswith("_") and (isinstance(value, _PLAIN) or is_dataclass(value))
+        if not name.startswith("_") and _counts(value)
     }
     return [_identity(type(thing)), parameters]
+
+
+def _counts(value: Any) -> bool:
+    """Whether an attribute tells its object from others of its class."""
+    if isinstance(value, Mapping):
+        return any(map(_is_network, value.values()))
+    return isinstance(value, _PLAIN) or is_dataclass(value) or _is_network(value)
+
+
+def _is_network(value: Any) -> bool:
+    """Whether this is a network of torch, which need not be installed."""
+    return callable(getattr(value, "named_parameters", None)) and not isinstance(value, type)
+
+
+def _digest(network: Any) -> str:
+    """Of all weights."""
+    digest = hashlib.sha256()
+    for name, weights in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.asarray(weights.detach().cpu().double()).tobytes())
+    return digest.hexdigest()
 
 
 _PLAIN = (bool, int, float, str, Path, np.generic, np.ndarray)

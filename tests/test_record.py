@@ -30,6 +30,7 @@ from recorders import Fixed, Marked, Noisy, Sometimes, make_noisy, make_slow, sh
 from typer.testing import CliRunner
 
 from mpd_gym import MPDiffuserAgent
+from mpd_gym.collect.noisy import NoisyPolicy
 from mpd_gym.collect.record import (
     DatasetInfo,
     Progress,
@@ -319,16 +320,20 @@ def test_policies_are_told_apart_by_their_parameters(make: Any) -> None:
     quiet(make(pause=0.0), ENV, ID, episodes=9, seed=0)
 
 
-def test_agents_are_told_apart_by_their_weights(lqr: MPDiffuserAgent) -> None:
+@pytest.mark.parametrize("inside", [False, True])
+def test_agents_are_told_apart_by_their_weights(lqr: MPDiffuserAgent, inside: bool) -> None:
+    def policy(agent: MPDiffuserAgent) -> Any:
+        return NoisyPolicy(agent, gym.make("LQR-v0"), noise=0.1) if inside else agent
+
     retrained = copy.deepcopy(lqr)
     with torch.no_grad():
         next(retrained.models["dynamics"].parameters()).add_(1e-6)
     here = partial(quiet, env_id="LQR-v0", dataset_id=ID, episodes=2, seed=0)
     with pytest.raises(Interrupt):
-        here(lqr, on_stored=stop_after(1))
+        here(policy(lqr), on_stored=stop_after(1))
     with pytest.raises(ConfigError, match="policy"):
-        here(retrained)
-    here(copy.deepcopy(lqr))
+        here(policy(retrained))
+    here(policy(copy.deepcopy(lqr)))
 
 
 def test_progress_bar_shows_rate_steps_and_failures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,8 +103,8 @@ def record(
         accept: Filter; episodes for which it is False are left out and counted.
         max_discarded: Episodes that may be left out; None for as many as are stored.
         fingerprint: What tells this policy from others of its kind, beyond its class and its
-            public attributes that are plain values or networks, as plain JSON; recorded, and must
-            be the same to go on.
+            public attributes that are plain values, networks or policies, as plain JSON;
+            recorded, and must be the same to go on.
         views: What is stored, and what the policy is shown, of observations.
         info: Author, reference scores and so on.
         metadata: More entries for the data set's metadata, plain JSON.
@@ -284,8 +284,8 @@ def _arguments(job: Job, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def _identity(thing: Any) -> Any:
     """Return plain JSON that is the same for the same thing in another process.
 
-    Objects count by their class and by those public attributes that are plain values, arrays or
-    networks; networks by their weights.
+    Objects count by their class and by those public attributes that are plain values, arrays,
+    networks or policies; networks by their weights.
     """
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
@@ -315,7 +315,8 @@ def _counts(value: Any) -> bool:
     """Whether an attribute tells its object from others of its class."""
     if isinstance(value, Mapping):
         return any(map(_is_network, value.values()))
-    return isinstance(value, _PLAIN) or is_dataclass(value) or _is_network(value)
+    acts = callable(getattr(value, "predict", None))  # a policy inside another
+    return isinstance(value, _PLAIN) or is_dataclass(value) or _is_network(value) or acts
 
 
 def _is_network(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,19 @@ def test_finetuning_leaves_every_other_weight_bit_identical() -> None:
     assert changed == {"dynamics"}
     assert result.step == 10
     assert "dynamics-finetuned" in agent.history
+
+
+def test_training_does_not_go_on_with_data_collected_anew(tmp_path: Path) -> None:
+    agent, episodes = tiny_agent("LQR-v0"), play("LQR-v0")
+    anew = [replace(episode, rewards=episode.rewards - 1) for episode in episodes]
+    first, second = (
+        load_episodes(part, metadata=source("LQR-v0").metadata) for part in (episodes, anew)
+    )
+    tune = partial(agent.finetune_dynamics, steps=3, directory=tmp_path, progress=False)
+    tune(first)
+    with pytest.raises(ConfigError, match=r"identity .* was trained with .*resume=False"):
+        tune(second)
+    tune(second, resume=False)
 
 
 def test_dynamics_model_learns_from_its_own_data() -> None:

@@ -79,9 +79,11 @@ def test_pendulum_ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(pendulum_ranking, "OPTIONS", {"num_steps": 1, "action_chunk": 16})
     monkeypatch.setattr(pendulum_ranking, "TUNED_AT", 1)
     monkeypatch.setattr(pendulum_ranking, "TEMPERATURES", (1.0,))
+    monkeypatch.setattr(pendulum_ranking, "OFTEN", {1: pendulum_ranking.OFTEN[1]})
     report, cells = run_mini("pendulum-ranking", tmp_path, (4, 5), trials=3)
     spread = {tuple(cell["of"]["starts"]) for key, cell in cells.items() if "N=" in key}
-    assert spread == {(0, 2), (2, 3)}  # three starts in all, spread over the seeds
+    assert spread == {(0, 2), (2, 3), (0, 12)}  # three in all, spread over the seeds; or 4 x 3
+    assert "MPDiffuser, Algorithm 1 above planner at N = 1, 12 starts with each training" in report
     assert any(cell["of"].get("method") == "safediffuser" for cell in cells.values())
     assert report.count("| 4 | ") == 3
     assert "| behaviour cloning, safe episodes | " in report

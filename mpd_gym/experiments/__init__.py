@@ -69,7 +69,7 @@ STUDIES = {
     "pendulum-ranking": Study(
         "pendulum_ranking",
         "T. 5: ConstrainedPendulum-v0, N = 1 … 64 ranked candidates; planner and SafeDiffuser",
-        "5 h",
+        "6 h",
     ),
     "pendulum-promises": Study(
         "pendulum_promises",

@@ -327,7 +327,7 @@ def _is_network(value: Any) -> bool:
 def _digest(network: Any) -> str:
     """Of all weights."""
     digest = hashlib.sha256()
-    for name, weights in network.state_dict().items():
+    for name, weights in (*network.named_parameters(), *network.named_buffers()):
         digest.update(name.encode())
         digest.update(np.asarray(weights.detach().cpu().double()).tobytes())
     return digest.hexdigest()

@@ -47,7 +47,7 @@ PUBLISHED = {  # per cent
     "MPDiffuser": {1: 69, 4: 84, 8: 93, 16: 93, 32: 92, 64: 91},
 }
 
-Often = dict[tuple[str, int], list[dict[str, Any]]]
+Found = dict[tuple[str, int], list[dict[str, Any]]]
 
 
 def study(book: Book) -> Report:
@@ -78,7 +78,11 @@ def study(book: Book) -> Report:
     return Report(
         "ConstrainedPendulum-v0: ranking N candidates within a budget of zero (Table 5)",
         _text(scope, chosen),
-        [_table(found, success), _often_table(often, scope), _cloning_table(_cloned(book))],
+        [
+            _table("", found),
+            _table(f"{TIMES * scope.trials} starts with each training", often),
+            _cloning_table(_cloned(book)),
+        ],
         [*_orderings(success), *_often_orderings(often, scope)],
         _figure(success),
     )
@@ -110,7 +114,7 @@ def _contenders(scope: Scope) -> dict[str, Contender]:
     }
 
 
-def _often(book: Book, chosen: Mapping[str, Mapping[str, Any]]) -> Often:
+def _often(book: Book, chosen: Mapping[str, Mapping[str, Any]]) -> Found:
     """Cells of few candidates and many starts, of all seeds."""
     scope = book.scope
     starts = range(scope.starts.start, scope.starts.start + TIMES * scope.trials)
@@ -135,17 +139,7 @@ def _often(book: Book, chosen: Mapping[str, Mapping[str, Any]]) -> Often:
     }
 
 
-def _often_table(found: Often, scope: Scope) -> Table:
-    heads = ("N", "method", "success %", "published", "episodes beyond the limit %", "return")
-    rows = []
-    for (name, count), cells in found.items():
-        success, *others = _outcomes(cells)
-        known = PUBLISHED[name.split(",")[0]][count]
-        rows.append([count, name, success, known, *others])
-    return Table(f"{TIMES * scope.trials} starts with each training", heads, rows)
-
-
-def _often_orderings(found: Often, scope: Scope) -> list[Ordering]:
+def _often_orderings(found: Found, scope: Scope) -> list[Ordering]:
     success = {key: share(cells, lambda cell: cell["success"]) for key, cells in found.items()}
     return [
         Ordering(
@@ -210,14 +204,13 @@ def _choice(name: str, options: Mapping[str, Any]) -> str:
     return f"{name} {options['temperature']:g} and {options['guidance_scale']:g}"
 
 
-def _table(found: Mapping[Any, Any], success: Mapping[tuple[str, int], Estimate]) -> Table:
+def _table(title: str, found: Found) -> Table:
     heads = ("N", "method", "success %", "published", "episodes beyond the limit %", "return")
     rows = []
     for (name, count), cells in found.items():
-        _, beyond, returns = _outcomes(cells)
-        known = PUBLISHED[name][count]
-        rows.append([count, name, success[name, count], known, beyond, returns])
-    return Table("", heads, rows)
+        success, *others = _outcomes(cells)
+        rows.append([count, name, success, PUBLISHED[name.split(",")[0]][count], *others])
+    return Table(title, heads, rows)
 
 
 def _orderings(success: Mapping[tuple[str, int], Estimate]) -> list[Ordering]:

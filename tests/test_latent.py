@@ -113,6 +113,14 @@ def test_training_continues_with_the_same_bits(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="identity"):
         config = replace(SMALL, dynamics_weight=2.0)
         fit_autoencoder(frames(), config, directory=tmp_path / "whole", progress=False)
+    with pytest.raises(ConfigError, match="identity"):
+        anew = [replace(episode, rewards=episode.rewards - 1) for episode in frames()]
+        fit_autoencoder(
+            load_episodes(anew, metadata=frames().metadata),
+            replace(SMALL, training=replace(SMALL.training, steps=8)),
+            directory=tmp_path / "whole",
+            progress=False,
+        )
 
 
 def test_training_learns_and_leaves_the_global_random_state_alone() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -331,18 +330,6 @@ def _run(
         directory=directory,
         device=device,
         resume=resume,
-        identity={"data": [_identity(source) for source in job.data.sources]},
+        identity={"data": [source.identity for source in job.data.sources]},
         progress=progress,
     )
-
-
-def _identity(source: EpisodeSource) -> dict[str, Any]:
-    """What tells data apart, those collected anew under the same name as well."""
-    first = source.episode(0)
-    content = b"".join(np.asarray(part).tobytes() for part in (first.actions, first.rewards))
-    return {
-        "name": source.name,
-        "episodes": len(source),
-        "steps": int(source.lengths.sum()),
-        "first episode": hashlib.sha256(content).hexdigest()[:16],
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -94,6 +95,22 @@ class EpisodeSource(ABC):
     def metadata(self) -> dict[str, Any]:
         """What is known about the data; spaces are those of the episodes as read."""
         return self._metadata
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells the data apart, those collected anew under the same name as well; JSON values.
+
+        Raises:
+            DataError: If the first episode is damaged.
+        """
+        first = self.episode(0)
+        digest = hashlib.sha256(first.actions.tobytes() + first.rewards.tobytes())
+        return {
+            "name": self.name,
+            "episodes": len(self),
+            "steps": int(self._lengths.sum()),
+            "first episode": digest.hexdigest()[:16],
+        }
 
     def __len__(self) -> int:
         return len(self._lengths)

@@ -152,7 +152,11 @@ def fit_autoencoder(
         directory=directory,
         device=find_device(device),
         resume=resume,
-        identity={**told, "validation_fraction": config.validation_fraction},
+        identity={
+            **told,
+            "data": source.identity,
+            "validation_fraction": config.validation_fraction,
+        },
         progress=progress,
     )
     held_out_losses = {

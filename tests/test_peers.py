@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, play, source, tiny_agent
+from helpers import TINY, pick, play, source, stacked, tiny_agent
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from torch import Tensor
@@ -93,15 +93,7 @@ def observations(env_id: str, count: int) -> Any:
     env = gym.make(env_id)
     rows = [env.reset(seed=seed)[0] for seed in range(count)]
     env.close()
-    if isinstance(rows[0], dict):
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return np.stack(rows)
-
-
-def pick(batch: Any, index: Any) -> Any:
-    if isinstance(batch, dict):
-        return {key: rows[index] for key, rows in batch.items()}
-    return batch[index]
+    return stacked(rows)
 
 
 def weights(agent: TrainedAgent[Any]) -> dict[str, Tensor]:

@@ -156,23 +156,19 @@ def test_every_setting_is_either_fixed_or_free() -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("done")
-    fit(network(), noisy_loss, sampler, CONFIG, directory=path, identity={"data": "a"}, **QUICK)
+    go_on(path, CONFIG)
     return path
+
+
+def go_on(path: Path, config: TrainingConfig) -> None:
+    fit(network(), noisy_loss, sampler, config, directory=path, identity={"data": "a"}, **QUICK)
 
 
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_setting_is_refused_by_name(done: Path, name: str) -> None:
     config = differs(CONFIG, **{name: CHANGED[name]})
     with pytest.raises(ConfigError, match=rf"TrainingConfig\.{name} is .*resume=False"):
-        fit(
-            network(),
-            noisy_loss,
-            sampler,
-            config,
-            directory=done,
-            identity={"data": "a"},
-            **QUICK,
-        )
+        go_on(done, config)
 
 
 def test_free_settings_may_change(tmp_path: Path) -> None:
@@ -184,15 +180,7 @@ def test_free_settings_may_change(tmp_path: Path) -> None:
 def test_fewer_steps_than_done_are_refused(done: Path) -> None:
     config = differs(CONFIG, steps=30)
     with pytest.raises(ConfigError, match=r"TrainingConfig\.steps is 30, but .* has done 40"):
-        fit(
-            network(),
-            noisy_loss,
-            sampler,
-            config,
-            directory=done,
-            identity={"data": "a"},
-            **QUICK,
-        )
+        go_on(done, config)
 
 
 def test_a_cosine_cannot_be_extended(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from mpd_gym import MPDiffuserAgent
-from mpd_gym.errors import InputError, PlanningError
+from mpd_gym.errors import ConfigError, InputError, PlanningError
 
 # --- predict --------------------------------------------------------------------------------------
 
@@ -91,6 +91,12 @@ def test_reseeded_actions_come_again(lqr: MPDiffuserAgent) -> None:
     first = drawn(2**32 - 1)
     assert not np.array_equal(drawn(0), first)
     np.testing.assert_array_equal(drawn(2**32 - 1), first)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None])
+def test_what_is_no_seed_is_refused(lqr: MPDiffuserAgent, seed: Any) -> None:
+    with pytest.raises(ConfigError, match="seed: expected an integer >= 0"):
+        lqr.reseed(seed)
 
 
 def test_an_agent_shows_itself_with_the_options_that_it_was_given(lqr: MPDiffuserAgent) -> None:

@@ -34,7 +34,7 @@ from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, SharedNoise, condition_rows, shifted
 from mpd_gym.agents.state import AgentState
 from mpd_gym.datasets import FittedConditions, Normalizers
-from mpd_gym.errors import ConfigError, InputError, check_function
+from mpd_gym.errors import ConfigError, InputError, check_function, check_integer
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker
 
@@ -263,7 +263,11 @@ class Agent(ABC):
         """Draw what is random from another seed from now on; a recorder does before each episode.
 
         `deterministic` plans do not change.
+
+        Raises:
+            ConfigError: If the seed is no integer of at least 0.
         """
+        check_integer("seed", seed, 0)
         self._generator.manual_seed(seed)
 
     def profile(self) -> LatencyProfile:

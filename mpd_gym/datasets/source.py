@@ -100,6 +100,8 @@ class EpisodeSource(ABC):
     def identity(self) -> dict[str, Any]:
         """What tells the data apart, those collected anew under the same name as well; JSON values.
 
+        The first episode stands for what is in all of them, so that large data is not read twice.
+
         Raises:
             DataError: If the first episode is damaged.
         """

@@ -27,7 +27,7 @@ from torch import Tensor
 from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents.request import Request
 from mpd_gym.envs.car_model import inverse_transition, transition
-from mpd_gym.evaluation import (
+from mpd_gym.evaluation.returns import (
     evaluate,
     execute_plans,
     mean_interval,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mpd_gym import MPDiffuserAgent
 from mpd_gym.diffusion import guided, make_schedule
-from mpd_gym.diffusion.samplers import ddpm_move
-from mpd_gym.evaluation import evaluate, execute_plans
+from mpd_gym.diffusion.samplers import ddpm_posterior
+from mpd_gym.evaluation.returns import evaluate, execute_plans
 from mpd_gym.types import Array
 
 ENV_ID = "CarUMaze-v0"
@@ -98,7 +98,7 @@ def believed(agent: MPDiffuserAgent, observations: list[Any], actions: Array, to
         noise = scale * torch.randn_like(controls)
         noisy = schedule.signal(k) * controls + schedule.noise(k) * noise
         clean = denoiser(torch.cat((states, noisy), dim=-1), k)
-        mean, std = ddpm_move(states, clean, k, k_next, schedule)
+        mean, std = ddpm_posterior(states, clean, k, k_next, schedule)
         states = mean + scale * std * torch.randn_like(states)
     return normalizers.observation.unnormalize(states.numpy())
 

@@ -32,7 +32,7 @@ from mpd_gym.collect.record import record
 from mpd_gym.collect.sb3_zip import load_sb3
 from mpd_gym.datasets import load_episodes
 from mpd_gym.errors import DataError
-from mpd_gym.evaluation import evaluate
+from mpd_gym.evaluation.returns import evaluate
 from mpd_gym.types import Policy
 
 FOLDER = Path("outputs/defect")

@@ -38,7 +38,7 @@ from mpd_gym.collect.sb3_zip import load_sb3
 from mpd_gym.collect.scripted import PendulumSwingUp
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.errors import DataError
-from mpd_gym.evaluation import evaluate, mean_interval
+from mpd_gym.evaluation.returns import evaluate, mean_interval
 from mpd_gym.types import Array, Policy
 
 FOLDER = Path("outputs/first-try")

@@ -1,7 +1,7 @@
 """How precisely actions can be read off two successive states, and how far noise on them spoils it.
 
 Agents with learned inverse dynamics, Decision Diffuser above all, read actions off planned states
-with a perceptron on (x_t, x_{t+1}), which is trained here alone, as the laptop preset does, on the
+with a MLP on (x_t, x_{t+1}), which is trained here alone, as the laptop preset does, on the
 planner's data. Beside it stand one that sees (x_t, x_{t+1} - x_t), the difference in units of its
 standard deviation, and, where the dynamics model has other data, one that learned from those: the
 car's random drives steer at full lock, where the recorded action has no effect. All are tested on
@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mpd_gym.agents.losses import PERCEPTRON_TARGETS
 from mpd_gym.agents.peer_presets import peer_preset
 from mpd_gym.agents.presets import DATASETS
-from mpd_gym.agents.tasks import PERCEPTRON_TARGETS
 from mpd_gym.datasets import WindowConfig, WindowSampler, fit_normalizers, load_episodes
 from mpd_gym.datasets.traversal import split_episodes
-from mpd_gym.models.perceptron import perceptron_layers
+from mpd_gym.models.mlp import mlp_layers
 
 ENVS = ("CarUMaze-v0", "LatentPendulum-v0")
 NOISE = (0.0, 0.002, 0.01)
@@ -85,7 +85,7 @@ def _rows(env_id: str) -> list[list[str]]:
         settings, rng = config.regressor_training, np.random.default_rng(0)
         batches = (_pairs(sampler, settings.batch_size, rng) for _ in range(settings.steps))
         torch.manual_seed(0)
-        network = perceptron_layers((2 * x.shape[-1], *HIDDEN, u.shape[-1]))
+        network = mlp_layers((2 * x.shape[-1], *HIDDEN, u.shape[-1]))
         _train(network, view, batches, settings.learning_rate)
         rows.append([env_id, kind, f"{u.std():.3f}", *_errors(network, view, held_out)])
     return rows

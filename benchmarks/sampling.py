@@ -34,9 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpd_gym.diffusion import Parts, compose, guided, make_move, make_schedule, noise_to_level
 from mpd_gym.diffusion import sample as run
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
-from mpd_gym.models.cpu import computes_bf16
-from mpd_gym.models.packed import InferenceNetwork, PackedDenoiser, PackedNetworks
-from mpd_gym.models.packed_ops import Convolution, packs
+from mpd_gym.models.backends.cpu import computes_bf16
+from mpd_gym.models.backends.packed import InferenceNetwork, PackedDenoiser, PackedNetworks
+from mpd_gym.models.backends.packed_ops import Convolution, packs
 
 NX, NU, HORIZON, GUIDANCE = 11, 3, 32, 2.0  # sizes of Hopper
 LEVELS = 100

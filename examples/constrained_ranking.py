@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 
 from mpd_gym import MPDiffuserAgent
-from mpd_gym.evaluation import evaluate
+from mpd_gym.evaluation.returns import evaluate
 
 ENV = "ConstrainedPendulum-v0"
 

@@ -15,7 +15,7 @@ from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents.presets import preset
 from mpd_gym.collect.lqr import NoisyLQR
 from mpd_gym.collect.record import record
-from mpd_gym.evaluation import evaluate
+from mpd_gym.evaluation.returns import evaluate
 
 DATASET = "examples/lqr-v0"
 

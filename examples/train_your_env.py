@@ -14,7 +14,7 @@ from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents.presets import preset
 from mpd_gym.collect.record import record
 from mpd_gym.collect.scripted import SmoothRandom
-from mpd_gym.evaluation import evaluate
+from mpd_gym.evaluation.returns import evaluate
 
 
 class PointMass(gym.Env):

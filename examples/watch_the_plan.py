@@ -7,7 +7,7 @@ python examples/watch_the_plan.py LQR-v0 --agent outputs/agents/lqr.safetensors
 import argparse
 
 from mpd_gym import MPDiffuserAgent
-from mpd_gym.reports import captioned, draws_plan, rollout_frames, save_gif, side_by_side
+from mpd_gym.evaluation.figures import captioned, draws_plan, rollout_frames, save_gif, side_by_side
 
 
 def main() -> None:

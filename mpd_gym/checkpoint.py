@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from mpd_gym._version import __version__
+from mpd_gym.atomic import atomic_path
 from mpd_gym.errors import CheckpointError, InputError
-from mpd_gym.files import atomic_path
 from mpd_gym.types import Array
 
 __all__ = ["FORMAT_VERSION", "flatten", "load_file", "load_into", "save_file", "unflatten"]

@@ -10,9 +10,10 @@ import torch
 from helpers import TINY, source
 
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
-from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, packed
-from mpd_gym.models.native import library
-from mpd_gym.models.packed import PackedDenoiser, PackedNetworks
+from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
+from mpd_gym.models.backends import packed
+from mpd_gym.models.backends.native import library
+from mpd_gym.models.backends.packed import PackedDenoiser, PackedNetworks
 from mpd_gym.models.temporal_unet import NORM_EPS, CumulativeNorm
 
 HORIZON, ROWS = 16, 2

@@ -23,8 +23,8 @@ from mpd_gym.collect.scripted import PendulumSwingUp
 from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
 from mpd_gym.errors import DataError
-from mpd_gym.experiments import STUDIES
 from mpd_gym.latent import ImageEncoder
+from studies import STUDIES
 
 runner = CliRunner()
 
@@ -278,10 +278,10 @@ def test_reproduce_writes_a_study_and_the_page_of_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One cell through the whole command, with a network that is there already."""
-    from studies import use_made_up_data
+    from miniature import use_made_up_data
 
-    from mpd_gym.experiments import lqr_steps
-    from mpd_gym.experiments.networks import Network
+    from studies import lqr_steps
+    from studies.networks import Network
 
     use_made_up_data(monkeypatch)
     agent = tiny_agent("LQR-v0", conditions=("final_state",))

@@ -13,11 +13,11 @@ import pytest
 from gymnasium import spaces
 from helpers import tiny_agent
 
-from mpd_gym import comparison
 from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
-from mpd_gym.comparison import Entry, compare, load_entries, parse_entry, parse_options
 from mpd_gym.errors import CheckpointError, ConfigError, InputError
-from mpd_gym.evaluation import evaluate
+from mpd_gym.evaluation import comparison
+from mpd_gym.evaluation.comparison import Entry, compare, load_entries, parse_entry, parse_options
+from mpd_gym.evaluation.returns import evaluate
 
 PENDULUM = "ConstrainedPendulum-v0"
 FAST = {"num_steps": 2, "action_chunk": 8}
@@ -114,7 +114,7 @@ def test_sb3_policies_are_deterministic_and_agents_are_not_unless_told(files: Pa
 
 def test_the_agent_that_ships_for_an_environment(files: Path, monkeypatch: Any) -> None:
     shipped = {"LQR-v0": files / "lqr.safetensors"}
-    monkeypatch.setattr("mpd_gym.agents.files.shipped_agents", lambda: shipped)
+    monkeypatch.setattr("mpd_gym.agents.serialization.shipped_agents", lambda: shipped)
     for name in ("shipped", "LQR-v0"):
         assert load_entries([name], "LQR-v0")[0].label == name
     with pytest.raises(CheckpointError, match="shipped are"):

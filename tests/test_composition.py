@@ -34,7 +34,7 @@ from mpd_gym.diffusion.guidance import guided
 from mpd_gym.diffusion.samplers import (
     Move,
     ddim_move,
-    ddpm_move,
+    ddpm_posterior,
     make_move,
     multistep,
     sample,
@@ -73,7 +73,7 @@ def by_hand(weights: tuple[Array, Array], columns: int, trajectory: Array, k: in
     return np.array(rows).reshape(-1, H, columns)
 
 
-def parts(move: Move = ddpm_move, temperature: float = 1.0) -> Parts:
+def parts(move: Move = ddpm_posterior, temperature: float = 1.0) -> Parts:
     return Parts(linear(PLANNER, D), linear(DYNAMICS, NX), SCHEDULE, NX, move, temperature)
 
 
@@ -145,7 +145,7 @@ def waves(count: int, rows: int = 3) -> list[Array]:
 def test_one_step_equals_the_step_by_hand(
     name: str, eta: float | None, k: int, k_next: int, temperature: float
 ) -> None:
-    move = ddpm_move if eta is None else functools.partial(ddim_move, eta=eta)
+    move = ddpm_posterior if eta is None else functools.partial(ddim_move, eta=eta)
     step = compose(name, parts(move, temperature), dynamics_weight=0.7)
     trajectory, *draws = waves(3)
     stream = iter(tuple(draws))
@@ -173,7 +173,7 @@ def test_the_dynamics_model_sees_noisy_states_and_actions() -> None:
         assert torch.equal(trajectory, start) and k == 5
 
 
-@pytest.mark.parametrize("move", [ddpm_move, make_move("ddim")])
+@pytest.mark.parametrize("move", [ddpm_posterior, make_move("ddim")])
 def test_the_weights_of_the_combined_score_have_their_ends(move: Move) -> None:
     trajectory, *draws = (torch.from_numpy(wave) for wave in waves(2))
 
@@ -260,13 +260,13 @@ class Impulses:
 @pytest.mark.parametrize(
     ("name", "move", "low", "high"),
     [
-        ("planner_only", ddpm_move, 0.95, 1.0),
-        ("alternating", ddpm_move, 0.35, 0.55),
-        ("alternating_matched", ddpm_move, 0.6, 0.75),
+        ("planner_only", ddpm_posterior, 0.95, 1.0),
+        ("alternating", ddpm_posterior, 0.35, 0.55),
+        ("alternating_matched", ddpm_posterior, 0.6, 0.75),
         ("alternating_matched", make_move("ddim"), 0.95, 1.0),
-        ("alternating_resampled", ddpm_move, 0.95, 1.0),
+        ("alternating_resampled", ddpm_posterior, 0.95, 1.0),
         ("alternating_resampled", make_move("ddim"), 0.95, 1.0),
-        ("combined_score", ddpm_move, 0.95, 1.0),
+        ("combined_score", ddpm_posterior, 0.95, 1.0),
     ],
 )
 def test_the_literal_alternation_narrows_and_the_others_keep_the_distribution(

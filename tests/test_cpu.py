@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mpd_gym.models import cpu
+from mpd_gym.models.backends import cpu
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ import pytest
 from helpers import tiny_agent
 from typer.testing import CliRunner
 
-from mpd_gym import cli, comparison, demo
+from mpd_gym import cli
 from mpd_gym.errors import CheckpointError
+from mpd_gym.evaluation import comparison, demo
 
 PENDULUM = "ConstrainedPendulum-v0"
 FAST = {"num_steps": 2, "action_chunk": 8}

@@ -15,7 +15,7 @@ from mpd_gym.diffusion.composition import Parts, planner_only
 from mpd_gym.diffusion.samplers import (
     Move,
     ddim_move,
-    ddpm_move,
+    ddpm_posterior,
     make_move,
     multistep,
     noise_to_level,
@@ -100,16 +100,16 @@ DDIM = functools.partial(ddim_move, eta=0.0)
 @pytest.mark.parametrize(
     ("name", "move", "num_levels", "num_steps", "bound"),
     [
-        ("cosine", ddpm_move, 100, None, 0.055),
-        ("cosine", ddpm_move, 800, None, 0.008),
-        ("cosine", ddpm_move, 400, 50, 0.10),
+        ("cosine", ddpm_posterior, 100, None, 0.055),
+        ("cosine", ddpm_posterior, 800, None, 0.008),
+        ("cosine", ddpm_posterior, 400, 50, 0.10),
         ("cosine", DDIM, 100, None, 0.03),
         ("cosine", DDIM, 800, None, 0.004),
         ("cosine", DDIM, 400, 50, 0.055),
         ("cosine", DDIM, 100, 10, 0.26),
-        ("linear", ddpm_move, 800, None, 0.015),
+        ("linear", ddpm_posterior, 800, None, 0.015),
         ("linear", DDIM, 800, None, 0.006),
-        ("vp", ddpm_move, 800, None, 0.010),
+        ("vp", ddpm_posterior, 800, None, 0.010),
         ("vp", DDIM, 800, None, 0.004),
     ],
 )
@@ -122,7 +122,7 @@ def test_exact_denoisers_recover_mean_and_covariance(
     assert covariance < bound
 
 
-@pytest.mark.parametrize("move", [ddpm_move, DDIM])
+@pytest.mark.parametrize("move", [ddpm_posterior, DDIM])
 def test_samplers_converge_with_order_one(move: Move) -> None:
     found = [errors(make_schedule("linear", levels), move)[1] for levels in (100, 200, 400)]
     assert found[0] / found[1] == pytest.approx(2, abs=0.4)
@@ -175,7 +175,7 @@ def multistep_errors(num_steps: int, eta: float = 0.0, spacing: str = "log_snr")
 
 def test_few_multistep_moves_recover_the_covariance_that_few_others_do_not() -> None:
     schedule = make_schedule("cosine", 50)
-    assert errors(schedule, DDIM, 10)[1] > 0.2 and errors(schedule, ddpm_move, 10)[1] > 0.3
+    assert errors(schedule, DDIM, 10)[1] > 0.2 and errors(schedule, ddpm_posterior, 10)[1] > 0.3
     assert multistep_errors(10) < 0.04
     assert multistep_errors(10, eta=1.0) < 0.1  # of the SDE
     assert multistep_errors(20) < 0.01
@@ -295,7 +295,7 @@ def test_only_multistep_samplers_keep_a_history() -> None:
 # --- Noise and moves ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("move", [ddpm_move, DDIM])
+@pytest.mark.parametrize("move", [ddpm_posterior, DDIM])
 def test_temperature_scales_the_covariance_and_leaves_the_mean(move: Move) -> None:
     schedule = make_schedule("cosine", 50)
     mean, covariance = moments(schedule, move)
@@ -310,7 +310,7 @@ def test_random_noise_gives_the_same_moments() -> None:
     parts = Parts(exact_denoiser(schedule), None, schedule, 1)
     noise = normal_noise((40_000, 2, 2), torch.Generator().manual_seed(0), dtype=torch.float64)
     found = sample(planner_only(parts), start_noise(noise), schedule.levels(), noise)
-    mean, covariance = moments(schedule, ddpm_move)
+    mean, covariance = moments(schedule, ddpm_posterior)
     np.testing.assert_allclose(found.flatten(1).mean(0), mean, atol=0.02)
     np.testing.assert_allclose(np.cov(found.flatten(1).numpy().T), covariance, atol=0.02)
 
@@ -320,13 +320,13 @@ def test_ddim_with_full_noise_is_ddpm(name: str) -> None:
     schedule = make_schedule(name, 40)
     noisy, clean = torch.randn(2, 3, 4, dtype=torch.float64), torch.rand(3, 4, dtype=torch.float64)
     for k, k_next in [(k, k - 1) for k in range(1, 41)] + [(40, 7), (23, 11), (5, 0)]:
-        ddpm = ddpm_move(noisy[0], clean, k, k_next, schedule)
+        ddpm = ddpm_posterior(noisy[0], clean, k, k_next, schedule)
         ddim = ddim_move(noisy[0], clean, k, k_next, schedule, eta=1.0)
         torch.testing.assert_close(ddim[0], ddpm[0], rtol=1e-9, atol=1e-9)
         assert ddim[1] == pytest.approx(ddpm[1], abs=1e-15)
     for found, expected in zip(
         moments(schedule, functools.partial(ddim_move, eta=1.0)),
-        moments(schedule, ddpm_move),
+        moments(schedule, ddpm_posterior),
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
@@ -345,7 +345,7 @@ def test_ddim_keeps_the_marginal_of_the_next_level(eta: float) -> None:
     assert moved.std() == pytest.approx(schedule.noise(12), rel=1e-2)
 
 
-@pytest.mark.parametrize("move", [ddpm_move, DDIM])
+@pytest.mark.parametrize("move", [ddpm_posterior, DDIM])
 def test_the_last_step_is_the_clean_prediction_without_noise(move: Move) -> None:
     clean = torch.rand(3, 4)
     mean, std = move(torch.randn(3, 4), clean, 6, 0, make_schedule("cosine", 10))
@@ -363,8 +363,8 @@ def test_noise_is_drawn_where_there_is_variance_only() -> None:
         return torch.zeros(1, 2, 2, dtype=torch.float64)
 
     for move, temperature, expected in (
-        (ddpm_move, 1.0, 5),
-        (ddpm_move, 0.0, 0),
+        (ddpm_posterior, 1.0, 5),
+        (ddpm_posterior, 0.0, 0),
         (DDIM, 1.0, 0),
     ):
         draws = 0
@@ -424,7 +424,12 @@ def test_sampler_mistakes_are_named() -> None:
         make_move("ddim", 1.5)
     with pytest.raises(ConfigError, match=r"temperature.*got -1"):
         Parts(
-            exact_denoiser(make_schedule("vp", 3)), None, make_schedule("vp", 3), 1, ddpm_move, -1
+            exact_denoiser(make_schedule("vp", 3)),
+            None,
+            make_schedule("vp", 3),
+            1,
+            ddpm_posterior,
+            -1,
         )
 
 

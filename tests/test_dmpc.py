@@ -11,8 +11,8 @@ from helpers import TINY, source
 from torch import Tensor
 
 from mpd_gym.agents import DMPCAgent, DMPCConfig
-from mpd_gym.agents.learning import DenoisingTask
-from mpd_gym.agents.tasks import ValueTask
+from mpd_gym.agents.fitting import DenoisingTask
+from mpd_gym.agents.losses import ValueTask
 from mpd_gym.datasets import WindowSampler, fit_conditions, fit_normalizers
 from mpd_gym.errors import ConfigError
 from mpd_gym.types import Denoiser

@@ -17,10 +17,10 @@ from helpers import TINY, play
 
 from mpd_gym.agents import AGENTS, StateLimit, agent_class, load_agent
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
-from mpd_gym.comparison import check_fits
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.envs.image_pendulum import make_image_pendulum
 from mpd_gym.errors import CheckpointError, ConfigError, DataError, InputError
+from mpd_gym.evaluation.comparison import check_fits
 from mpd_gym.latent import (
     EncoderConfig,
     ImageEncoder,
@@ -33,7 +33,7 @@ from mpd_gym.latent.env import make_latent_pendulum
 from mpd_gym.latent.frames import FramePairs
 from mpd_gym.latent.training import encoder_preset
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from mpd_gym.models.cpu import computes_bf16
+from mpd_gym.models.backends.cpu import computes_bf16
 from mpd_gym.training import TrainingConfig
 
 SMALL = EncoderConfig(

@@ -13,7 +13,7 @@ import mpd_gym
 
 ROOT = Path(mpd_gym.__file__).parent
 LAYERS = [
-    ("_version", "errors", "files", "processes", "types", "validation"),
+    ("_version", "atomic", "errors", "processes", "types", "validation"),
     ("envs",),
     ("collect",),
     ("datasets",),
@@ -23,7 +23,7 @@ LAYERS = [
     ("checkpoint", "training"),
     ("latent",),
     ("agents",),
-    ("evaluation", "plan_errors"),
+    ("evaluation", "open_loop_error"),
     ("reports",),
     ("comparison", "experiments", "demo", "watch"),
     ("cli",),

@@ -15,11 +15,11 @@ import torch
 from test_packed import CAUSAL, CONFIGS, inputs, network, outputs, relative
 from torch import Tensor
 
-from mpd_gym.models import native
-from mpd_gym.models import packed as packed_module
-from mpd_gym.models.native_unet import BLOCK_ROWS, NativeUnet, _InferencePlan, packed
-from mpd_gym.models.packed import PackedDenoiser
-from mpd_gym.models.packed_unet import Unet
+from mpd_gym.models.backends import native
+from mpd_gym.models.backends import packed as packed_module
+from mpd_gym.models.backends.native_unet import BLOCK_ROWS, NativeUnet, _InferencePlan, packed
+from mpd_gym.models.backends.packed import PackedDenoiser
+from mpd_gym.models.backends.packed_unet import Unet
 
 LIBRARY = native.library()
 NEEDS_PAIRS = pytest.mark.skipif(

@@ -9,9 +9,10 @@ import torch
 from test_fused import CONFIGS, denoiser, distance, inputs
 from torch import Tensor
 
-from mpd_gym.models import TrajectoryDenoiser, native
+from mpd_gym.models import TrajectoryDenoiser
+from mpd_gym.models.backends import native
+from mpd_gym.models.backends.native_training import native_forward, trains_natively
 from mpd_gym.models.fused import fused, lay_out
-from mpd_gym.models.native_training import native_forward, trains_natively
 
 LIBRARY = native.library()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no C compiler")

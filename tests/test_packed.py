@@ -18,13 +18,14 @@ from torch import Tensor
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.diffusion import guided, make_schedule
 from mpd_gym.errors import ConfigError, InputError
-from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, packed_ops
-from mpd_gym.models import packed as packed_module
-from mpd_gym.models.cpu import computes_bf16
-from mpd_gym.models.native import library
-from mpd_gym.models.packed import PackedDenoiser, PackedNetworks, departure
-from mpd_gym.models.packed_cuda import GraphedDenoiser
-from mpd_gym.models.packed_ops import (
+from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
+from mpd_gym.models.backends import packed as packed_module
+from mpd_gym.models.backends import packed_ops
+from mpd_gym.models.backends.cpu import computes_bf16
+from mpd_gym.models.backends.native import library
+from mpd_gym.models.backends.packed import PackedDenoiser, PackedNetworks, max_relative_error
+from mpd_gym.models.backends.packed_cuda import GraphedDenoiser
+from mpd_gym.models.backends.packed_ops import (
     PRODUCT_ROWS,
     Convolution,
     _norm_by_moments,
@@ -319,7 +320,7 @@ def test_networks_that_are_not_finite_cannot_be_compared(
     monkeypatch.setattr(
         packed_module.Unet, "__call__", lambda *args: torch.full((16, 1, 8), torch.nan)
     )
-    assert departure(PackedDenoiser(plain), 1) == float("inf")
+    assert max_relative_error(PackedDenoiser(plain), 1) == float("inf")
 
 
 def test_errors_name_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:

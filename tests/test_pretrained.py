@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import mpd_gym
-from mpd_gym.agents.files import load_agent, shipped_agents
+from mpd_gym.agents.serialization import load_agent, shipped_agents
 from mpd_gym.collect.sb3_zip import load_sb3
-from mpd_gym.comparison import check_fits
-from mpd_gym.demo import scenes
 from mpd_gym.envs.image_pendulum import draw
-from mpd_gym.evaluation import evaluate
+from mpd_gym.evaluation.comparison import check_fits
+from mpd_gym.evaluation.demo import scenes
+from mpd_gym.evaluation.returns import evaluate
 from mpd_gym.latent import ImageEncoder
 
 FOLDER = Path(mpd_gym.__file__).parent / "pretrained"

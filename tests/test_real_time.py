@@ -11,9 +11,9 @@ from helpers import tiny_agent
 
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.errors import DataError
-from mpd_gym.experiments import real_time, run_study
-from mpd_gym.experiments.frame import Scope
-from mpd_gym.experiments.real_time import CANDIDATES, Setting, recommended, settings
+from studies import real_time, run_study
+from studies.real_time import CANDIDATES, Setting, recommended, settings
+from studies.runner import Scope
 
 
 def cell(

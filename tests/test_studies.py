@@ -9,18 +9,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from studies import CHANGES, run_mini, use_made_up_data
+from miniature import CHANGES, run_mini, use_made_up_data
 
 from mpd_gym import load_agent
 from mpd_gym.envs.pendulum_model import observation, transition
-from mpd_gym.experiments import (
+from studies import (
     car_compositions,
     car_umaze,
     lqr_noise,
     pendulum_promises,
     pendulum_ranking,
 )
-from mpd_gym.experiments.measures import episodes, open_loop, parked, promises
+from studies.measures import episodes, open_loop, parked, promises
 
 PENDULUM = "ConstrainedPendulum-v0"
 
@@ -119,7 +119,7 @@ def test_networks_are_trained_once_and_cells_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupted study keeps its cells; another one takes its networks."""
-    from mpd_gym.experiments import lqr_compositions, lqr_steps
+    from studies import lqr_compositions, lqr_steps
 
     monkeypatch.setattr(lqr_compositions, "TEMPERATURES", (1.0,))
     options = {"num_steps": 2, "action_chunk": 16, "guidance_scale": 1.0}

@@ -11,8 +11,8 @@ from helpers import tiny_agent
 
 from mpd_gym.agents import diffusion_agent
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
-from mpd_gym.models import threads as module
-from mpd_gym.models.threads import enough_threads, multiplications, threads
+from mpd_gym.models.backends import threads as module
+from mpd_gym.models.backends.threads import enough_threads, multiplications, threads
 
 
 @pytest.fixture(autouse=True)

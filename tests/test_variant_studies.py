@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import run_mini, use_made_up_data
+from miniature import run_mini, use_made_up_data
 
-from mpd_gym.experiments import (
+from studies import (
     alternation,
     car_data,
     car_off_data,
@@ -114,7 +114,7 @@ def test_few_expert_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_dmpc_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpd_gym.experiments import dmpc
+    from studies import dmpc
 
     monkeypatch.setattr(dmpc, "LQR_NOISY", LQR)
     monkeypatch.setattr(dmpc, "CANDIDATES", (1, 2))
@@ -187,7 +187,7 @@ def test_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_pendulum_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the latents of the shipped encoder, in one short step of everything."""
-    from mpd_gym.experiments import pendulum_images
+    from studies import pendulum_images
 
     monkeypatch.setattr(pendulum_images, "TEMPERATURES", (1.0,))
     monkeypatch.setattr(pendulum_images, "GUIDANCES", (1.0,))

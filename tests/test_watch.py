@@ -11,12 +11,12 @@ import pygame
 import pytest
 from typer.testing import CliRunner
 
-from mpd_gym import watch as watching
 from mpd_gym.cli import app
-from mpd_gym.comparison import Entry
 from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.evaluation import watch as watching
+from mpd_gym.evaluation.comparison import Entry
+from mpd_gym.evaluation.watch import watch
 from mpd_gym.types import Array
-from mpd_gym.watch import watch
 
 LENGTH = 6
 Shown = list[tuple[int, int]]  # seed and number of each picture

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from mpd_gym.agents.decision_diffuser import DecisionDiffuserAgent, DecisionDiffuserConfig
     from mpd_gym.agents.diffuser import DiffuserAgent, DiffuserConfig
     from mpd_gym.agents.dmpc import DMPCAgent, DMPCConfig
-    from mpd_gym.agents.files import load_agent
     from mpd_gym.agents.mpdiffuser import MPDiffuserAgent, MPDiffuserConfig
     from mpd_gym.agents.options import SamplingConfig
     from mpd_gym.agents.planner import PlannerAgent, PlannerConfig
     from mpd_gym.agents.safediffuser import SafeDiffuserAgent, SafeDiffuserConfig, StateLimit
+    from mpd_gym.agents.serialization import load_agent
     from mpd_gym.agents.trained import TrainedAgent
 
 __all__ = [
@@ -67,7 +67,7 @@ _LAZY = {
     "SafeDiffuserConfig": "safediffuser",
     "SamplingConfig": "options",
     "StateLimit": "safediffuser",
-    "load_agent": "files",
+    "load_agent": "serialization",
 }
 
 

@@ -1,4 +1,4 @@
-"""Behaviour cloning: a perceptron from observation and conditions to the recorded action."""
+"""Behaviour cloning: a MLP from observation and conditions to the recorded action."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, given_columns
 from mpd_gym.agents.trained import TrainedAgent
 from mpd_gym.datasets import WindowConfig
-from mpd_gym.models import Perceptron, PerceptronConfig
+from mpd_gym.models import MLP, MLPConfig
 from mpd_gym.training import TrainingConfig
 from mpd_gym.types import Array
 
@@ -56,7 +56,7 @@ class BehaviorCloningConfig(AgentConfig):
     def network(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
         """Make one of them."""
         inputs = nx + sum(sizes.values()) if role == "policy" else nx + nu
-        return Perceptron(PerceptronConfig(inputs, nu if role == "policy" else nx, self.hidden))
+        return MLP(MLPConfig(inputs, nu if role == "policy" else nx, self.hidden))
 
     def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
         """Shape of a plan: one step."""
@@ -64,14 +64,14 @@ class BehaviorCloningConfig(AgentConfig):
 
     def _check(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        PerceptronConfig(1, 1, self.hidden)
+        MLPConfig(1, 1, self.hidden)
 
 
 @final
 class BehaviorCloningAgent(TrainedAgent[BehaviorCloningConfig]):
     """A deterministic policy, the mean of the recorded actions (squared error).
 
-    Its plans are one step long. The state that they show is predicted by a second perceptron,
+    Its plans are one step long. The state that they show is predicted by a second MLP,
     which has no influence on the action. All candidates are equal.
     """
 

@@ -16,9 +16,9 @@ from mpd_gym.datasets import ConditionSpec, WindowConfig
 from mpd_gym.diffusion import PREDICTIONS, LossConfig, make_schedule
 from mpd_gym.errors import ConfigError, check_choice, check_integer
 from mpd_gym.models import (
+    MLP,
     DenoiserConfig,
-    Perceptron,
-    PerceptronConfig,
+    MLPConfig,
     Regressor,
     RegressorConfig,
     UnetConfig,
@@ -235,7 +235,7 @@ class DiffusionConfig(AgentConfig):
         loss: Options of the denoising loss.
         inverse_dynamics: Learn which action leads from one state to the next, and execute the
             actions that lead along the planned states (`SamplingConfig.actions`), whose errors do
-            not add up over a plan. A perceptron that is trained as `regressor_training` says, on
+            not add up over a plan. A MLP that is trained as `regressor_training` says, on
             the planner's data, which plans are like: where recorded actions have no effect, such as
             steering at full lock, it would learn their mean.
         inverse_hidden: Widths of its hidden layers.
@@ -253,7 +253,7 @@ class DiffusionConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inverse_hidden", tuple(self.inverse_hidden))
-        PerceptronConfig(1, 1, self.inverse_hidden)  # refuses wrong widths
+        MLPConfig(1, 1, self.inverse_hidden)  # refuses wrong widths
         check_integer("diffusion_steps", self.diffusion_steps, 2)
         super().__post_init__()
 
@@ -266,7 +266,7 @@ class DiffusionConfig(AgentConfig):
 
     def _model(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
         if role == INVERSE_DYNAMICS:
-            return Perceptron(PerceptronConfig(2 * nx, nu, self.inverse_hidden))
+            return MLP(MLPConfig(2 * nx, nu, self.inverse_hidden))
         return super()._model(role, nx, nu, sizes)
 
     @property

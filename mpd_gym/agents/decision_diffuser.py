@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mpd_gym.agents.config import INVERSE_DYNAMICS, DiffusionConfig, Layout, planner_sampling
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
-from mpd_gym.agents.learning import DenoisingTask
+from mpd_gym.agents.fitting import DenoisingTask
+from mpd_gym.agents.losses import states_only
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.planner import planner_denoiser
 from mpd_gym.agents.request import Request
-from mpd_gym.agents.tasks import states_only
 from mpd_gym.diffusion import LossConfig, make_schedule
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import TrajectoryDenoiser
@@ -67,7 +67,7 @@ class DecisionDiffuserConfig(DiffusionConfig):
 
 @final
 class DecisionDiffuserAgent(DiffusionAgent[DecisionDiffuserConfig]):
-    """A planner of states; a perceptron on (x_t, x_{t+1}) gives the actions.
+    """A planner of states; a MLP on (x_t, x_{t+1}) gives the actions.
 
     Make one with `fit` or `load`.
     """

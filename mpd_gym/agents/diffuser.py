@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from mpd_gym.agents.config import DiffusionConfig, Layout, planner_sampling
 from mpd_gym.agents.diffusion_agent import DiffusionAgent, Known
-from mpd_gym.agents.learning import Task
+from mpd_gym.agents.fitting import Task
+from mpd_gym.agents.losses import ValueTask, with_conditions
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, given_columns
-from mpd_gym.agents.tasks import ValueTask, with_conditions
 from mpd_gym.diffusion import ascend, make_schedule
 from mpd_gym.errors import ConfigError, check_integer
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig, ValueConfig, ValueNetwork

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from mpd_gym.agents.config import INVERSE_DYNAMICS, DiffusionConfig
-from mpd_gym.agents.learning import Dataset, DenoisingTask, TrainingData, as_data, train_modules
+from mpd_gym.agents.fitting import Dataset, DenoisingTask, TrainingData, as_data, train_modules
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request, condition_columns
 from mpd_gym.agents.trained import TrainedAgent
@@ -35,8 +35,8 @@ from mpd_gym.diffusion import (
 )
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import TrajectoryDenoiser
-from mpd_gym.models.packed import PackedNetworks
-from mpd_gym.models.threads import enough_threads, multiplications, threads
+from mpd_gym.models.backends.packed import PackedNetworks
+from mpd_gym.models.backends.threads import enough_threads, multiplications, threads
 from mpd_gym.training import TrainingConfig
 from mpd_gym.types import Array, Denoiser, Step
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mpd_gym.agents.config import FactoredConfig, planner_sampling
 from mpd_gym.agents.factored import FactoredAgent
-from mpd_gym.agents.learning import Task
+from mpd_gym.agents.fitting import Task
+from mpd_gym.agents.losses import ValueTask, actions_only
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.request import Request
-from mpd_gym.agents.tasks import ValueTask, actions_only
 from mpd_gym.diffusion import PLANNER_COMPOSITIONS, Parts, compose, make_move, sample
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import TrajectoryDenoiser, UnetConfig, ValueConfig, ValueNetwork

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from mpd_gym.agents.config import FactoredConfig
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
-from mpd_gym.agents.learning import Dataset, train_modules
+from mpd_gym.agents.fitting import Dataset, train_modules
 from mpd_gym.training import TrainingConfig, TrainingResult
 from mpd_gym.types import Array
 

@@ -10,7 +10,7 @@ from typing import final
 from torch import Tensor
 
 from mpd_gym.agents.factored import FactoredAgent
-from mpd_gym.agents.learning import Dataset, DenoisingTask
+from mpd_gym.agents.fitting import Dataset, DenoisingTask
 from mpd_gym.agents.mpdiffuser_config import MPDiffuserConfig
 from mpd_gym.agents.request import Request
 from mpd_gym.errors import ConfigError

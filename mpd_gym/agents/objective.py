@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mpd_gym.datasets import Normalizers
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.models import Regressor
-from mpd_gym.models.threads import enough_threads, threads
+from mpd_gym.models.backends.threads import enough_threads, threads
 from mpd_gym.types import Array
 
 __all__ = ["GoalStepFunction", "Objective", "StepFunction", "ignoring_goals", "learned_objective"]

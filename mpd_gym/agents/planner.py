@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mpd_gym.agents.config import DiffusionConfig, Layout, planner_sampling
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
-from mpd_gym.agents.learning import DenoisingTask
+from mpd_gym.agents.fitting import DenoisingTask
 from mpd_gym.agents.request import Request
 from mpd_gym.diffusion import PLANNER_COMPOSITIONS, make_schedule
 from mpd_gym.errors import InputError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mpd_gym.agents.config import DiffusionConfig, Layout, planner_sampling
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
-from mpd_gym.agents.learning import DenoisingTask
+from mpd_gym.agents.fitting import DenoisingTask
 from mpd_gym.agents.options import from_mapping
 from mpd_gym.agents.planner import planner_denoiser, planner_of
 from mpd_gym.agents.request import Request

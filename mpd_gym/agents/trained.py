@@ -15,8 +15,7 @@ from torch import nn
 from mpd_gym.agents.actions import action_size
 from mpd_gym.agents.base import Agent
 from mpd_gym.agents.config import AgentConfig
-from mpd_gym.agents.files import StoredAgent, read_agent, write_agent
-from mpd_gym.agents.learning import (
+from mpd_gym.agents.fitting import (
     Dataset,
     Job,
     RegressionTask,
@@ -25,13 +24,14 @@ from mpd_gym.agents.learning import (
     as_data,
     train_modules,
 )
+from mpd_gym.agents.losses import MLPTask
 from mpd_gym.agents.objective import learned_objective
 from mpd_gym.agents.observations import ObservationReader
-from mpd_gym.agents.tasks import PerceptronTask
+from mpd_gym.agents.serialization import StoredAgent, read_agent, write_agent
 from mpd_gym.datasets import FittedConditions, Normalizers
 from mpd_gym.errors import ConfigError
 from mpd_gym.latent.data import encoder_of
-from mpd_gym.models import Perceptron, Regressor
+from mpd_gym.models import MLP, Regressor
 from mpd_gym.models.device import find_device
 from mpd_gym.training import TrainingResult
 
@@ -187,8 +187,8 @@ class TrainedAgent(Agent, Generic[C]):
         if isinstance(model, Regressor):
             goal = config.goal_condition
             task: Task = RegressionTask(model.config.target, "" if goal is None else goal.name)
-        elif isinstance(model, Perceptron):
-            task = PerceptronTask(role)
+        elif isinstance(model, MLP):
+            task = MLPTask(role)
         else:
             task = self._task(role)
         auxiliary = isinstance(model, Regressor) or role in self.auxiliary_roles

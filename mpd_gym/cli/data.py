@@ -63,8 +63,8 @@ def info(
     """Show data sets with returns, costs, lengths and success, or what an agent's file holds."""
     import minari
 
-    from mpd_gym.agents.files import shipped_agents
-    from mpd_gym.models.native import describe
+    from mpd_gym.agents.serialization import shipped_agents
+    from mpd_gym.models.backends.native import describe
 
     if source is not None:
         if source.endswith(".safetensors") or source in shipped_agents():
@@ -82,7 +82,7 @@ def info(
 
 
 def _show_datasets(names: list[str]) -> None:
-    from mpd_gym.reports import dataset_table
+    from mpd_gym.evaluation.figures import dataset_table
 
     if not names:
         console.print("No data set is here yet; `mpd-gym collect` lists what can be made.")

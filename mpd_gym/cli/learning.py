@@ -56,7 +56,7 @@ def train(
 ) -> None:
     """Train an MPDiffuser, or a peer. Interrupted and called again, it goes on where it was."""
     from mpd_gym.agents import agent_class
-    from mpd_gym.agents.learning import as_data
+    from mpd_gym.agents.fitting import as_data
     from mpd_gym.agents.presets import DATASETS
 
     usual = DATASETS.get(dataset[0])

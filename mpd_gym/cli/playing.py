@@ -115,8 +115,8 @@ def watch(
 
         mpd-gym watch CarUMaze-v0 shipped
     """
-    from mpd_gym.comparison import load_entries, parse_options
-    from mpd_gym.watch import watch as watch_window
+    from mpd_gym.evaluation.comparison import load_entries, parse_options
+    from mpd_gym.evaluation.watch import watch as watch_window
 
     env_kwargs = parse_options(env_option or [])
     options = parse_options(option or [])
@@ -149,17 +149,17 @@ def plans(
     Each plan is executed to its end without looking; `action_chunk` should not be longer than plans
     hold.
     """
-    from mpd_gym.comparison import load_entries, parse_options
-    from mpd_gym.files import write_csv
-    from mpd_gym.plan_errors import error_rows, plan_errors
-    from mpd_gym.reports import plan_errors_table, save_figure, state_error_figure
+    from mpd_gym.atomic import write_csv
+    from mpd_gym.evaluation.comparison import load_entries, parse_options
+    from mpd_gym.evaluation.figures import plan_errors_table, save_figure, state_error_figure
+    from mpd_gym.evaluation.open_loop import error_rows, open_loop_error
 
     env_kwargs = parse_options(env_option or [])
     options = parse_options(option or [])
     entries = load_entries(policy, env, options=options, env_kwargs=env_kwargs, device=device)
     seeds = range(seed, seed + episodes)
     agents = {entry.label: entry.policy for entry in entries}
-    found = plan_errors(agents, env, seeds=seeds, env_kwargs=env_kwargs)
+    found = open_loop_error(agents, env, seeds=seeds, env_kwargs=env_kwargs)
     place = folder or OUTPUTS / "plans" / file_name(env)
     write_csv(place / "plan-errors.csv", error_rows(found))
     relative = {label: errors.relative for label, errors in found.items()}
@@ -174,8 +174,8 @@ def demo(
     episodes: Annotated[int, typer.Option(help="Episodes that each policy plays.", min=1)] = 4,
 ) -> None:
     """Play the shipped agents against other policies: tables, CSV files and GIFs."""
-    from mpd_gym.demo import run_demo
-    from mpd_gym.reports import evaluation_table
+    from mpd_gym.evaluation.demo import run_demo
+    from mpd_gym.evaluation.figures import evaluation_table
 
     for env, results in run_demo(folder, episodes=episodes):
         console.print(evaluation_table(f"{env}, {episodes} unseen starts", results))
@@ -196,8 +196,8 @@ def _compare(
     film: bool,
 ) -> None:
     """Load, play and show a table."""
-    from mpd_gym.comparison import compare, load_entries, parse_options
-    from mpd_gym.reports import evaluation_table
+    from mpd_gym.evaluation.comparison import compare, load_entries, parse_options
+    from mpd_gym.evaluation.figures import evaluation_table
 
     env_kwargs = parse_options(env_options or [])
     entries = load_entries(

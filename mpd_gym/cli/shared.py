@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-__all__ = ["OUTPUTS", "Device", "Preset", "app", "console", "file_name", "show_agent"]
+from mpd_gym.errors import MpdError
+
+__all__ = ["OUTPUTS", "Device", "Preset", "app", "console", "file_name", "reported", "show_agent"]
 
 app = typer.Typer(
     help="Diffusion planners for control.",
@@ -38,7 +44,20 @@ def file_name(env_id: str) -> str:
 
 def show_agent(path: str) -> None:
     """Print what an agent's file holds."""
-    from mpd_gym.agents.files import load_agent
-    from mpd_gym.reports import agent_table
+    from mpd_gym.agents.serialization import load_agent
+    from mpd_gym.evaluation.figures import agent_table
 
     console.print(agent_table(path, load_agent(path, "cpu")))
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Show errors of this package in one line, not as a traceback, and exit."""
+    try:
+        yield
+    except MpdError as error:
+        console.print(Text.assemble(("error:", "red"), f" {error}"))
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        console.print(Text.assemble(("stopped.", "yellow"), f" {error}"))
+        sys.exit(130)

@@ -26,6 +26,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from tqdm import tqdm
 
+from mpd_gym.atomic import atomic_path
 from mpd_gym.collect.sb3_replay import (
     RecordingDictReplayBuffer,
     RecordingReplayBuffer,
@@ -35,7 +36,6 @@ from mpd_gym.collect.sb3_replay import (
 )
 from mpd_gym.collect.sb3_zip import SB3Policy, load_sb3, read_entries, read_tensors
 from mpd_gym.errors import CheckpointError, ConfigError, check_choice, check_integer, require
-from mpd_gym.files import atomic_path
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

@@ -30,8 +30,8 @@ import numpy as np
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.storage import get_dataset_path
 
+from mpd_gym.atomic import atomic_path, sync_directory
 from mpd_gym.errors import ConfigError, DataError
-from mpd_gym.files import atomic_path, sync_directory
 from mpd_gym.types import Array, Episode
 from mpd_gym.validation import columns
 

@@ -6,8 +6,8 @@ the actions in the rest; the dynamics model reads both and predicts the states.
 
 What they sample, where both denoisers are exact and agree: `alternating` moves the states twice per
 level against one draw of noise, so that they come out too narrow however many levels there are; for
-Gaussian data with about half their variance (`ddpm_move`). `alternating_matched` loses about a
-third with `ddpm_move` and nothing with `ddim_move`. All others keep the distribution, with an error
+Gaussian data with about half their variance (`ddpm_posterior`). `alternating_matched` loses about a
+third with `ddpm_posterior` and nothing with `ddim_move`. All others keep the distribution, with an error
 that falls as levels are added.
 
 Skipped levels. With a move from k to k_next < k − 1, `alternating` moves the states over the whole
@@ -29,7 +29,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mpd_gym.diffusion.samplers import Move, ddpm_move, draw
+from mpd_gym.diffusion.samplers import Move, ddpm_posterior, draw
 from mpd_gym.diffusion.schedule import NoiseSchedule
 from mpd_gym.errors import ConfigError, check_choice
 from mpd_gym.types import Denoiser, Noise, Step
@@ -62,7 +62,7 @@ class Parts:
         dynamics: Predicts x̂_0 of the states, ``[M, H, nx]``; None for `planner_only`.
         schedule: Noise schedule of both.
         nx: Columns of the states.
-        move: `ddpm_move`, or `ddim_move` with its eta bound; see `make_move`.
+        move: `ddpm_posterior`, or `ddim_move` with its eta bound; see `make_move`.
         temperature: Factor on the variance of every draw, >= 0.
 
     Raises:
@@ -73,7 +73,7 @@ class Parts:
     dynamics: Denoiser | None
     schedule: NoiseSchedule
     nx: int
-    move: Move = ddpm_move
+    move: Move = ddpm_posterior
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -162,7 +162,7 @@ def alternating_matched(parts: Parts) -> Step:
     """Alternation in which the planner sees states that are noised back to level k.
 
     As `alternating`, but the states' mean at the next level is noised by one forward move to level
-    k, so that states and actions reach the planner at one level. With `ddpm_move` the noise is
+    k, so that states and actions reach the planner at one level. With `ddpm_posterior` the noise is
     short, because the mean lacks the spread of the posterior; `alternating_resampled` adds it, and
     is the same with a deterministic move. Takes two noise tensors, of the first only the states'
     columns.

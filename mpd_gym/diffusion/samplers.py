@@ -28,7 +28,7 @@ __all__ = [
     "SAMPLERS",
     "Move",
     "ddim_move",
-    "ddpm_move",
+    "ddpm_posterior",
     "draw",
     "make_move",
     "multistep",
@@ -43,7 +43,7 @@ Move = Callable[[Tensor, Tensor, int, int, NoiseSchedule], tuple[Tensor, float]]
 SAMPLERS = ("ddpm", "ddim", "dpm++")
 
 
-def ddpm_move(
+def ddpm_posterior(
     noisy: Tensor, clean: Tensor, k: int, k_next: int, schedule: NoiseSchedule
 ) -> tuple[Tensor, float]:
     """Posterior of level k_next given level k and the predicted clean trajectory (Ho et al. 2020).
@@ -83,7 +83,7 @@ def ddim_move(
         k_next: Next level, 0 … k − 1.
         schedule: Noise schedule.
         eta: Stochasticity in [0, 1]. 0 is deterministic; at 1 mean and standard deviation are
-            those of `ddpm_move`, whose variance is that of the posterior, β̃.
+            those of `ddpm_posterior`, whose variance is that of the posterior, β̃.
 
     Returns:
         Mean, and standard deviation.
@@ -105,7 +105,7 @@ def make_move(name: str, eta: float = 0.0) -> Move:
     check_choice("sampler", name, SAMPLERS)
     if not 0 <= eta <= 1:
         raise ConfigError(f"eta: expected a value in [0, 1]; got {eta}")
-    return ddpm_move if name == "ddpm" else functools.partial(ddim_move, eta=eta)
+    return ddpm_posterior if name == "ddpm" else functools.partial(ddim_move, eta=eta)
 
 
 def with_history(

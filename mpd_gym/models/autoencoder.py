@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mpd_gym.errors import ConfigError, InputError, check_integer
-from mpd_gym.models.perceptron import perceptron_layers
+from mpd_gym.models.mlp import mlp_layers
 from mpd_gym.models.regressors import SMALLEST_STD
 
 __all__ = ["Autoencoder", "AutoencoderConfig", "autoencoder_loss"]
@@ -94,7 +94,7 @@ class Autoencoder(nn.Module):
         self.to_latent = nn.Linear(deep, config.latent_dim)
         self.from_latent = nn.Linear(config.latent_dim, deep)
         self.decoder = _decoder_layers(config)
-        self.dynamics = perceptron_layers(
+        self.dynamics = mlp_layers(
             (config.latent_dim + config.action_dim, *config.dynamics_hidden, config.latent_dim)
         )
         self.register_buffer("action_mean", torch.zeros(config.action_dim))

@@ -226,7 +226,7 @@ class TrajectoryDenoiser(nn.Module):
 
 
 def embedding_layers(inputs: int, width: int) -> nn.Sequential:
-    """Two-layer perceptron that embeds a vector ``[…, inputs]`` in ``[…, width]``."""
+    """Two-layer MLP that embeds a vector ``[…, inputs]`` in ``[…, width]``."""
     hidden = EMBEDDING_EXPANSION * width
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, width))
 

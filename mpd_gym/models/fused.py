@@ -1,7 +1,7 @@
 """The denoisers with hand-written backward passes: what a training on a CPU computes with.
 
 Where there is a C compiler, all layers of the U-Net are one node of the graph, in C
-(`mpd_gym.models.native_training`): in float32, and in bfloat16 where the CPU multiplies it without
+(`mpd_gym.models.backends.native_training`): in float32, and in bfloat16 where the CPU multiplies it without
 AMX. What follows is for other CPUs, for causal networks, and for machines without a compiler.
 
 `fused` gives the function that `TrajectoryDenoiser.forward` is, from the same parameters. Time
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mpd_gym.models.backends.native_training import native_forward, trains_natively
 from mpd_gym.models.denoisers import TrajectoryDenoiser
 from mpd_gym.models.fused_convolution import Geometry, kernel, read
 from mpd_gym.models.fused_norm import Norm, normalise, normalise_backward
-from mpd_gym.models.native_training import native_forward, trains_natively
 from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet, by_channels
 
 __all__ = ["fused", "lay_out"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpd_gym.models.cpu import multiplies_slowly
+from mpd_gym.models.backends.cpu import multiplies_slowly
 
 __all__ = ["Geometry", "kernel", "read"]
 

@@ -1,6 +1,6 @@
 """Models of reward, cost and termination that judge planned trajectories.
 
-Two-layer perceptrons on single transitions (Balim et al. 2025, section 3.3; hidden layers of 128
+Two-layer MLPs on single transitions (Balim et al. 2025, section 3.3; hidden layers of 128
 as the authors use).
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpd_gym.errors import InputError, check_choice, check_integer
-from mpd_gym.models.perceptron import perceptron_layers
+from mpd_gym.models.mlp import mlp_layers
 
 __all__ = ["Regressor", "RegressorConfig", "regression_loss"]
 
@@ -70,7 +70,7 @@ class RegressorConfig:
 
 @final
 class Regressor(nn.Module):
-    """Perceptron that predicts one number for each step of a trajectory.
+    """MLP that predicts one number for each step of a trajectory.
 
     It reads normalised observations and actions. Rewards and costs are learned standardised;
     mean and standard deviation of the data are buffers, so that they are saved with the weights.
@@ -87,7 +87,7 @@ class Regressor(nn.Module):
     def __init__(self, config: RegressorConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = perceptron_layers((config.input_dim, *config.hidden, 1))
+        self.network = mlp_layers((config.input_dim, *config.hidden, 1))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 

@@ -18,7 +18,7 @@ __all__ = ["ValueConfig", "ValueNetwork"]
 @final
 @dataclass(frozen=True)
 class ValueConfig:
-    """A value network: the encoder of a U-Net and a perceptron on what it makes of a trajectory.
+    """A value network: the encoder of a U-Net and a MLP on what it makes of a trajectory.
 
     Attributes:
         trajectory_dim: D, size of a row.

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from mpd_gym.atomic import sync_directory
 from mpd_gym.checkpoint import flatten, load_file, load_into, save_file, unflatten
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, TrainingError
-from mpd_gym.files import sync_directory
 from mpd_gym.training.config import (
     TrainingConfig,
     averaging_rate,

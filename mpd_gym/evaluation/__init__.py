@@ -1,0 +1,1 @@
+"""Judging agents and policies: returns, open-loop errors, comparisons, figures, and watching."""

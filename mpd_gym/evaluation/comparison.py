@@ -1,0 +1,358 @@
+"""Policies side by side: the same seeds for all, a table, CSV files and a film."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from mpd_gym.atomic import write_csv
+from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_policy
+from mpd_gym.evaluation.figures import (
+    captioned,
+    draws_plan,
+    halved,
+    rollout_frames,
+    save_gif,
+    side_by_side,
+)
+from mpd_gym.evaluation.returns import Evaluation, Stopwatch, evaluate
+from mpd_gym.types import Array, Policy
+
+__all__ = [
+    "Entry",
+    "check_fits",
+    "compare",
+    "load_entries",
+    "make_env",
+    "parse_entry",
+    "parse_options",
+]
+
+SHIPPED = "shipped"
+SB3 = "sb3:"
+SUFFIXES = {".safetensors", ".zip"}  # of files of policies
+MAX_FRAMES = 200
+_NEXT_OPTION = re.compile(r",(?=[A-Za-z_]\w*=)")
+_LABEL = re.compile(r"[^/\\:]+")
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """One policy of a comparison.
+
+    Attributes:
+        label: Its name in tables and files.
+        policy: Anything with Stable-Baselines3's `predict`.
+        deterministic: Passed to `predict`.
+
+    Raises:
+        ConfigError: If the policy has no `predict`.
+    """
+
+    label: str
+    policy: Policy
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        check_policy(self.policy)
+
+
+def load_entries(
+    texts: Sequence[str],
+    env_id: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    deterministic: bool | None = None,
+    device: str = "auto",
+) -> list[Entry]:
+    """Load policies and check that they fit the environment; nothing is played.
+
+    Args:
+        texts: ``[LABEL=]SOURCE[,OPTION=VALUE…]`` each, see `parse_entry`. A source is a file of an
+            agent, the id of a shipped one, ``shipped`` for the one that ships for the environment,
+            or ``sb3:FILE`` for a Stable-Baselines3 zip, of which nothing pickled is opened.
+        env_id: Registered id.
+        options: Sampling options of all agents; an entry's own go before.
+        env_kwargs: Keyword arguments of the environment.
+        deterministic: Passed to `predict`; by default True for policies of Stable-Baselines3, as
+            in its `evaluate_policy`, and False for agents, which draw from their own seed. An
+            entry's own option ``deterministic`` goes before.
+        device: Of the agents.
+
+    Raises:
+        ConfigError: If there is no such environment, an option is unknown or out of range, two
+            labels are equal, or an agent's spaces are not those of the environment.
+        CheckpointError: If a file is missing, damaged, or does not fit the environment.
+    """
+    env = make_env(env_id, env_kwargs)
+    try:
+        entries = [
+            _load_entry(text, env, env_id, options or {}, deterministic, device) for text in texts
+        ]
+    finally:
+        env.close()
+    labels = [entry.label for entry in entries]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"label: {label!r} is there twice; write OTHER_LABEL={label}")
+    return entries
+
+
+def parse_entry(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Split ``[LABEL=]SOURCE[,OPTION=VALUE…]`` into label, source and options.
+
+    Where no label is given it is the text without folder and file suffix. Values are JSON, or else
+    words.
+    """
+    head, *pairs = _NEXT_OPTION.split(text)
+    label, separator, source = head.partition("=")
+    if not separator or not _LABEL.fullmatch(label) or Path(head).exists():
+        prefix = SB3 if head.startswith(SB3) else ""
+        file = Path(head.removeprefix(SB3))
+        name = file.stem if file.suffix in SUFFIXES else file.name
+        label, source = ",".join([prefix + name, *pairs]), head
+    return label, source, parse_options(pairs)
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["temperature=0.5"]`` to ``{"temperature": 0.5}``: JSON, Python's literals, or else words.
+
+    Raises:
+        ConfigError: If there is no ``=``.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"option: expected name=value, got {pair!r}")
+        found[name] = _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def compare(
+    entries: Sequence[Entry],
+    env_id: str,
+    *,
+    seeds: Sequence[int],
+    num_envs: int = 10,
+    env_kwargs: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    film: bool = True,
+    progress: bool = False,
+) -> dict[str, Evaluation]:
+    """Play the same episodes with every policy.
+
+    Args:
+        entries: The policies.
+        env_id: Registered id.
+        seeds: One for each episode; the film shows the first.
+        num_envs: Copies of the environment that one call of `predict` serves.
+        env_kwargs: Keyword arguments of the environment.
+        folder: Where ``summary.csv``, ``episodes.csv`` and the film ``side-by-side.gif`` go; None
+            writes nothing.
+        film: Whether a film is made.
+        progress: Show bars.
+
+    Returns:
+        Each policy's measures by its label; `seconds` are those of an episode in one environment
+        alone, the film's if there is one, after a first call that is not counted.
+
+    Raises:
+        ConfigError: If there is no such environment, or it cannot be filmed.
+    """
+    filmed = film and folder is not None
+    first = _first_observation(env_id, env_kwargs, seeds, film=filmed)
+    results: dict[str, Evaluation] = {}
+    columns: list[list[Array]] = []
+    for entry in entries:
+        shown = entry.label if progress else False
+        measured = evaluate(
+            entry.policy,
+            env_id,
+            seeds=seeds,
+            num_envs=num_envs,
+            progress=shown,
+            env_kwargs=env_kwargs,
+            deterministic=entry.deterministic,
+        )
+        entry.policy.predict(first, deterministic=entry.deterministic)
+        frames, seconds = _timed(entry, env_id, int(seeds[0]), env_kwargs, film=filmed)
+        results[entry.label] = replace(measured, seconds=seconds)
+        columns += [frames] if filmed else []
+    if folder is not None:
+        _write(folder, results, columns)
+    return results
+
+
+def _timed(
+    entry: Entry, env_id: str, seed: int, env_kwargs: Mapping[str, Any] | None, *, film: bool
+) -> tuple[list[Array], Array]:
+    """Pictures of one episode in one environment, none without `film`, and seconds per action."""
+    watch = Stopwatch(entry.policy)
+    settings: dict[str, Any] = {"env_kwargs": env_kwargs, "deterministic": entry.deterministic}
+    pictures: list[Array] = []
+    if film:
+        draw = draws_plan(entry.policy)
+        frames = rollout_frames(
+            watch, env_id, seed=seed, draw=draw, max_frames=MAX_FRAMES, **settings
+        )
+        pictures = captioned([halved(frame) for frame in frames], entry.label)
+    else:
+        evaluate(watch, env_id, seeds=[seed], **settings)
+    return pictures, np.array(watch.seconds)
+
+
+def check_fits(label: str, policy: Any, env: gym.Env[Any, Any]) -> None:
+    """Check that observations and actions of a policy have the environment's shapes.
+
+    Args:
+        label: Of the policy, for the message.
+        policy: With `observation_space` and `action_space`.
+        env: The environment.
+
+    Raises:
+        ConfigError: If they have not.
+    """
+    for part in ("observation_space", "action_space"):
+        wanted, there = getattr(policy, part), getattr(env, part)
+        encoder = getattr(policy, "encoder", None)  # then frames are taken beside latents
+        encoded = encoder is not None and _alike(encoder.image_space, there)
+        if not (_alike(wanted, there) or encoded):
+            name = "?" if env.spec is None else env.spec.id
+            raise ConfigError(
+                f"{label}: its {part.replace('_', ' ')} is {wanted}, that of {name} is {there}; "
+                "compare it in the environment that it was trained for"
+            )
+
+
+def _alike(wanted: spaces.Space[Any], there: spaces.Space[Any]) -> bool:
+    """Equal shapes, key by key; keys that a policy does not want may be there."""
+    if isinstance(wanted, spaces.Dict):
+        return isinstance(there, spaces.Dict) and all(
+            key in there.spaces and _alike(part, there.spaces[key]) for key, part in wanted.items()
+        )
+    if isinstance(wanted, spaces.Box):
+        return isinstance(there, spaces.Box) and wanted.shape == there.shape
+    return wanted == there
+
+
+def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, Any]:
+    """Make an environment.
+
+    Raises:
+        ConfigError: If Gymnasium knows none of that id or arguments.
+    """
+    try:
+        return gym.make(env_id, **(env_kwargs or {}))
+    except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
+        raise ConfigError(f"env: {env_id} cannot be made: {error}") from error
+
+
+def _load_entry(
+    text: str,
+    env: gym.Env[Any, Any],
+    env_id: str,
+    options: Mapping[str, Any],
+    deterministic: bool | None,
+    device: str,
+) -> Entry:
+    label, source, own = parse_entry(text)
+    is_sb3 = source.startswith(SB3)
+    chosen = own.pop("deterministic", is_sb3 if deterministic is None else deterministic)
+    if not isinstance(chosen, bool):
+        raise ConfigError(f"deterministic: expected true or false, got {chosen!r}")
+    if not is_sb3:
+        policy = _load_agent(env_id if source == SHIPPED else source, device, {**options, **own})
+        check_fits(label, policy, env)
+        return Entry(label, policy, chosen)
+    if own:
+        raise ConfigError(
+            f"{label}: a policy of Stable-Baselines3 has no option but deterministic, got "
+            f"{sorted(own)}"
+        )
+    from mpd_gym.collect.sb3_zip import load_sb3
+
+    return Entry(label, load_sb3(source.removeprefix(SB3), env), chosen)
+
+
+def _load_agent(source: str, device: str, options: Mapping[str, Any]) -> Any:
+    from mpd_gym.agents.serialization import load_agent
+
+    if source.endswith(".zip"):
+        raise CheckpointError(f"{source}: a Stable-Baselines3 zip is written {SB3}{source}")
+    return load_agent(source, device, **options)
+
+
+def _first_observation(
+    env_id: str, env_kwargs: Mapping[str, Any] | None, seeds: Sequence[int], *, film: bool
+) -> Any:
+    """What the first episode begins with, after a check that it can be filmed if it must be."""
+    if not len(seeds):
+        raise InputError("seeds: expected at least one, got none")
+    env = make_env(env_id, env_kwargs)
+    try:
+        if film and "rgb_array" not in env.metadata.get("render_modes", ()):
+            raise ConfigError(f"env: {env_id} draws no pictures; ask for no GIF (--no-gif)")
+        return env.reset(seed=int(seeds[0]))[0]
+    finally:
+        env.close()
+
+
+def _write(
+    folder: Path, results: Mapping[str, Evaluation], columns: Sequence[Sequence[Array]]
+) -> None:
+    """Write the CSV files, and the film if there are pictures."""
+    write_csv(folder / "summary.csv", [_summary(*item) for item in results.items()])
+    rows = [row for item in results.items() for row in _episodes(*item)]
+    write_csv(folder / "episodes.csv", rows)
+    if columns:
+        save_gif(side_by_side(columns), folder / "side-by-side.gif")
+
+
+def _summary(label: str, found: Evaluation) -> dict[str, Any]:
+    """One row of ``summary.csv``: means, bounds of their 95 % intervals, milliseconds."""
+    row: dict[str, Any] = {"policy": label, "episodes": len(found.seeds)}
+    for measure, interval in found.summary().items():
+        name = measure.replace(" ", "_")
+        row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    taken = 1e3 * found.seconds
+    p50, p99 = np.percentile(taken, (50, 99))
+    return {**row, "ms_mean": float(taken.mean()), "ms_p50": float(p50), "ms_p99": float(p99)}
+
+
+def _episodes(label: str, found: Evaluation) -> list[dict[str, Any]]:
+    """Rows of ``episodes.csv``."""
+    columns = {
+        "seed": found.seeds,
+        "return": found.returns,
+        "length": found.lengths,
+        "cost": found.costs,
+        "success": found.successes,
+        "collision": found.collisions,
+        "final_error": found.final_errors,
+    }
+    return [
+        {"policy": label}
+        | {name: values[index].item() for name, values in columns.items() if values is not None}
+        for index in range(len(found.seeds))
+    ]

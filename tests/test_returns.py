@@ -1,0 +1,177 @@
+"""Measures and their intervals; open-loop execution."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from scipy import stats
+
+from mpd_gym.collect.lqr import NoisyLQR
+from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
+from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.evaluation.returns import (
+    Stopwatch,
+    evaluate,
+    execute_plans,
+    mean_interval,
+    proportion_interval,
+    state_error,
+)
+from mpd_gym.types import succeeded
+
+
+def optimal() -> tuple[Any, NoisyLQR]:
+    env: Any = gym.make("LQR-v0").unwrapped
+    return env, NoisyLQR(env.optimal_gain, 0.0, action_space=env.action_space)
+
+
+def test_the_optimal_gain_reaches_the_optimal_cost() -> None:
+    env, policy = optimal()
+    found = evaluate(policy, "LQR-v0", seeds=range(5), num_envs=2)
+    starts = np.stack([env.reset(seed=seed)[0] for seed in range(5)])
+    np.testing.assert_allclose(-found.returns, env.optimal_cost(starts), rtol=1e-5)
+    np.testing.assert_array_equal(found.lengths, 200)
+    assert found.costs is None and found.successes is None
+
+
+def test_the_number_of_copies_does_not_matter() -> None:
+    swing = PendulumSwingUp(6.5)
+    one, three = (
+        evaluate(swing, "ConstrainedPendulum-v0", seeds=range(7), num_envs=count)
+        for count in (1, 3)
+    )
+    np.testing.assert_allclose(one.returns, three.returns)
+    assert one.costs is not None and one.successes is not None
+    np.testing.assert_array_equal(one.costs, three.costs)
+    assert one.costs.sum() == 0 and one.successes.all()
+
+
+class SaysSuccess(gym.Wrapper[Any, Any, Any, Any]):
+    """Names success as PointMaze and Adroit do."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("ConstrainedPendulum-v0"))
+
+    def step(self, action: Any) -> Any:
+        *outcome, info = super().step(action)
+        info["success"] = info.pop("is_success")
+        return *outcome, info
+
+
+gym.register("MpdTests/SaysSuccess-v0", SaysSuccess)
+
+
+def test_success_is_found_under_both_of_its_names() -> None:
+    ours, theirs = (
+        evaluate(PendulumSwingUp(6.5), env_id, seeds=range(3)).successes
+        for env_id in ("ConstrainedPendulum-v0", "MpdTests/SaysSuccess-v0")
+    )
+    assert ours is not None and theirs is not None and ours.any()
+    np.testing.assert_array_equal(ours, theirs)
+    assert succeeded({"success": np.False_}) is False and succeeded({"other": 1.0}) is None
+
+
+def test_episodes_that_end_early_stop_counting() -> None:
+    env = gym.make("CarUMaze-v0")
+    policy = SmoothRandom(env.action_space, env.observation_space)
+    found = evaluate(policy, "CarUMaze-v0", seeds=range(6), num_envs=6)
+    assert found.collisions is not None and found.collisions.any()
+    assert (found.lengths[found.collisions] <= 64).all() and found.lengths.min() < 64
+    measures = {"return", "length", "success", "collision", "final error"}
+    assert set(found.summary()) == measures
+
+
+def test_final_error_is_the_distance_to_the_goal_at_the_end() -> None:
+    env = gym.make("CarUMaze-v0")
+    policy = SmoothRandom(env.action_space, env.observation_space)
+    policy.reseed(7)
+    found = evaluate(policy, "CarUMaze-v0", seeds=[3])
+    policy.reseed(7)
+    observation, _ = env.reset(seed=3)
+    state, done = None, False
+    while not done:
+        action, state = policy.predict(observation, state, np.array([state is None]))
+        observation, _, terminated, truncated, _ = env.step(action)
+        done = terminated or truncated
+    error = np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"])
+    assert found.final_errors is not None
+    np.testing.assert_allclose(found.final_errors, [error])
+    assert evaluate(optimal()[1], "LQR-v0", seeds=[0]).final_errors is None
+
+
+def test_a_stopwatch_times_each_call_and_changes_nothing() -> None:
+    class Slow:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            time.sleep(0.02)
+            return (observation, episode_start, deterministic), state
+
+    watch = Stopwatch(Slow())
+    assert watch.predict(1, 2, 3, True) == ((1, 3, True), 2)
+    assert watch.predict(5) == ((5, None, False), None)
+    assert len(watch.seconds) == 2 and min(watch.seconds) >= 0.02
+
+
+def test_exact_starts_are_passed_on() -> None:
+    env, policy = optimal()
+    starts = [np.array([0.1, 0.0]), np.array([0.0, -0.1])]
+    options = [{"state": start} for start in starts]
+    found = evaluate(policy, "LQR-v0", seeds=[0, 0], reset_options=options)
+    np.testing.assert_allclose(-found.returns, env.optimal_cost(np.stack(starts)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["agent.safetensors", None, object])
+def test_what_cannot_act_is_refused(policy: Any) -> None:
+    with pytest.raises(ConfigError, match="policy: expected an object with predict"):
+        evaluate(policy, "LQR-v0", seeds=[0])
+
+
+def test_bad_arguments_are_refused() -> None:
+    _, policy = optimal()
+    with pytest.raises(InputError, match="seed"):
+        evaluate(policy, "LQR-v0", seeds=[])
+    with pytest.raises(InputError, match=r"seeds: .* such as range"):
+        evaluate(policy, "LQR-v0", seeds=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="reset_options"):
+        evaluate(policy, "LQR-v0", seeds=[0, 1], reset_options=[{}])
+    with pytest.raises(InputError, match="finite"):
+        mean_interval(np.array([1.0, np.nan]))
+
+
+def test_mean_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        interval = mean_interval(rng.normal(3.0, 2.0, 5))
+        covered += interval.low <= 3.0 <= interval.high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+    assert mean_interval(np.array([1.0])).high == np.inf
+
+
+def test_proportion_interval_is_wilsons() -> None:
+    flags = np.array([True] * 9 + [False])
+    interval = proportion_interval(flags)
+    z, share, n = stats.norm.ppf(0.975), 0.9, 10
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    assert (interval.low, interval.high) == pytest.approx((centre - half, centre + half))
+    assert proportion_interval(np.ones(10, bool)).low > 0.65
+
+
+def test_plans_of_the_optimum_are_executed_as_planned() -> None:
+    env, policy = optimal()
+    start = env.reset(seed=4)[0]
+    states, actions = [start], []
+    for _ in range(10):
+        actions.append(policy.predict(states[-1])[0])
+        states.append(env.step(actions[-1])[0])
+    rollout = execute_plans([np.stack(actions)], "LQR-v0", seeds=[4])[0]
+    np.testing.assert_allclose(rollout.observations, states)
+    planned = np.stack(states[1:])
+    np.testing.assert_allclose(state_error(planned, rollout.observations[1:]), 0, atol=1e-12)
+    short = state_error(planned + np.array([0.3, 0.4]), rollout.observations[1:5])
+    np.testing.assert_allclose(short[:4], 0.5)
+    assert np.isnan(short[4:]).all()

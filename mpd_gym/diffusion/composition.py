@@ -7,8 +7,8 @@ the actions in the rest; the dynamics model reads both and predicts the states.
 What they sample, where both denoisers are exact and agree: `alternating` moves the states twice per
 level against one draw of noise, so that they come out too narrow however many levels there are; for
 Gaussian data with about half their variance (`ddpm_posterior`). `alternating_matched` loses about a
-third with `ddpm_posterior` and nothing with `ddim_move`. All others keep the distribution, with an error
-that falls as levels are added.
+third with `ddpm_posterior` and nothing with `ddim_move`. All others keep the distribution, with an
+error that falls as levels are added.
 
 Skipped levels. With a move from k to k_next < k − 1, `alternating` moves the states over the whole
 gap before the planner sees them, far below the level of the actions, and then once more.

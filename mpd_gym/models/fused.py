@@ -1,8 +1,8 @@
 """The denoisers with hand-written backward passes: what a training on a CPU computes with.
 
 Where there is a C compiler, all layers of the U-Net are one node of the graph, in C
-(`mpd_gym.models.backends.native_training`): in float32, and in bfloat16 where the CPU multiplies it without
-AMX. What follows is for other CPUs, for causal networks, and for machines without a compiler.
+(`mpd_gym.models.backends.native_training`): in float32, and in bfloat16 where the CPU multiplies it
+without AMX. What follows is for other CPUs, causal networks, and machines without a compiler.
 
 `fused` gives the function that `TrajectoryDenoiser.forward` is, from the same parameters. Time
 series are ``[L, M, C]``, time first: there a normalisation of each series with its modulation is

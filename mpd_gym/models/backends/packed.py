@@ -4,8 +4,8 @@
 `mpd_gym.diffusion.guided` takes either. Everything that a reverse pass does not change is out of
 its loop: the affine part of a normalisation and its modulation are one scale and one shift, for
 which the network's weights are multiplied out once. The loop itself is C where the machine has a
-compiler (`mpd_gym.models.backends.native`), and PyTorch's operators elsewhere. `PackedNetworks` makes packed
-networks, keeps them, and makes them anew when weights have changed.
+compiler (`mpd_gym.models.backends.native`), and PyTorch's operators elsewhere. `PackedNetworks`
+makes packed networks, keeps them, and makes them anew when weights have changed.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ class PackedDenoiser:
         network: Weights in float32. They are copied; `is_current` tells whether they have changed
             since.
         precision: ``"fp32"`` or ``"bf16"``.
-        native: Whether a CPU may run compiled code; see `mpd_gym.models.backends.native`. In bfloat16 it
-            rounds what is multiplied; PyTorch's operators round the series between layers, too.
+        native: Whether a CPU may run compiled code; see `mpd_gym.models.backends.native`. In
+            bfloat16 it rounds what is multiplied; PyTorch's operators round the series, too.
 
     Raises:
         ConfigError: If `precision` is unknown, or is bfloat16 where the CPU lacks it.

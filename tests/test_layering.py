@@ -1,18 +1,17 @@
-"""The layers import one way: a module may import only from layers below its own."""
+"""The house: every module has a room, rooms import one way, and no modules import in a circle."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-
-import pytest
 
 import mpd_gym
 
 ROOT = Path(mpd_gym.__file__).parent
-LAYERS = [
+FLOORS = [  # from the ground up; a room may import from its own floor and from those below
     ("_version", "atomic", "errors", "processes", "types", "validation"),
     ("envs",),
     ("collect",),
@@ -23,15 +22,12 @@ LAYERS = [
     ("checkpoint", "training"),
     ("latent",),
     ("agents",),
-    ("evaluation", "open_loop_error"),
-    ("reports",),
-    ("comparison", "experiments", "demo", "watch"),
+    ("evaluation",),
     ("cli",),
 ]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-# The layers below agents know nothing of these neighbours although they rank lower.
-FORBIDDEN = {
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+GATHERERS = {"__init__", "__main__"}  # the package itself offers names of every room
+FORBIDDEN = {  # neighbours on lower floors that a room does not know all the same
     "envs": {"torch"},
     "collect": {"mpd_gym.models"},
     "datasets": {"torch"},
@@ -39,9 +35,13 @@ FORBIDDEN = {
 }
 
 
-def imported(module: Path) -> list[str]:
-    """Absolute names that `module` imports at run time, in functions too."""
-    tree = ast.parse((ROOT / module).read_text())
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Absolute names that a module imports at run time, also inside functions."""
     typing_only = {
         id(node)
         for block in ast.walk(tree)
@@ -49,44 +49,98 @@ def imported(module: Path) -> list[str]:
         for child in block.body
         for node in ast.walk(child)
     }
-    names = []
+    names: set[str] = set()
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: relative import; write the full name"
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
+            assert node.level == 0, f"relative import of {node.module}; write the full name"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def layer(module: Path) -> str:
-    return module.parts[0].removesuffix(".py")
+IMPORTS = {
+    module_name(path): imported(ast.parse(path.read_text())) for path in sorted(ROOT.rglob("*.py"))
+}
 
 
-def test_every_module_has_a_layer() -> None:
-    known = {*RANK, "__init__", "__main__", "pretrained"}
-    assert {layer(module) for module in MODULES} <= known
+def room(name: str) -> str:
+    """Room of a module, or of a name in it: the part after ``mpd_gym``."""
+    return [*name.split("."), "__init__"][1]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_imports_flow_one_way(module: Path) -> None:
-    here = layer(module)
-    if here not in RANK:
-        return  # the package's own __init__ gathers names from every layer
-    for name in imported(module):
-        parts = name.split(".")
-        if parts[0] == "mpd_gym" and len(parts) > 1 and parts[1] in RANK:
-            assert RANK[parts[1]] <= RANK[here], f"{module} imports {name} from a layer above"
-        for banned in FORBIDDEN.get(here, ()):
-            assert name != banned and not name.startswith(banned + "."), f"{module}: {name}"
+def graph() -> dict[str, set[str]]:
+    """Which modules of the package each of them imports."""
+    return {
+        module: {
+            name if name in IMPORTS else name.rpartition(".")[0]
+            for name in names
+            if name.startswith("mpd_gym.")
+        }
+        - {module}
+        for module, names in IMPORTS.items()
+    }
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that all import each other, directly or through others."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        left = [start]
+        while left:
+            left += new if (new := edges.get(left.pop(), set()) - found) else ()
+            found |= new
+        return found
+
+    reach = {module: reached(module) for module in edges}
+    groups = {
+        tuple(sorted(other for other in reach[module] if module in reach.get(other, ())))
+        for module in edges
+    }
+    return sorted(list(group) for group in groups if group)
+
+
+def test_the_plan_names_every_room_and_no_other() -> None:
+    assert {room(module) for module in IMPORTS} - GATHERERS - {"pretrained"} == set(FLOOR)
+
+
+def test_no_import_runs_upwards() -> None:
+    upwards = [
+        f"{module} imports {name}"
+        for module, names in IMPORTS.items()
+        for name in sorted(names)
+        if room(module) in FLOOR
+        and name.startswith("mpd_gym.")
+        and FLOOR.get(room(name), -1) > FLOOR[room(module)]
+    ]
+    assert upwards == []
+
+
+def test_no_room_knows_a_forbidden_neighbour() -> None:
+    known = [
+        f"{module} imports {name}"
+        for module, names in IMPORTS.items()
+        for name in sorted(names)
+        for banned in FORBIDDEN.get(room(module), ())
+        if f"{name}.".startswith(f"{banned}.")
+    ]
+    assert known == []
+
+
+def test_modules_do_not_import_in_a_circle() -> None:
+    planted = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
+    assert circles(planted) == [["a", "b", "c"]]
+    assert circles(graph()) == []
 
 
 def test_import_is_light_and_registers_every_id() -> None:
     code = (
-        "import sys, mpd_gym, gymnasium;"
-        "heavy = {'torch', 'mujoco', 'stable_baselines3', 'casadi', 'minari', 'pygame', 'scipy'};"
+        "import sys, mpd_gym, mpd_gym.evaluation, gymnasium;"
+        "heavy = {'torch', 'mujoco', 'stable_baselines3', 'casadi', 'minari', 'pygame', 'scipy',"
+        " 'matplotlib'};"
         "print(sorted(heavy & set(sys.modules)));"
         "print(sum('mpd_gym' in str(s.entry_point) for s in gymnasium.registry.values()))"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpd_gym.collect.car_reference import Timing, reference
+from mpd_gym.collect.car_reference import SpeedProfile, reference
 from mpd_gym.collect.nmpc import NMPC, NMPCState, bicycle_function
 from mpd_gym.envs.car_model import (
     DEFAULT,
@@ -89,7 +89,7 @@ def test_casadi_dynamics_do_not_clip() -> None:
 
 
 def test_distance_is_the_integral_of_speed() -> None:
-    timing = Timing(arrival=8.0, ramp=1.5)
+    timing = SpeedProfile(arrival=8.0, ramp=1.5)
     for length, first_speed in ((17.0, 0.0), (13.0, 1.2), (0.0, 0.0)):
         distance, speed = timing.travelled(DENSE, length, first_speed)
         integral = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2 * 0.01)])
@@ -100,7 +100,7 @@ def test_distance_is_the_integral_of_speed() -> None:
 
 
 def test_peaks_are_those_of_the_profile() -> None:
-    timing = Timing()
+    timing = SpeedProfile()
     _, speed = timing.travelled(DENSE, 20.0, 0.0)
     peak_speed, peak_acceleration = timing.peaks(20.0)
     assert speed.max() == pytest.approx(peak_speed, abs=1e-6)
@@ -315,7 +315,7 @@ def test_other_bad_arguments_are_refused(policy: NMPC) -> None:
         ({"horizon": 1}, "horizon"),
         ({"max_iterations": -1}, "max_iterations"),
         ({"on_failure": "rise"}, "Did you mean 'raise'"),
-        ({"timing": Timing(6.0, 1.0)}, "timing: 20.0 m in 6.0 s"),
+        ({"timing": SpeedProfile(6.0, 1.0)}, "timing: 20.0 m in 6.0 s"),
         ({"parameters": CarUMazeParameters(wheelbase=1.5)}, "turning circle"),
         (
             {
@@ -335,7 +335,7 @@ def test_bad_configuration_is_refused(arguments: dict[str, Any], message: str) -
 @pytest.mark.parametrize("ramp", [0.0, 5.0, float("nan")])
 def test_bad_timing_is_refused(ramp: float) -> None:
     with pytest.raises(ConfigError, match="ramp"):
-        Timing(arrival=9.0, ramp=ramp)
+        SpeedProfile(arrival=9.0, ramp=ramp)
 
 
 def test_missing_casadi_gives_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:

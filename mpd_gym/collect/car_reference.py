@@ -11,13 +11,13 @@ from mpd_gym.envs.car_model import DEFAULT, CarUMazeParameters
 from mpd_gym.errors import ConfigError
 from mpd_gym.types import Array
 
-__all__ = ["DEFAULT_TIMING", "Timing", "reference"]
+__all__ = ["DEFAULT_PROFILE", "SpeedProfile", "reference"]
 
 _BLEND = 5.0  # m over which the reference leaves a start's, and reaches a goal's, lateral offset
 
 
 @dataclass(frozen=True)
-class Timing:
+class SpeedProfile:
     """Speed profile of the reference: it depends on the length of the path only.
 
     The speed rises along half a cosine wave, is constant, and falls likewise to zero. The default
@@ -37,7 +37,7 @@ class Timing:
     def __post_init__(self) -> None:
         if not 0.0 < 2.0 * self.ramp <= self.arrival < math.inf:
             raise ConfigError(
-                "Timing: expected 0 < 2 * ramp <= arrival, "
+                "SpeedProfile: expected 0 < 2 * ramp <= arrival, "
                 f"got ramp={self.ramp!r}, arrival={self.arrival!r}"
             )
 
@@ -80,7 +80,7 @@ class Timing:
         return within + np.maximum(elapsed - self.ramp, 0.0)
 
 
-DEFAULT_TIMING = Timing()
+DEFAULT_PROFILE = SpeedProfile()
 
 
 def reference(
@@ -88,7 +88,7 @@ def reference(
     goal: Array,
     times: Array,
     parameters: CarUMazeParameters = DEFAULT,
-    timing: Timing = DEFAULT_TIMING,
+    timing: SpeedProfile = DEFAULT_PROFILE,
 ) -> Array:
     """Return the U-shaped reference from a state to a goal, at some times.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 
-from mpd_gym.collect.car_reference import DEFAULT_TIMING, Timing, reference
+from mpd_gym.collect.car_reference import DEFAULT_PROFILE, SpeedProfile, reference
 from mpd_gym.collect.scripted import observation_rows
 from mpd_gym.envs.car_model import DEFAULT, CarUMazeParameters, bicycle_step
 from mpd_gym.errors import (
@@ -91,7 +91,7 @@ class NMPC:
         parameters: CarUMazeParameters = DEFAULT,
         *,
         horizon: int = 16,
-        timing: Timing = DEFAULT_TIMING,
+        timing: SpeedProfile = DEFAULT_PROFILE,
         max_iterations: int = 100,
         on_failure: Literal["raise", "report"] = "raise",
     ) -> None:
@@ -288,7 +288,7 @@ def _at_rest(states: Array) -> Array:
     return np.concatenate([np.zeros((len(states), _NU)), states], axis=1)
 
 
-def _check_drivable(parameters: CarUMazeParameters, timing: Timing) -> None:
+def _check_drivable(parameters: CarUMazeParameters, timing: SpeedProfile) -> None:
     radius = parameters.separation / 2
     tightest = parameters.wheelbase / math.tan(parameters.max_steering)
     if tightest > radius:

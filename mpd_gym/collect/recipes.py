@@ -19,7 +19,7 @@ from mpd_gym.collect.lqr import NoisyLQR
 from mpd_gym.collect.noisy import NoisyPolicy
 from mpd_gym.collect.random_driver import RandomDriver
 from mpd_gym.collect.record import DatasetInfo, record, write_dataset
-from mpd_gym.collect.rollout import Job, Runner
+from mpd_gym.collect.rollout import Assignment, Runner
 from mpd_gym.envs.image_pendulum import FRAMES, draw
 from mpd_gym.errors import ConfigError, check_choice
 from mpd_gym.types import Episode, Policy
@@ -290,7 +290,7 @@ def _played(policy: Any, env_id: str, collection: Collection) -> Iterator[Episod
     """300 episodes of a stochastic policy."""
     env = gym.make(env_id)
     assert env.spec is not None
-    job = Job(
+    job = Assignment(
         collection.dataset_id, env.spec, policy, collection.seed, False, env.observation_space
     )
     runner = Runner(job)

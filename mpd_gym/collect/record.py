@@ -18,17 +18,10 @@ from minari.serialization import serialize_space
 from tqdm import tqdm
 
 from mpd_gym._version import __version__
-from mpd_gym.collect.rollout import Job, Views
+from mpd_gym.collect.rollout import Assignment, Views
 from mpd_gym.collect.storage import Decision, Place, Status, already_there, discard
 from mpd_gym.collect.workers import Schedule, run_here, run_in_processes
-from mpd_gym.collect.writer import (
-    Content,
-    DatasetInfo,
-    assemble,
-    describe,
-    plain,
-    write_dataset,
-)
+from mpd_gym.collect.writer import Content, DatasetInfo, assemble, describe, plain, write_dataset
 from mpd_gym.errors import InputError, SolverError, WorkerError, check_integer, check_policy
 from mpd_gym.types import Episode, Policy
 
@@ -135,7 +128,7 @@ def record(
     place = Place(dataset_id)
     content = describe(env_id, env_kwargs, views.space, None, views.frame_stack)
     assert content.spec is not None
-    job = Job(dataset_id, content.spec, policy, seed, deterministic,
+    job = Assignment(dataset_id, content.spec, policy, seed, deterministic,
               content.observation_space, views, accept)  # fmt: skip
     arguments = _arguments(job, fingerprint or {})
     entries = {**(info or DatasetInfo()).metadata(), **plain(metadata or {}, "metadata")}
@@ -155,7 +148,7 @@ def record(
 
 
 def _collect(
-    job: Job, place: Place, schedule: Schedule, processes: int, report: Callable[[], None]
+    job: Assignment, place: Place, schedule: Schedule, processes: int, report: Callable[[], None]
 ) -> None:
     """Run candidates until enough episodes are stored."""
     report()
@@ -171,11 +164,7 @@ def _collect(
 
 
 def _assemble(
-    place: Place,
-    schedule: Schedule,
-    content: Content,
-    entries: dict[str, Any],
-    progress: bool,
+    place: Place, schedule: Schedule, content: Content, entries: dict[str, Any], progress: bool
 ) -> None:
     decisions = schedule.settled()
     for name, status in (("unsolved", Status.UNSOLVED), ("rejected", Status.REJECTED)):
@@ -261,7 +250,7 @@ def _hint(place: Place, episodes: int) -> str:
     )
 
 
-def _arguments(job: Job, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(job: Assignment, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides about the episodes, as plain JSON."""
     return plain(
         {

@@ -12,18 +12,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from mpd_gym.collect.storage import Decision, Outcome, Status, store_shard
+from mpd_gym.collect.storage import Attempt, Decision, Status, store_shard
 from mpd_gym.errors import ConfigError, InputError, SolverError, check_integer, check_policy
 from mpd_gym.types import Array, Episode, Policy, succeeded
-from mpd_gym.validation import (
-    EpisodeRules,
-    action_box,
-    check_episode,
-    inside,
-    observation_leaves,
-)
+from mpd_gym.validation import EpisodeRules, action_box, check_episode, inside, observation_leaves
 
-__all__ = ["Job", "Runner", "Views"]
+__all__ = ["Assignment", "Runner", "Views"]
 
 
 @final
@@ -65,7 +59,7 @@ class Views:
 
 @final
 @dataclass(frozen=True)
-class Job:
+class Assignment:
     """What every process of a collection needs to know; picklable if its parts are.
 
     Args:
@@ -101,7 +95,7 @@ class Runner:
         job: What to run.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Assignment) -> None:
         self._job = job
         self._policy = _make_policy(job.policy)
         self._env = gym.make(job.spec)
@@ -126,7 +120,7 @@ class Runner:
             Decisions that are now on disk, and the mean seconds that one took.
         """
         started = time.perf_counter()
-        outcomes: list[Outcome] = []
+        outcomes: list[Attempt] = []
         try:
             for candidate in candidates:
                 outcomes.append(self.run(candidate))
@@ -138,7 +132,7 @@ class Runner:
         decisions = [outcome.decision for outcome in outcomes]
         return decisions, (time.perf_counter() - started) / len(outcomes)
 
-    def run(self, candidate: int) -> Outcome:
+    def run(self, candidate: int) -> Attempt:
         """Run one candidate to the end of its episode.
 
         Raises:
@@ -152,12 +146,12 @@ class Runner:
         tape = _Tape(self._rules, self._job.views, candidate)
         solved = self._play(tape, env_seed)
         if not solved:
-            return Outcome(Decision(candidate, Status.UNSOLVED, len(tape.actions)))
+            return Attempt(Decision(candidate, Status.UNSOLVED, len(tape.actions)))
         episode = tape.episode(env_seed)
         check_episode(episode, self._rules, candidate)
         if self._job.accept is not None and not self._job.accept(episode):
-            return Outcome(Decision(candidate, Status.REJECTED, len(episode)))
-        return Outcome(Decision(candidate, Status.STORED, len(episode)), episode)
+            return Attempt(Decision(candidate, Status.REJECTED, len(episode)))
+        return Attempt(Decision(candidate, Status.STORED, len(episode)), episode)
 
     def _play(self, tape: _Tape, seed: int) -> bool:
         """Fill the tape; False as soon as the policy's solver fails."""

@@ -38,14 +38,7 @@ from mpd_gym.validation import columns
 if os.name == "posix":
     import fcntl
 
-__all__ = [
-    "Decision",
-    "Outcome",
-    "Place",
-    "Status",
-    "discard",
-    "store_shard",
-]
+__all__ = ["Attempt", "Decision", "Place", "Status", "discard", "store_shard"]
 
 
 @final
@@ -69,7 +62,7 @@ class Decision:
 
 @final
 @dataclass(frozen=True)
-class Outcome:
+class Attempt:
     """A decision and, if it is to be stored, the episode."""
 
     decision: Decision
@@ -251,7 +244,7 @@ def discard(dataset_id: str) -> int:
     return sum(decision.status is Status.STORED for decision in decided)
 
 
-def store_shard(folder: Path, outcomes: Sequence[Outcome]) -> None:
+def store_shard(folder: Path, outcomes: Sequence[Attempt]) -> None:
     """Write decided episodes to one file, whole or not at all.
 
     Args:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import final
 
-from mpd_gym.collect.rollout import Job, Runner
+from mpd_gym.collect.rollout import Assignment, Runner
 from mpd_gym.collect.storage import Decision, Status
 from mpd_gym.errors import InputError, WorkerError
 from mpd_gym.processes import die_with_parent
@@ -79,7 +79,7 @@ class Schedule:
         return [decision for decision in found if decision is not None]
 
 
-def run_here(job: Job, folder: Path, schedule: Schedule) -> Generator[list[Decision]]:
+def run_here(job: Assignment, folder: Path, schedule: Schedule) -> Generator[list[Decision]]:
     """Run candidates in this process.
 
     Args:
@@ -101,7 +101,7 @@ def run_here(job: Job, folder: Path, schedule: Schedule) -> Generator[list[Decis
 
 
 def run_in_processes(
-    job: Job, folder: Path, schedule: Schedule, processes: int
+    job: Assignment, folder: Path, schedule: Schedule, processes: int
 ) -> Generator[list[Decision]]:
     """Run candidates in several processes, started afresh (spawn: safe with threads).
 

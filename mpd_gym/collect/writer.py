@@ -33,14 +33,7 @@ from mpd_gym.validation import (
     observation_leaves,
 )
 
-__all__ = [
-    "Content",
-    "DatasetInfo",
-    "assemble",
-    "describe",
-    "plain",
-    "write_dataset",
-]
+__all__ = ["Content", "DatasetInfo", "assemble", "describe", "plain", "write_dataset"]
 
 
 @final

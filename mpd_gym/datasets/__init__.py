@@ -15,12 +15,7 @@ from mpd_gym.datasets.conditions import (
     fit_conditions,
 )
 from mpd_gym.datasets.config import ConditionSpec, WindowConfig
-from mpd_gym.datasets.episodes import (
-    EpisodeSource,
-    FlatFormat,
-    load_episodes,
-    recover_env,
-)
+from mpd_gym.datasets.episodes import EpisodeSource, FlatFormat, load_episodes, recover_env
 from mpd_gym.datasets.fitting import NormalizerFitter, fit_normalizer
 from mpd_gym.datasets.normalizers import (
     AffineNormalizer,

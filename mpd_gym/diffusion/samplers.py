@@ -63,13 +63,7 @@ def ddpm_posterior(
 
 
 def ddim_move(
-    noisy: Tensor,
-    clean: Tensor,
-    k: int,
-    k_next: int,
-    schedule: NoiseSchedule,
-    *,
-    eta: float = 0.0,
+    noisy: Tensor, clean: Tensor, k: int, k_next: int, schedule: NoiseSchedule, *, eta: float = 0.0
 ) -> tuple[Tensor, float]:
     """Move along the direction of the predicted noise (Song et al. 2021, eq. 12 and 16).
 
@@ -207,10 +201,7 @@ def noise_to_level(
 
 
 def normal_noise(
-    shape: Sequence[int],
-    generator: torch.Generator,
-    *,
-    dtype: torch.dtype = torch.float32,
+    shape: Sequence[int], generator: torch.Generator, *, dtype: torch.dtype = torch.float32
 ) -> Noise:
     """Return a source of standard normal tensors of one shape, on the generator's device."""
 

@@ -116,10 +116,7 @@ class NoiseSchedule:
         )
 
     def levels(
-        self,
-        num_steps: int | None = None,
-        start: int | None = None,
-        spacing: str = "even",
+        self, num_steps: int | None = None, start: int | None = None, spacing: str = "even"
     ) -> tuple[int, ...]:
         """Levels that a reverse pass visits before it ends at 0.
 

@@ -97,13 +97,7 @@ class Canvas:
         self._dots(pixels, reach, color)
 
     def text(
-        self,
-        text: str,
-        position: Point,
-        color: Color,
-        *,
-        height: int = 16,
-        anchor: str = "center",
+        self, text: str, position: Point, color: Color, *, height: int = 16, anchor: str = "center"
     ) -> None:
         """Write one line.
 

@@ -12,13 +12,7 @@ from mpd_gym.envs.checks import checked_array
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array
 
-__all__ = [
-    "LinearQuadraticProblem",
-    "checked_matrix",
-    "double_integrator",
-    "reward",
-    "transition",
-]
+__all__ = ["LinearQuadraticProblem", "checked_matrix", "double_integrator", "reward", "transition"]
 
 
 def double_integrator(dt: float = 0.1) -> tuple[Array, Array]:

@@ -14,10 +14,7 @@ __all__ = ["make_walker2d_torque_defect"]
 
 VERSIONS = ("v5", "v4")
 RIGHT_FOOT, LIMIT = 2, 0.5
-METADATA = {
-    "render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"],
-    "render_fps": 125,
-}
+METADATA = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 125}
 
 
 @states_metadata(METADATA)

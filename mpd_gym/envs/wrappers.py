@@ -20,7 +20,7 @@ from mpd_gym.types import Array
 
 __all__ = ["RemainingBudget", "StackedFrames", "TorqueDefect", "VelocityLimit", "states_metadata"]
 
-Step = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
+StepResult = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 
@@ -40,10 +40,7 @@ class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
 
     def __init__(
-        self,
-        env: gym.Env[Any, Any],
-        limit: float,
-        velocity: int | Callable[[Any], float],
+        self, env: gym.Env[Any, Any], limit: float, velocity: int | Callable[[Any], float]
     ) -> None:
         RecordConstructorArgs.__init__(self, limit=limit, velocity=velocity)
         super().__init__(env)
@@ -59,7 +56,7 @@ class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         observation, info = self.env.reset(seed=seed, options=options)
         return observation, {**info, "cost": 0.0}
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> StepResult:
         """Step the environment and add the cost of where it came."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         velocity = self._velocity
@@ -100,7 +97,7 @@ class RemainingBudget(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._left = self.budget
         return self._shown(observation), info
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> StepResult:
         """Step the environment and take the cost off what is left, down to 0."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         if "cost" not in info:
@@ -160,7 +157,7 @@ class StackedFrames(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._frames = np.concatenate([_channels_first(frame)] * self.count)
         return self._frames.copy(), info
 
-    def step(self, action: Any) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> StepResult:
         """Step the environment; its frame replaces the oldest of the stack."""
         if self._frames is None:
             raise gym.error.ResetNeeded("Cannot call step() before calling reset()")
@@ -191,7 +188,7 @@ class TorqueDefect(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._space = _flat_box("joint", joint, env.action_space, "action")
         self.joint, self.limit = int(joint), checked_number("limit", limit)
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> StepResult:
         """Step the environment with the weakened action.
 
         Raises:

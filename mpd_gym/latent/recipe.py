@@ -32,9 +32,7 @@ def collect_latent_pendulum(collection: Collection) -> Any:
         islice(episodes, collection.size(total)),
         env_id="LatentPendulum-v0",
         info=info(
-            "SAC replay buffer",
-            f"{IMAGES} as latents of the encoder that ships.",
-            PENDULUM_RETURNS,
+            "SAC replay buffer", f"{IMAGES} as latents of the encoder that ships.", PENDULUM_RETURNS
         ),
         metadata=metadata,
         overwrite=collection.overwrite,

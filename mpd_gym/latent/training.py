@@ -137,11 +137,7 @@ def fit_autoencoder(
         FramePairs(part) for part in split_episodes(source, config.validation_fraction, config.seed)
     )
     model = _untrained(source, training, config)
-    told = {
-        "data": source.name,
-        "seed": config.seed,
-        "dynamics_weight": config.dynamics_weight,
-    }
+    told = {"data": source.name, "seed": config.seed, "dynamics_weight": config.dynamics_weight}
     result = fit(
         model,
         _loss(config.dynamics_weight),

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-__all__ = ["Request", "catch_interrupts"]
+__all__ = ["StopRequest", "catch_interrupts"]
 
 
 @final
-class Request:
+class StopRequest:
     """Whether the user asked to stop.
 
     Attributes:
@@ -25,14 +25,14 @@ class Request:
 
 
 @contextmanager
-def catch_interrupts() -> Iterator[Request]:
+def catch_interrupts() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; the same signal again acts as before.
 
     A different second signal changes nothing: whoever stops a group of processes may send one
     after the other. The handlers are put back at the end. Outside the main thread, where Python
     allows no handlers, the request is never set.
     """
-    request = Request()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mpd_gym.errors import InputError, TrainingError
 from mpd_gym.training.config import TrainingConfig
-from mpd_gym.training.interrupts import Request, catch_interrupts
+from mpd_gym.training.interrupts import StopRequest, catch_interrupts
 from mpd_gym.training.log import History, Record
 from mpd_gym.training.state import Checkpoints, LossFunction, Sampler, TrainingState
 
@@ -145,7 +145,7 @@ def _run(
     validation: Sampler | None,
     checkpoints: Checkpoints | None,
     report: _Report,
-    request: Request,
+    request: StopRequest,
 ) -> None:
     """Take steps until all are done or `request` is set; keep the books in between."""
     saved = time.monotonic()

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from mpd_gym.errors import InputError, WorkerError
-from mpd_gym.training.interrupts import Request, catch_interrupts
+from mpd_gym.training.interrupts import StopRequest, catch_interrupts
 from mpd_gym.training.loop import BAR_POSITION
 
 __all__ = ["fit_parallel"]
@@ -93,7 +93,7 @@ def _pickled(name: str, job: Callable[[], Any]) -> bytes:
         ) from error
 
 
-def _collect(workers: list[_Worker], request: Request) -> dict[str, Any]:
+def _collect(workers: list[_Worker], request: StopRequest) -> dict[str, Any]:
     results: dict[str, Any] = dict.fromkeys(worker.name for worker in workers)
     running = {worker.connection: worker for worker in workers}
     while running:

@@ -1,8 +1,9 @@
-# `make demo` and `make test` do everything on a fresh machine with Python 3.11+ and make.
+# `make demo`, `make test` and `make docs` do everything on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip
 WORKERS ?= 2
 
@@ -30,6 +31,10 @@ type: $(STAMP)
 
 check: lint type test
 
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs build/docs
+	@echo 'Open build/docs/index.html'
+
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/environments.py
 	$(BIN)/python benchmarks/windows.py
@@ -41,6 +46,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt torch
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	@touch $(STAMP)
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $(DOCS_STAMP)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis outputs

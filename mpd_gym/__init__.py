@@ -6,6 +6,7 @@ only when something that needs them is first used.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mpd_gym import envs as envs
@@ -13,16 +14,40 @@ from mpd_gym._version import __version__
 
 if TYPE_CHECKING:
     from mpd_gym.agents import MPDiffuserAgent, MPDiffuserConfig, load_agent
+    from mpd_gym.agents.presets import preset
+    from mpd_gym.collect.record import record
+    from mpd_gym.datasets import load_episodes
+    from mpd_gym.evaluation import compare, evaluate
 
-__all__ = ["MPDiffuserAgent", "MPDiffuserConfig", "__version__", "envs", "load_agent"]
+__all__ = [
+    "MPDiffuserAgent",
+    "MPDiffuserConfig",
+    "__version__",
+    "compare",
+    "envs",
+    "evaluate",
+    "load_agent",
+    "load_episodes",
+    "preset",
+    "record",
+]
+
+_LAZY = {
+    "MPDiffuserAgent": "agents",
+    "MPDiffuserConfig": "agents",
+    "compare": "evaluation",
+    "evaluate": "evaluation",
+    "load_agent": "agents",
+    "load_episodes": "datasets",
+    "preset": "agents.presets",
+    "record": "collect.record",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the agents when they are first asked for."""
-    if name in ("MPDiffuserAgent", "MPDiffuserConfig", "load_agent"):
-        from mpd_gym import agents
-
-        return getattr(agents, name)
+    """Load a public name when it is first asked for."""
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,11 +1,20 @@
-"""Links in the documentation lead somewhere."""
+"""The documentation: links lead somewhere, commands parse, snippets run, pages stay short."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+import mpd_gym
+from mpd_gym.cli import app
+from mpd_gym.models import UnetConfig
+from mpd_gym.training import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -13,10 +22,15 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "mpd_gym/pretrained/*.md")
     for path in ROOT.glob(pattern)
 )
-
-
-def test_the_pages_are_found() -> None:
-    assert {"README.md", "docs/guide.md", "docs/results.md"} <= set(PAGES)
+LENGTHS = {"README.md": 150, "docs/guide.md": 150, "CHANGELOG.md": 60}
+TAUGHT = ["README.md", "docs/guide.md", "docs/data.md", "docs/agents.md"]
+BUDGETS = {"episodes=100": "episodes=2", "range(20), num_envs=20": "range(2), num_envs=2"}
+TINY = {
+    "unet": UnetConfig(width=8, multipliers=(1, 2), groups=4),
+    "training": TrainingConfig(steps=2, batch_size=4, validation_batches=1, ema_every=1),
+    "regressor_training": TrainingConfig(steps=2, batch_size=4, validation_batches=1, ema_every=1),
+    "validation_fraction": 0.5,
+}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -33,3 +47,41 @@ def _there(page: Path, name: str, heading: str) -> bool:
         return target.exists()
     titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
     return heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", LENGTHS)
+def test_a_page_stays_short(page: str) -> None:
+    assert len((ROOT / page).read_text().splitlines()) <= LENGTHS[page]
+
+
+@pytest.mark.parametrize("page", TAUGHT)
+def test_commands_of_a_page_are_those_of_the_command_line(page: str) -> None:
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    lines = re.findall(r"^mpd-gym (.*)$", text, re.MULTILINE)
+    mentioned = re.findall(r"(?<!`)`mpd-gym ([a-z][^`]*)`", text)  # these may leave out arguments
+    assert lines or mentioned
+    known: Any = typer.main.get_command(app)
+    for line in lines:
+        name, *arguments = shlex.split(line, comments=True)
+        known.commands[name].make_context(name, arguments)  # parses, and runs nothing
+    for line in mentioned:
+        name, *arguments = shlex.split(line)
+        options = {option for parameter in known.commands[name].params for option in parameter.opts}
+        assert {part for part in arguments if part.startswith("-")} <= options
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/data.md"])
+def test_the_snippets_of_a_page_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mpd_gym").symlink_to(ROOT / "mpd_gym")  # as in a clone, which stays clean
+    monkeypatch.chdir(tmp_path)
+    laptop = mpd_gym.preset
+    monkeypatch.setattr(
+        mpd_gym, "preset", lambda name: replace(laptop(name), **TINY), raising=False
+    )
+    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
+    for full, small in BUDGETS.items():
+        code = code.replace(full, small)
+    exec(compile(code, page, "exec"), {})

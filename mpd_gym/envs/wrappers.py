@@ -31,7 +31,7 @@ class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Args:
         env: Environment to watch.
-        limit: Largest allowed |velocity|, in the velocity's unit; not negative.
+        limit: Largest allowed ``|velocity|``, in the velocity's unit; not negative.
         velocity: Index of the velocity in the (flat, array) observation, or a function from the
             observation to it. An index keeps the environment's specification writable as JSON.
 

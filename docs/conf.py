@@ -1,0 +1,47 @@
+"""Sphinx configuration: `make docs` builds these pages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generated
+
+import mpd_gym
+
+project = "mpd_gym"
+copyright = "the mpd_gym authors, MIT licence"
+release = version = mpd_gym.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["results/*.cause.md"]
+nitpicky = True
+# Types of other packages have no page here, and there is no network to look theirs up.
+nitpick_ignore_regex = [("py:.*", ".*")]
+default_role = "py:obj"
+
+myst_heading_anchors = 4
+suppress_warnings = ["myst.header"]  # docstrings of environments and commands begin at their level
+
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_type_aliases = {"Array": "Array"}
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
+
+html_theme = "furo"
+html_title = f"mpd_gym {release}"
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+
+
+def setup(app: object) -> None:
+    """Fill in what is generated."""
+    app.connect("source-read", generated.fill_in)

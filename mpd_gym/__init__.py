@@ -32,7 +32,7 @@ __all__ = [
     "record",
 ]
 
-_LAZY = {
+_MODULES = {
     "MPDiffuserAgent": "agents",
     "MPDiffuserConfig": "agents",
     "compare": "evaluation",
@@ -45,10 +45,10 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for."""
-    if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Load a name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -42,6 +43,13 @@ html_css_files = ["pages.css"]
 html_show_sphinx = False
 
 
-def setup(app: object) -> None:
+def readable(*event: Any) -> tuple[str | None, str | None]:
+    """Write the default of a field that a factory makes so that Sphinx can parse the signature."""
+    *_, signature, returned = event
+    return signature and signature.replace("<factory>", "..."), returned
+
+
+def setup(app: Any) -> None:
     """Fill in what is generated."""
     app.connect("source-read", generated.fill_in)
+    app.connect("autodoc-process-signature", readable)

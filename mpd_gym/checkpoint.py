@@ -1,15 +1,14 @@
 """The one file format: tensors and a JSON header in one safetensors file, and no pickle anywhere.
 
-A file is what every safetensors reader expects: eight bytes with the length of a JSON table, the
-table (padded with spaces), and the bytes of the tensors. The table's ``__metadata__`` begins with
-a SHA-256 digest of the *whole file*, taken with the digest's own 64 characters set to ``0``. No
-byte is outside it, neither white space nor the order of keys, so any damaged byte is noticed
-(safetensors itself notices none in the payload). The digest finds damage and careless editing; it
-is no signature, as whoever writes a file can compute it.
+Every safetensors reader can read a file: eight bytes with the length of a JSON table, the table
+(padded with spaces), and the bytes of the tensors. The table's ``__metadata__`` begins with a
+SHA-256 digest of the *whole file*, taken with the digest's own 64 characters set to ``0``. It
+covers every byte, also white space and the order of keys, so any damaged byte is noticed
+(safetensors itself notices none in the payload). The digest finds damage and careless editing. It
+is no signature: whoever writes a file can compute it.
 
-Reading believes nothing: sizes are compared with the file before memory is taken, the bytes are
-read into private memory (a memory map dies by SIGBUS when the file shrinks), and nothing in a
-file is ever executed.
+Reading trusts nothing: it compares sizes with the file before it takes memory, copies the bytes
+into private memory (a memory map dies by SIGBUS when the file shrinks), and executes nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn, final
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
@@ -35,36 +32,26 @@ from mpd_gym.atomic import atomic_path
 from mpd_gym.errors import CheckpointError, InputError
 from mpd_gym.types import Array
 
-__all__ = ["FORMAT_VERSION", "flatten", "load_file", "load_into", "save_file", "unflatten"]
+__all__ = ["FORMAT_VERSION", "load_file", "load_into", "save_file"]
 
 FORMAT_VERSION = 1
 """Version of the format that this package writes; it reads this one and refuses newer ones."""
 
-_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-_PREFIX = b'{"__metadata__":{"mpd_gym_sha256":"'  # opens every file of ours, so the digest is found
+_PREFIX = b'{"__metadata__":{"mpd_gym_sha256":"'  # opens the table of every file of this package
 _ZEROS = b"0" * 64
 _RESERVED = ("format_version", "kind", "package_version")
 _MAX_TABLE_BYTES = 16 * 2**20
 _SUFFIX = ".safetensors"
 
 _COPY_AGAIN = "Copy or download it again"
-_NEVER_PICKLE = (
-    "mpd_gym reads only .safetensors files that it wrote itself and never opens pickles, because "
-    "loading one can run any code"
-)
+_NEVER_PICKLE = "mpd_gym reads only files that it wrote and never opens pickles: they can run code"
 _FOREIGN = (
     (b"PK", "a zip archive, as torch.save and Stable-Baselines3 write them (pickles inside)"),
     (b"\x80", "a pickle"),
@@ -86,9 +73,9 @@ def save_file(
         path: Ends in ``.safetensors``; its folder is made if missing.
         tensors: Finite tensors or NumPy arrays of any shape; float64, float32, float16, bfloat16,
             integers or bool. Those on other devices are copied one by one.
-        header: What describes them, JSON values only; the keys ``format_version``, ``kind`` and
-            ``package_version`` are added and must be absent.
-        kind: What the file is for, such as ``"agent"`` or ``"training"``; checked by `load_file`.
+        header: Describes them, JSON values only. This function adds the keys ``format_version``,
+            ``kind`` and ``package_version``.
+        kind: Purpose of the file, such as ``"agent"`` or ``"training"``; `load_file` checks it.
 
     Raises:
         InputError: If a name, dtype or header value cannot be stored, or a tensor holds NaN or
@@ -106,14 +93,17 @@ def save_file(
         with atomic_path(target) as temporary, open(temporary, "wb") as file:
             file.write(opening)
             for name in names:
-                content = _bytes_of(_finite(name, stored[name].cpu().contiguous()))
+                tensor = stored[name].cpu().contiguous()
+                if not _is_valid(tensor):
+                    raise InputError(f"tensor '{name}' holds NaN or infinity and is not saved")
+                content = _bytes_of(tensor)
                 digest.update(content)
                 file.write(content)
             file.seek(8 + len(_PREFIX))
             file.write(digest.hexdigest().encode())
     except OSError as error:
         raise CheckpointError(
-            f"{target}: could not be written ({error}); what was there before is unchanged. "
+            f"{target}: could not be written ({error}); an existing file is unchanged. "
             "Free space or choose another folder"
         ) from error
 
@@ -125,22 +115,24 @@ def load_file(
 
     Args:
         path: The file.
-        kind: The kind it must be of; None accepts any.
+        kind: Expected kind; None accepts any.
         max_bytes: Larger files are refused before memory is taken.
 
     Returns:
-        CPU tensors by name (``.numpy()`` gives the array at no cost), and the header, with the
-        keys ``format_version``, ``kind`` and ``package_version`` added.
+        CPU tensors by name (``.numpy()`` shares their memory), and the header with the keys
+        ``format_version``, ``kind`` and ``package_version``.
 
     Raises:
         CheckpointError: If the file is missing, truncated, damaged, of another kind, written by a
-            newer version, or not one of ours. The message names the file and what to do.
+            newer version, or not written by this package. The message names the file and the
+            remedy.
     """
     try:
-        with _regular_file(path) as (file, size):
+        with _open(path) as file:
+            size = os.fstat(file.fileno()).st_size
             table, digest = _read_opening(file, size, max_bytes)
             metadata, entries = _parse(table, size)
-            tensors = {entry.name: _read_tensor(file, entry, digest) for entry in entries}
+            tensors = {name: _read_tensor(file, one, digest) for name, one in entries.items()}
         if digest.hexdigest() != metadata["mpd_gym_sha256"]:
             _refuse("is damaged: its digest does not match its contents")
         for name, tensor in tensors.items():
@@ -148,10 +140,9 @@ def load_file(
                 _refuse(f"tensor '{name}' holds NaN, infinity or no bool", "Train again")
         return tensors, _header_of(metadata, kind)
     except _RefusedError as error:
-        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+        raise CheckpointError(f"{path}: {error}") from None
     except OSError as error:
-        problem = error.strerror or error
-        raise CheckpointError(f"{os.fspath(path)}: cannot be read ({problem})") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def load_into(
@@ -163,17 +154,18 @@ def load_into(
 ) -> None:
     """Copy tensors into a module's parameters and buffers, all of them or none.
 
-    Unlike `Module.load_state_dict` it neither recasts dtypes nor accepts NaN.
+    Unlike `Module.load_state_dict`, it neither recasts dtypes nor accepts NaN.
 
     Args:
-        target: Takes the values, on its own device: a module or named tensors.
-        tensors: Names as in ``module.state_dict()``, after `prefix`; others are ignored.
+        target: Module or named tensors to fill, each on its own device.
+        tensors: Values named as in ``module.state_dict()``, after `prefix`. Names without the
+            prefix are ignored.
         prefix: Opens the names that belong to `target`, for example ``"planner/"``.
-        source: File or origin, for messages.
+        source: File, for messages.
 
     Raises:
-        CheckpointError: If a name is missing or unknown, or a shape or dtype differs, or a value
-            is not finite; the target is then unchanged.
+        CheckpointError: If a name is missing or unknown, a shape or dtype differs, or a value is
+            not finite. The target is then unchanged.
     """
     given = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     wanted = target.state_dict() if isinstance(target, nn.Module) else target
@@ -196,63 +188,12 @@ def load_into(
             tensor.copy_(given[name])
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the keys of nested mappings with ``/``: ``{"a": {"b": x}}`` becomes ``{"a/b": x}``.
-
-    Raises:
-        InputError: If a key is empty or holds ``/``, or a mapping is empty, which `unflatten`
-            could not give back.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if not key or "/" in key:
-            raise InputError(f"a tensor's name must be non-empty and without '/'; got '{key}'")
-        if not isinstance(value, Mapping):
-            flat[key] = value
-            continue
-        if not value:
-            raise InputError(f"'{key}' holds no tensors; leave it out")
-        flat |= {f"{key}/{name}": leaf for name, leaf in flatten(value).items()}
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Invert `flatten`.
-
-    Raises:
-        CheckpointError: If a name is both a value and a folder of others.
-    """
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *folders, leaf = name.split("/")
-        node: Any = tree
-        for folder in folders:
-            node = node.setdefault(folder, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or leaf in node:
-            raise CheckpointError(f"tensor name '{name}' lies inside another tensor's name")
-        node[leaf] = value
-    return tree
-
-
 class _RefusedError(Exception):
-    """What is wrong with the file at hand; the caller adds its path."""
+    """The problem with a file; the caller adds its path."""
 
 
 def _refuse(problem: str, remedy: str = _COPY_AGAIN) -> NoReturn:
     raise _RefusedError(f"{problem}. {remedy}")
-
-
-@final
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor that the table announces."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
-# Writing
 
 
 def _as_tensor(name: str, value: Tensor | Array) -> Tensor:
@@ -269,34 +210,23 @@ def _as_tensor(name: str, value: Tensor | Array) -> Tensor:
     return value.detach()
 
 
-def _finite(name: str, tensor: Tensor) -> Tensor:
-    if not _is_valid(tensor):
-        raise InputError(f"tensor '{name}' holds NaN or infinity and is not saved")
-    return tensor
-
-
 def _header_text(header: Mapping[str, Any]) -> str:
-    taken = sorted(set(header) & set(_RESERVED))
-    if taken:
+    if taken := sorted(set(header) & set(_RESERVED)):
         raise InputError(f"header keys {taken} are written by save_file; leave them out")
     try:
         _check_keys(header)
         return json.dumps(dict(header), sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"header must hold finite JSON values under string keys: {error}"
-        ) from None
+        raise InputError(f"header: expected finite JSON under string keys: {error}") from None
 
 
 def _check_keys(value: Any) -> None:
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"key {key!r} is not a string")  # json would make it one
-            _check_keys(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_keys(item)
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"key {odd[0]!r} is not a string")  # json would make it one
+        value = list(value.values())
+    for item in value if isinstance(value, list | tuple) else ():
+        _check_keys(item)
 
 
 def _opening(tensors: Mapping[str, Tensor], header: str, kind: str) -> bytes:
@@ -312,20 +242,15 @@ def _opening(tensors: Mapping[str, Tensor], header: str, kind: str) -> bytes:
     }
     start = 0
     for name, tensor in tensors.items():
-        stop = start + tensor.numel() * tensor.element_size()
-        table[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, stop],
-        }
+        stop = start + tensor.nbytes
+        dtype, shape = _DTYPE_NAMES[tensor.dtype], list(tensor.shape)
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > _MAX_TABLE_BYTES:
-        raise InputError(
-            f"header and tensor names take {len(text):,} bytes, more than {_MAX_TABLE_BYTES:,}; "
-            "store long lists as tensors"
-        )
+        problem = f"header and names take {len(text):,} bytes, more than {_MAX_TABLE_BYTES:,}"
+        raise InputError(f"{problem}; store long lists as tensors")
     return len(text).to_bytes(8, "little") + text
 
 
@@ -345,25 +270,18 @@ def _spec(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-# Reading
-
-
-@contextmanager
-def _regular_file(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
-    mode = os.stat(path).st_mode  # opening a pipe or device would wait, or never end
+def _open(path: str | os.PathLike[str]) -> IO[bytes]:
+    mode = os.stat(path).st_mode  # a pipe or device would block
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         _refuse(f"is {kind}", "Name one .safetensors file")
-    with open(path, "rb") as file:
-        yield file, os.fstat(file.fileno()).st_size
+    return open(path, "rb")
 
 
 def _read_opening(file: IO[bytes], size: int, max_bytes: int) -> tuple[bytes, hashlib._Hash]:
     """Read the table, and begin the digest of the file."""
     if size > max_bytes:
-        _refuse(
-            f"is {size:,} bytes, more than max_bytes={max_bytes:,}", "Raise it if that is right"
-        )
+        _refuse(f"is {size:,} bytes, more than max_bytes={max_bytes:,}", "Raise the limit")
     start = file.read(8 + len(_PREFIX))
     if start[8:] != _PREFIX:
         _refuse(*_what_else(start, size))
@@ -379,73 +297,66 @@ def _read_opening(file: IO[bytes], size: int, max_bytes: int) -> tuple[bytes, ha
 
 
 def _what_else(start: bytes, size: int) -> tuple[str, str]:
-    """What a file is that does not open as ours do, and what to do."""
+    """Name the format of a foreign file, and the remedy."""
     if not start:
         return "is empty", _COPY_AGAIN
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
         return "is a safetensors file that mpd_gym did not write, or a damaged one", _COPY_AGAIN
-    for magic, name in _FOREIGN:
-        if start.startswith(magic):
-            return f"looks like {name}", _NEVER_PICKLE
-    return "is damaged, truncated or of another format", _NEVER_PICKLE
+    names = (f"looks like {name}" for magic, name in _FOREIGN if start.startswith(magic))
+    return next(names, "is damaged, truncated or of another format"), _NEVER_PICKLE
 
 
-def _parse(table: bytes, size: int) -> tuple[dict[str, str], list[_Entry]]:
-    """Check the table against the file's size, before memory is taken."""
+def _parse(table: bytes, size: int) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Check the table against the file's size; return metadata and the fields of each tensor."""
     content = _json(table)
     metadata = content.pop("__metadata__")
     _check_metadata(metadata)
-    entries, stop = [], 0
+    stop = 0
     for name, fields in content.items():
-        entry, start, next_stop = _entry(name, fields)
+        start, next_stop = _check_entry(name, fields)
         if start != stop:
             _refuse(f"is damaged: tensor '{name}' does not follow the one before it")
-        entries.append(entry)
         stop = next_stop
     there = size - 8 - len(table)
     if stop != there:
         _refuse(f"is truncated or damaged: its tensors need {stop:,} bytes, {there:,} are there")
-    return metadata, entries
+    return metadata, content
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
-    version = metadata.get("format_version")
-    if isinstance(version, str) and re.fullmatch("[1-9][0-9]{0,8}", version):
-        if int(version) > FORMAT_VERSION:
-            _refuse(
-                f"has format version {version}; mpd_gym {__version__} reads up to {FORMAT_VERSION}",
-                "Update it: pip install --upgrade mpd-gym",
-            )
+    version = str(metadata.get("format_version"))
+    if re.fullmatch("[1-9][0-9]{0,8}", version) and int(version) > FORMAT_VERSION:
+        _refuse(
+            f"has format version {version}; mpd_gym {__version__} reads up to {FORMAT_VERSION}",
+            "Update it: pip install --upgrade mpd-gym",
+        )
     keys = {"mpd_gym_sha256", "format_version", "kind", "package_version", "header"}
     strings = all(isinstance(value, str) for value in metadata.values())
     if version != str(FORMAT_VERSION) or set(metadata) != keys or not strings:
         _refuse("is damaged: its metadata are not those that mpd_gym writes")
 
 
-def _entry(name: str, fields: Any) -> tuple[_Entry, int, int]:
-    """Return what the table says of one tensor, and where its bytes start and stop."""
+def _check_entry(name: str, fields: Any) -> tuple[int, int]:
+    """Check the table's entry for one tensor; return where its bytes start and stop."""
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         _refuse(f"is damaged: the table's entry for tensor '{name}' is incomplete")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         _refuse(f"is damaged: tensor '{name}' has the unknown dtype {dtype!r}")
-    lists = _are_sizes(shape) and _are_sizes(offsets) and len(shape) <= 32 and len(offsets) == 2
-    # The second product is for shapes such as [0, 2**62], whose strides would overflow.
-    if (
-        not lists
-        or math.prod(shape) * _DTYPES[dtype].itemsize != offsets[1] - offsets[0]
-        or math.prod(max(length, 1) for length in shape) >= 2**60
-    ):
+    valid = _are_sizes(shape) and _are_sizes(offsets) and len(shape) <= 32 and len(offsets) == 2
+    valid = valid and math.prod(shape) * _DTYPES[dtype].itemsize == offsets[1] - offsets[0]
+    # Strides of shapes such as [0, 2**62] would overflow.
+    if not valid or math.prod(max(length, 1) for length in shape) >= 2**60:
         _refuse(f"is damaged: shape and offsets of tensor '{name}' contradict each other")
-    return _Entry(name, _DTYPES[dtype], tuple(shape)), offsets[0], offsets[1]
+    return offsets[0], offsets[1]
 
 
 def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
 
-def _read_tensor(file: IO[bytes], entry: _Entry, digest: hashlib._Hash) -> Tensor:
-    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+def _read_tensor(file: IO[bytes], fields: Mapping[str, Any], digest: hashlib._Hash) -> Tensor:
+    tensor = torch.empty(fields["shape"], dtype=_DTYPES[fields["dtype"]])
     content, taken = _bytes_of(tensor), 0
     while taken < len(content):
         count = file.readinto(content[taken:])  # type: ignore[attr-defined]  # binary files have it
@@ -479,8 +390,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
+    if len(content := dict(pairs)) != len(pairs):
         raise ValueError("a key appears twice")
     return content
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mpd_gym import checkpoint
-from mpd_gym.checkpoint import flatten, load_file, load_into, save_file, unflatten
+from mpd_gym.checkpoint import load_file, load_into, save_file
 from mpd_gym.errors import CheckpointError, InputError
 
 HEADER = {"name": "mpdiffuser", "budget": 0.1, "spaces": {"low": [-1.0, 1.0]}, "goal": None}
@@ -488,30 +488,3 @@ def test_load_into_accepts_exact_fits_only(change: Callable[[Any], Any], match: 
         load_into(target, given, source="agent.safetensors")
     for name, tensor in target.state_dict().items():
         assert torch.equal(tensor, before[name])
-
-
-# Names
-
-
-def test_flatten_and_unflatten_are_inverse() -> None:
-    tree = {"planner": {"0.weight": 1, "0.bias": 2}, "tables": {"cdf": {"x": 3}}, "noise": 4}
-    flat = flatten(tree)
-    assert flat == {
-        "planner/0.weight": 1,
-        "planner/0.bias": 2,
-        "tables/cdf/x": 3,
-        "noise": 4,
-    }
-    assert unflatten(flat) == tree
-
-
-@pytest.mark.parametrize("tree", [{"a/b": 1}, {"": 1}, {"a": {}}, {"a": {"b/c": 1}}])
-def test_flatten_refuses_what_it_could_not_invert(tree: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        flatten(tree)
-
-
-@pytest.mark.parametrize("flat", [{"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}])
-def test_unflatten_refuses_a_name_inside_another(flat: dict[str, int]) -> None:
-    with pytest.raises(CheckpointError, match="inside another"):
-        unflatten(flat)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from mpd_gym.envs.batched import BatchedEnv, Infos
 from mpd_gym.envs.checks import checked_action, checked_array, checked_options
-from mpd_gym.envs.drawing import RENDER_MODES, Canvas, Renderer, mix
+from mpd_gym.envs.drawing import RENDER_MODES, Renderer
 from mpd_gym.envs.lqr_model import (
     LinearQuadraticProblem,
     checked_matrix,
@@ -25,8 +24,8 @@ from mpd_gym.envs.lqr_model import (
     reward,
     transition,
 )
-from mpd_gym.envs.palette import AMBER, AXIS, BLUE, GRID, INK, PAPER
-from mpd_gym.envs.plans import DrawnPlans, checked_plans, paint_plans
+from mpd_gym.envs.lqr_picture import PATH_LENGTH, Moment, paint
+from mpd_gym.envs.plans import DrawnPlans, checked_plans
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
 
@@ -42,10 +41,6 @@ __all__ = [
 MAX_ACTION = 10.0
 START_RANGE = (-0.2, 0.2)
 FPS = 10
-PATH_LENGTH = 201  # states that a picture shows: a whole episode
-HALF = 0.84  # of the plot, in a picture that spans [-1, 1]
-
-Moment = tuple[Array, Array | None, float]  # a state, the action that led to it, the cost so far
 
 
 class LQREnv(gym.Env[Array, Array]):
@@ -118,10 +113,10 @@ class LQREnv(gym.Env[Array, Array]):
         start_range: tuple[ArrayLike, ArrayLike] = START_RANGE,
         max_action: ArrayLike = MAX_ACTION,
     ) -> None:
-        self._task = _task(A, B, Q, R, start_range, max_action)
-        self.problem = self._task.problem
-        self.observation_space = self._task.observation_space
-        self.action_space = self._task.action_space
+        self._system = _system(A, B, Q, R, start_range, max_action)
+        self.problem = self._system.problem
+        self.observation_space = self._system.observation_space
+        self.action_space = self._system.action_space
         self.render_mode = render_mode
         self._renderer = Renderer(
             render_mode, size=(500, 500), centre=(0.0, 0.0), scale=250.0, fps=FPS, title="LQR"
@@ -147,7 +142,7 @@ class LQREnv(gym.Env[Array, Array]):
         Raises:
             InputError: If an option is unknown, or not finite numbers of the right shape.
         """
-        bounds = self._task.start_bounds(options)
+        bounds = self._system.start_bounds(options)
         super().reset(seed=seed)
         self.state = self.np_random.uniform(*bounds)
         self._path.clear()
@@ -164,7 +159,7 @@ class LQREnv(gym.Env[Array, Array]):
         """
         state = self._require_state()
         action = checked_action(action, self.action_space)
-        self.state, gained = self._task.advance(state, action)
+        self.state, gained = self._system.advance(state, action)
         self._record(action, float(gained))
         return self.state.copy(), float(gained), False, False, {}
 
@@ -188,8 +183,10 @@ class LQREnv(gym.Env[Array, Array]):
             ResetNeeded: Before the first reset.
         """
         self._require_state()
-        paint = partial(_paint, path=list(self._path), task=self._task, plans=self._plans)
-        return self._renderer.render(paint)
+        system, path = self._system, list(self._path)
+        farthest = np.maximum(np.abs(system.lowest), np.abs(system.highest))
+        scales = (self.problem.Q, farthest, system.max_action)
+        return self._renderer.render(lambda canvas: paint(canvas, path, self._plans, *scales))
 
     def close(self) -> None:
         """Close the window, if there is one."""
@@ -233,12 +230,12 @@ class LQRVectorEnv(BatchedEnv):
         render_mode: str | None = None,
         **system: Any,
     ) -> None:
-        self._task = _task(**system)
-        self.problem = self._task.problem
+        self._system = _system(**system)
+        self.problem = self._system.problem
         super().__init__(
             num_envs,
-            observation_space=self._task.observation_space,
-            action_space=self._task.action_space,
+            observation_space=self._system.observation_space,
+            action_space=self._system.action_space,
             max_episode_steps=max_episode_steps,
             autoreset_mode=autoreset_mode,
             render_mode=render_mode,
@@ -247,11 +244,11 @@ class LQRVectorEnv(BatchedEnv):
     def _initial(
         self, generators: Sequence[np.random.Generator], options: Mapping[str, Any]
     ) -> tuple[Array, Infos]:
-        bounds = self._task.start_bounds(options)
+        bounds = self._system.start_bounds(options)
         return np.stack([generator.uniform(*bounds) for generator in generators]), {}
 
     def _advance(self, states: Array, actions: Array) -> tuple[Array, Array, BoolArray, Infos]:
-        states, rewards = self._task.advance(states, actions)
+        states, rewards = self._system.advance(states, actions)
         return states, rewards, np.zeros(len(states), dtype=np.bool_), {}
 
     def _observe(self, states: Array) -> Array:
@@ -259,7 +256,7 @@ class LQRVectorEnv(BatchedEnv):
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
+class _System:
     """What single and batched environments share: the problem, its starts and its limits."""
 
     problem: LinearQuadraticProblem
@@ -292,14 +289,14 @@ class _Task:
         return transition(state, action, problem.A, problem.B), gained
 
 
-def _task(
+def _system(
     A: ArrayLike | None = None,
     B: ArrayLike | None = None,
     Q: ArrayLike | None = None,
     R: ArrayLike | None = None,
     start_range: tuple[ArrayLike, ArrayLike] = START_RANGE,
     max_action: ArrayLike = MAX_ACTION,
-) -> _Task:
+) -> _System:
     """Fill in the defaults and check what callers gave."""
     default_A, default_B = double_integrator()
     input_matrix = checked_matrix("B", default_B if B is None else B)
@@ -321,98 +318,8 @@ def _task(
         raise InputError(f"start_range: expected lowest <= highest, got {lowest} and {highest}")
     if (limits <= 0).any():
         raise InputError(f"max_action: expected positive numbers, got {limits}")
-    return _Task(problem, lowest, highest, limits)
+    return _System(problem, lowest, highest, limits)
 
 
 def _spread(value: ArrayLike, size: int) -> Any:
     return np.full(size, value) if np.isscalar(value) else value
-
-
-def _paint(
-    canvas: Canvas, *, path: Sequence[Moment], task: _Task, plans: DrawnPlans | None
-) -> None:
-    """Draw the path since the start, the plans, the cost so far and the latest action."""
-    states = np.array([moment[0] for moment in path])
-    reach = np.maximum(np.abs(states).max(0), np.maximum(np.abs(task.lowest), abs(task.highest)))
-    reach = np.where(reach > 0, 1.15 * reach, 1.0)
-    canvas.fill(PAPER)
-    if states.shape[1] == 2:
-        _paint_plane(canvas, states / reach, task.problem.Q * np.outer(reach, reach), reach)
-        if plans is not None:
-            paint_plans(canvas, HALF * plans.states / reach, plans.chosen, radius=0.009)
-    else:
-        _paint_series(canvas, states / reach)
-        if plans is not None:
-            _paint_planned_series(canvas, plans.states[plans.chosen] / reach, len(states))
-    canvas.text(f"cost {path[-1][2]:.3f}", (0.0, 0.94), INK, height=24)
-    _paint_action(canvas, [moment[1] for moment in path], task.max_action)
-
-
-def _paint_action(canvas: Canvas, actions: Sequence[Array | None], limit: Array) -> None:
-    """Draw a bar for each dimension of the latest action, as a share of the greatest so far."""
-    taken = np.array([np.zeros_like(limit), *(action for action in actions if action is not None)])
-    taken = np.clip(taken, -limit, limit)
-    share = taken[-1] / np.maximum(np.abs(taken).max(0), 1e-9 * limit)
-    label = "actions" if len(limit) > 1 else f"action {taken[-1, 0]:+.2f}"
-    canvas.text(label, (-HALF, -0.91), INK, height=20, anchor="midleft")
-    middle, height = (HALF - 0.4) / 2, 0.1 / len(share)
-    for index, part in enumerate(share):
-        top = -0.86 - index * height
-        canvas.box(-0.4, top - 0.85 * height, HALF, top, GRID)
-        left, right = sorted((middle, middle + part * (HALF - middle)))
-        canvas.box(left, top - 0.85 * height, right, top, AMBER)
-        canvas.box(middle - 0.004, top - height, middle + 0.004, top + 0.15 * height, INK)
-
-
-def _paint_plane(canvas: Canvas, points: Array, weights: Array, reach: Array) -> None:
-    """Phase plane: level lines of a state's cost xᵀQx, and the path fading into the past."""
-    angles = np.linspace(0.0, 2 * np.pi, 97)
-    directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    costs = (directions @ weights * directions).sum(-1)
-    radii = 1.0 / np.sqrt(np.maximum(costs / max(costs.max(), 1e-300), 1e-6))
-    for level in (0.25, 0.5, 0.75, 1.0):
-        rounded = level * radii[:, None] * directions
-        rounded[(np.abs(rounded) > 1.0 + 1e-9).any(-1)] = np.nan
-        canvas.line(HALF * rounded, GRID, 2.0)
-    _paint_axes(canvas)
-    canvas.text(f"x1  {reach[0]:.2g}", (HALF + 0.12, 0.06), INK, height=18, anchor="bottomright")
-    canvas.text(f"x2  {reach[1]:.2g}", (0.03, HALF), INK, height=18, anchor="midleft")
-    count = len(points)
-    for index in range(1, count):
-        color = mix(GRID, BLUE, index / count)
-        canvas.line(HALF * points[index - 1 : index + 1], color, 4.0)
-    canvas.disc(HALF * points[0], 0.02, AXIS)
-    canvas.disc(HALF * points[-1], 0.035, BLUE)
-
-
-def _paint_series(canvas: Canvas, points: Array) -> None:
-    """All states over time, each as a share of its greatest value and in its own colour."""
-    for level in (-0.5, 0.5):
-        canvas.line([(-HALF, HALF * level), (HALF, HALF * level)], GRID, 2.0)
-    _paint_axes(canvas, left=-HALF)
-    times = _times(0, len(points))
-    size = points.shape[1]
-    for index in range(size):
-        color = mix(BLUE, AMBER, index / max(size - 1, 1))
-        line = np.stack([times, HALF * points[:, index]], axis=-1)
-        canvas.line(line, color, 3.0)
-        canvas.disc(line[-1], 0.025, color)
-        place = (HALF - 0.12 * (size - 1 - index), 0.8)
-        canvas.text(f"x{index + 1}", place, color, height=20)
-
-
-def _paint_planned_series(canvas: Canvas, points: Array, begin: int) -> None:
-    """The states to come of one plan, over the times from `begin` on."""
-    times = _times(begin, len(points))
-    for column in points.T:
-        canvas.line(np.stack([times, HALF * column], axis=-1), AMBER, 2.0)
-
-
-def _times(begin: int, count: int) -> Array:
-    """Where `count` moments from the one of index `begin` on lie in the plot, ``[count]``."""
-    return -HALF + 2 * HALF * (begin + np.arange(count)) / (PATH_LENGTH - 1)
-
-
-def _paint_axes(canvas: Canvas, left: float = 0.0) -> None:
-    canvas.line([(-HALF, 0.0), (HALF, 0.0)], AXIS, 1.5)
-    canvas.line([(left, -HALF), (left, HALF)], AXIS, 1.5)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mpd_gym.atomic import sync_directory
-from mpd_gym.checkpoint import flatten, load_file, load_into, save_file, unflatten
+from mpd_gym.checkpoint import load_file, load_into, save_file
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, TrainingError
 from mpd_gym.training.config import (
     TrainingConfig,
@@ -145,16 +145,12 @@ class TrainingState:
         Raises:
             TrainingError: If the training has become non-finite.
         """
-        logs = (self.log, self.validation_log)
-        return flatten(
-            {
-                "weights": self._module.state_dict(),
-                "average": self._average,
-                "adam": self._moments(),
-                "noise": self._noise.get_state(),
-                "log": {log.split: log.tensors(self.step) for log in logs},
-            }
-        )
+        groups = {"weights": self._module.state_dict(), "average": self._average}
+        groups |= {f"adam/{name}": moments for name, moments in self._moments().items()}
+        for log in (self.log, self.validation_log):
+            groups[f"log/{log.split}"] = log.tensors(self.step)
+        named = {f"{group}/{name}": t for group, part in groups.items() for name, t in part.items()}
+        return {"noise": self._noise.get_state(), **named}
 
     def header(self) -> dict[str, Any]:
         """Return the header of a checkpoint."""
@@ -187,14 +183,15 @@ class TrainingState:
                 )
         load_into(self._module, tensors, "weights/", source=path)
         load_into(self._average, tensors, "average/", source=path)
-        tree = unflatten(tensors)
-        self._restore_moments(tree["adam"])
-        self._noise.set_state(tree["noise"])
+        self._restore_moments(tensors)
+        self._noise.set_state(tensors["noise"])
         self._rng.bit_generator.state = header["rng"]
         self.step, self.seconds = header["step"], header["seconds"]
         self._schedule = self._scheduler()
         for log in (self.log, self.validation_log):
-            log.restore(header["names"][log.split], tree["log"][log.split], self._device)
+            names, prefix = header["names"][log.split], f"log/{log.split}/"
+            kept = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            log.restore(names, kept, self._device)
         self._parts = self.log.names[:-1]  # the last is the gradient's norm
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:
@@ -206,10 +203,11 @@ class TrainingState:
             for name in self._parameters
         }
 
-    def _restore_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
-        state = {"step": next(iter(moments.values()))["step"]}
+    def _restore_moments(self, tensors: Mapping[str, Tensor]) -> None:
+        state = {"step": tensors[f"adam/{next(iter(self._parameters))}/step"]}
         for key in _MOMENTS:
-            state[key] = self._flat.join({name: entry[key] for name, entry in moments.items()})
+            moments = {name: tensors[f"adam/{name}/{key}"] for name in self._parameters}
+            state[key] = self._flat.join(moments)
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
 

@@ -27,24 +27,24 @@ Seed = int | Sequence[int | None] | None
 class BatchedEnv(VectorEnv[Any, Array, Array], ABC):
     """A `gymnasium.vector.VectorEnv` whose copies are the rows of one state array.
 
-    It gives what `gymnasium.vector.SyncVectorEnv` gives for single copies of the environment
-    inside a `TimeLimit`: equal seeds, observations, rewards, flags, infos with their ``_key``
-    masks, ``final_obs`` / ``final_info``, ``options["reset_mask"]`` and all three autoreset modes.
-    Two things differ: all actions are checked before any copy moves, and ``options`` is left as it
-    was. The actions of copies that a step only resets are ignored.
+    It behaves as `gymnasium.vector.SyncVectorEnv` over single copies inside a `TimeLimit`: equal
+    seeds, observations, rewards, flags, infos with their ``_key`` masks, ``final_obs`` /
+    ``final_info``, ``options["reset_mask"]`` and all three autoreset modes. Two things differ: it
+    checks all actions before any copy moves, and it does not modify ``options``. It ignores the
+    actions of copies that a step only resets.
 
     A subclass supplies three pure functions, which never write to their arguments: `_initial`,
-    `_advance` and `_observe`. A state row holds everything that decides a copy's future (goals and
-    counters of the running episode too), except the number of steps since its reset, kept here.
+    `_advance` and `_observe`. A state row holds everything that decides a copy's future, also
+    goals and counters of the episode; only the number of steps since the reset is kept here.
 
     Args:
         num_envs: Number of copies, at least 1.
         observation_space: Space of one copy.
         action_space: Box of one copy.
-        max_episode_steps: A copy is truncated at this many steps; None for no limit.
-        autoreset_mode: When a copy that ended is reset, by value or name (``"NextStep"``: in the
+        max_episode_steps: Steps after which a copy is truncated; None for no limit.
+        autoreset_mode: When to reset a copy that ended, by value or name (``"NextStep"``: in the
             next step, ``"SameStep"``: at once, ``"Disabled"``: by the caller).
-        render_mode: Only None: pictures are drawn by single copies.
+        render_mode: Only None; single copies draw pictures.
 
     Raises:
         InputError: If an argument is out of range.
@@ -89,10 +89,10 @@ class BatchedEnv(VectorEnv[Any, Array, Array], ABC):
         """Draw the first states of M copies.
 
         Args:
-            generators: One for each of the M copies; each copy draws from its own only, exactly
-                what a single environment draws in `reset`.
-            options: Those of `reset`, without ``"reset_mask"``; empty for automatic resets. To be
-                checked before anything is drawn.
+            generators: One for each of the M copies. Each copy draws from its own generator what
+                a single environment draws in `reset`.
+            options: Options of `reset` without ``"reset_mask"``; empty for automatic resets. Check
+                them before you draw.
 
         Returns:
             States ``[M, …]`` and the infos of `reset`, each ``[M, …]``.
@@ -131,12 +131,12 @@ class BatchedEnv(VectorEnv[Any, Array, Array], ABC):
         """Reset all copies, or those in ``options["reset_mask"]``.
 
         Args:
-            seed: The copies get seed, seed + 1, …; or a sequence of one seed (or None) for each.
-            options: Those of the single environment, given to every copy, and ``"reset_mask"``,
-                bool ``[num_envs]``, at least one True.
+            seed: The copies get seed, seed + 1, …; or one seed (or None) for each copy.
+            options: Options of the single environment, for every copy, and ``"reset_mask"``, bool
+                ``[num_envs]``, at least one True.
 
         Returns:
-            Observations of all copies, and infos of those that were reset.
+            Observations of all copies, and infos of the copies that were reset.
 
         Raises:
             InputError: If the seeds, the mask or an option are of the wrong type or shape.
@@ -160,10 +160,10 @@ class BatchedEnv(VectorEnv[Any, Array, Array], ABC):
     def step(
         self, actions: Array
     ) -> tuple[Observations, Array, BoolArray, BoolArray, dict[str, Any]]:
-        """Step every copy; copies that ended are reset as the autoreset mode says.
+        """Step every copy; the autoreset mode decides when copies that ended are reset.
 
         Args:
-            actions: ``[num_envs, nu]``; out-of-range values are clipped, never in place.
+            actions: ``[num_envs, nu]``; values out of range are clipped in a copy.
 
         Returns:
             Observations, rewards, terminations, truncations and infos, one row for each copy.
@@ -280,7 +280,7 @@ class BatchedEnv(VectorEnv[Any, Array, Array], ABC):
 
 
 def _scattered(*parts: tuple[BoolArray, Infos]) -> Infos:
-    """Spread infos over all copies, zeros elsewhere, each with a mask of the copies that gave it.
+    """Spread infos over all copies, with zeros elsewhere and a mask of the copies that gave each.
 
     Args:
         parts: Masks ``[num_envs]`` and infos, with rows for all copies or for those in the mask.

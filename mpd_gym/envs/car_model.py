@@ -34,17 +34,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CarUMazeParameters:
-    """Physical constants, SI units, and the reward.
+    """Physical constants in SI units, and the reward.
 
     The corridors' centre line runs from (0, separation / 2) to (arm_length, separation / 2), down
-    to (arm_length, −separation / 2) and back to (0, −separation / 2); `half_width` lies on either
-    side of it. The car's reference point is the middle of its rear axle.
+    to (arm_length, −separation / 2) and back to (0, −separation / 2). The walls are `half_width`
+    away from it. The car's reference point is the middle of its rear axle.
 
     Attributes:
-        wheelbase: Between the axles, m.
+        wheelbase: Distance between the axles, m.
         front: From the rear axle to the front of the footprint, m.
         rear: From the rear axle to the back of the footprint, m.
-        width: Of the footprint, m.
+        width: Width of the footprint, m.
         max_acceleration: Bound of action 0, m/s².
         max_steering_rate: Bound of action 1, rad/s.
         min_speed: Lowest speed, at most 0, m/s.
@@ -52,16 +52,16 @@ class CarUMazeParameters:
         max_steering: Largest steering angle, below π/2, rad.
         dt: Duration of one environment step, s.
         substeps: RK4 steps in one environment step.
-        arm_length: Of the centre line of an arm, m.
-        separation: Between the centre lines of the arms, m.
-        half_width: From the centre line to the walls, m.
-        min_path: Least length of the centre line between start and goal, m.
-        max_path: Greatest such length, m.
-        bend_clearance: Least distance of start and goal from the end of their arm at the bend, m.
-            2 m leaves the default car room to turn without reversing.
-        lateral_offset: Start and goal lie up to this far beside the centre line, m.
-        heading_noise: Greatest deviation of the first heading from the arm's direction, rad.
-        success_radius: The goal counts as reached nearer than this, m.
+        arm_length: Length of an arm's centre line, m.
+        separation: Distance between the centre lines of the arms, m.
+        half_width: Distance from the centre line to the walls, m.
+        min_path: Shortest centre line between start and goal, m.
+        max_path: Longest centre line between start and goal, m.
+        bend_clearance: Least distance of start and goal from the bend, m; with 2 m the default car
+            turns without reversing.
+        lateral_offset: Largest distance of start and goal from the centre line, m.
+        heading_noise: Largest angle between the first heading and the arm, rad.
+        success_radius: Distance below which the goal counts as reached, m.
         reward_type: ``"sparse"`` or ``"dense"``.
 
     Raises:
@@ -154,18 +154,18 @@ def bicycle_step(
     """Integrate the kinematic bicycle over one substep (dt / substeps) with classical RK4.
 
     x' = v cos θ, y' = v sin θ, θ' = v tan δ / wheelbase, v' = acceleration, δ' = steering rate.
-    Speed and steering angle are linear in time, so their end values are known first; they are
-    clipped to their bounds, and the four stages use the straight ramps to the clipped values. The
-    bounds thus hold at every stage, and inside them this is RK4 of the equations above. The
+    Speed and steering angle are linear in time, so their end values are known first. The function
+    clips these to their bounds and uses straight ramps to the clipped values in the four stages.
+    The bounds then hold at every stage; inside them this is RK4 of the equations above. The
     heading is not wrapped.
 
     Args:
         state: Components x, y, heading, speed, steering: floats, arrays or CasADi expressions.
         action: Components acceleration and steering rate, within their bounds.
         parameters: Physical constants.
-        functions: `math`, `numpy` or `casadi`, whichever suits the components.
-        bounded: False leaves the clipping out, for optimisers that state the bounds as
-            constraints and need derivatives beyond them.
+        functions: `math`, `numpy` or `casadi`, to match the components.
+        bounded: Whether to clip. Optimisers that state the bounds as constraints, and need
+            derivatives beyond them, pass False.
 
     Returns:
         The five components at the end of the substep.
@@ -206,7 +206,7 @@ def drive(
     *,
     functions: ModuleType = np,
 ) -> list[tuple[Any, ...]]:
-    """Clip the action, and return the state's components after each substep of one step.
+    """Clip the action; return the state's components after each substep of one step.
 
     Args:
         state: As in `bicycle_step`.
@@ -238,10 +238,10 @@ def transition(state: Array, action: Array, parameters: CarUMazeParameters = DEF
 def inverse_transition(
     state: Array, next_state: Array, parameters: CarUMazeParameters = DEFAULT
 ) -> Array:
-    """Return the action that gives the next state its speed and steering angle.
+    """Return the action that leads to the next state's speed and steering angle.
 
-    Where both states are of one drive it is the action between them; where they are planned, cars
-    that execute it have the planned speeds and steering angles, whatever errors the rest has.
+    For two states of one drive this is the action between them. A car that executes the actions
+    of a plan has the planned speeds and steering angles, also where the plan's positions are off.
 
     Args:
         state: As in `transition`, ``[…, 5]``.
@@ -249,7 +249,7 @@ def inverse_transition(
         parameters: Physical constants.
 
     Returns:
-        Acceleration (m/s²) and steering rate (rad/s), ``[…, 2]``, cut to their bounds.
+        Acceleration (m/s²) and steering rate (rad/s), ``[…, 2]``, clipped to their bounds.
     """
     limits = np.array([parameters.max_acceleration, parameters.max_steering_rate])
     rates: Array = (next_state[..., 3:5] - state[..., 3:5]) / parameters.dt
@@ -286,8 +286,8 @@ def path_length(start: Array, goal: Array, parameters: CarUMazeParameters = DEFA
     """Return the length of the centre line between start and goal, m, ``[…]``.
 
     Args:
-        start: Position ``[…, 2]``, m; its nearest point on the centre line counts.
-        goal: Likewise.
+        start: Position ``[…, 2]``, m; the nearest point on the centre line counts.
+        goal: Position ``[…, 2]``, m; the nearest point on the centre line counts.
         parameters: Physical constants.
     """
     along = _centre_line(start, parameters) - _centre_line(goal, parameters)
@@ -300,13 +300,8 @@ def _centre_line(point: Array, parameters: CarUMazeParameters) -> Array:
     arm, half = parameters.arm_length, parameters.separation / 2
     along, across = np.clip(x, 0.0, arm), np.clip(y, -half, half)
     positions = np.stack([along, arm + half - across, 2 * arm + 2 * half - along])
-    distances = np.stack(
-        [
-            np.hypot(x - along, y - half),
-            np.hypot(x - arm, y - across),
-            np.hypot(x - along, y + half),
-        ]
-    )
+    to_arms = np.hypot(x - along, y - half), np.hypot(x - along, y + half)
+    distances = np.stack([to_arms[0], np.hypot(x - arm, y - across), to_arms[1]])
     nearest = np.argmin(distances, axis=0)[None]
     arc: Array = np.take_along_axis(positions, nearest, axis=0)[0]
     return arc
@@ -328,14 +323,14 @@ def touches_wall(
 ) -> Any:
     """Return whether the footprint touches or crosses a wall; exact.
 
-    The outer wall is convex, so the extent of the footprint decides; the inner wall is compared by
-    separating axes, those of the wall and those of the car (corners alone would miss the wall's
-    corner in the car's side).
+    The outer wall is convex, so the extent of the footprint decides. The test of the inner wall
+    uses separating axes of the wall and of the car (the car's corners alone would miss a wall's
+    corner in its side).
 
     Args:
         state: Components x, y, heading, …: floats or arrays.
         parameters: Physical constants.
-        functions: `math` or `numpy`, whichever suits the components.
+        functions: `math` or `numpy`, to match the components.
     """
     p = parameters
     cos, sin = functions.cos(state[2]), functions.sin(state[2])
@@ -374,13 +369,13 @@ def draw_starts(
 ) -> tuple[Array, Array]:
     """Turn uniform numbers into starts and goals in different arms.
 
-    The length of the path is uniform in [min_path, max_path], and the start's share of it uniform
-    among those that leave both ends on their arms.
+    The path's length is uniform in [min_path, max_path]. The start's share of it is uniform over
+    the shares that leave both ends on their arms.
 
     Args:
-        uniforms: Six for each start, in [0, 1), ``[M, 6]``.
+        uniforms: Six numbers in [0, 1) for each start, ``[M, 6]``.
         parameters: Physical constants.
-        upper: Whether the start lies in the upper arm, ``[M]``; None: either, with equal chance.
+        upper: Whether the start lies in the upper arm, ``[M]``; None chooses with equal chance.
 
     Returns:
         States ``[M, 5]`` and goals ``[M, 2]``.

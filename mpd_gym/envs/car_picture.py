@@ -28,13 +28,13 @@ _LAMP: Color = (253, 230, 138)
 
 @dataclass
 class Scene:
-    """What the picture shows.
+    """Contents of the picture.
 
     Attributes:
         state: x, y, heading, speed, steering angle, ``[5]``.
         goal: ``[2]``.
         trail: Positions since the start of the episode, the start first.
-        time: Since the start of the episode, s.
+        time: Time since the start of the episode, s.
         collision: Whether the car touches a wall.
         plans: Planned positions, if any.
     """
@@ -84,7 +84,7 @@ def _paint_maze(canvas: Canvas, parameters: CarUMazeParameters) -> None:
 
 
 def _dashes(canvas: Canvas, start: Array, stop: Array) -> None:
-    """A dashed line with dashes of about 0.3 m."""
+    """Draw a dashed line with dashes of about 0.3 m."""
     count = 2 * max(1, round(float(np.linalg.norm(stop - start)) / 0.6)) + 1
     points = start + np.linspace(0, 1, count + 1)[:, None] * (stop - start)
     for index in range(0, count, 2):
@@ -101,7 +101,7 @@ def _paint_goal(canvas: Canvas, scene: Scene, parameters: CarUMazeParameters) ->
 
 
 def _paint_trail(canvas: Canvas, scene: Scene) -> None:
-    """The older, the paler."""
+    """Draw the driven path; older parts are paler."""
     count = len(scene.trail) - 1
     for index in range(count):
         shade = mix(PAPER, BLUE, 0.25 + 0.6 * index / count)
@@ -141,14 +141,11 @@ def _paint_text(canvas: Canvas, scene: Scene, parameters: CarUMazeParameters) ->
     middle, room = (bottom + top) / 2, right - left
     distance = math.dist(scene.state[:2], scene.goal)
     reached = distance < parameters.success_radius
-    last = (
-        "collision"
-        if scene.collision
-        else "goal reached"
-        if reached
-        else f"{distance:.1f} m to goal"
-    )
-    color = RED if scene.collision else GREEN if reached else INK
+    last, color = f"{distance:.1f} m to goal", INK
+    if scene.collision:
+        last, color = "collision", RED
+    elif reached:
+        last, color = "goal reached", GREEN
     texts = ((f"{scene.time:.1f} s", INK), (f"{scene.state[3]:+.1f} m/s", INK), (last, color))
     for share, (text, ink) in zip((0.15, 0.42, 0.76), texts, strict=True):
         canvas.text(text, (left + share * room, middle), ink, height=26)
@@ -159,7 +156,7 @@ def _rectangle(left: float, bottom: float, right: float, top: float) -> Polygon:
 
 
 def _moved(points: Polygon, angle: float, offset: tuple[float, float]) -> Array:
-    """The points turned by `angle` about the origin, then shifted."""
+    """Turn points by `angle` about the origin, then shift them."""
     cos, sin = math.cos(angle), math.sin(angle)
     moved: Array = np.asarray(points) @ np.array([[cos, sin], [-sin, cos]]) + np.asarray(offset)
     return moved

@@ -48,7 +48,7 @@ __all__ = [
     "transition",
 ]
 
-_DRAWS = 6  # uniform numbers that each start takes
+_DRAWS = 6  # uniform numbers for each start
 _FPS = 10
 
 
@@ -63,9 +63,9 @@ class CarUMazeEnv(gymnasium.Env[Any, Array]):
     x' = v cos θ, y' = v sin θ, θ' = v tan δ / wheelbase, v' = acceleration, δ' = steering rate.
 
     One step of 0.3 s is three substeps of classical RK4. In each substep speed and steering angle
-    run along straight ramps that end where they should, or at their bounds if those are nearer, so
-    the bounds hold at every instant. Walls do not act on the car: an observation is always
-    `transition(state, action)` of the one before. The task is that of MPDiffuser, appendix E.
+    follow straight ramps that end at their bounds at the latest, so the bounds hold at every
+    instant. Walls do not act on the car: an observation is always `transition(state, action)` of
+    the previous one. The task is from the MPDiffuser paper, appendix E.
 
     ## Action Space
     `Box([-3, -1.5], [3, 1.5], (2,), float32)`; values outside are clipped, on a copy.
@@ -89,22 +89,22 @@ class CarUMazeEnv(gymnasium.Env[Any, Array]):
 
     ## Rewards
     `reward_type="sparse"`: 0 if the distance to the goal is less than 1 m, else −1. `"dense"`:
-    minus that distance. `compute_reward` gives it for any goals, as in Gymnasium-Robotics. Both
-    are never positive, so a collision, which ends the episode, can pay: look at `is_success`.
+    minus that distance. `compute_reward` gives it for any goals, as in Gymnasium-Robotics. Rewards
+    are never positive, so a collision, which ends the episode, can pay: judge by `is_success`.
 
     ## Starting State
     In either arm with equal chance, at rest, steering straight, heading for the bend within
-    ±0.1 rad; the goal is in the other arm. Both are up to 0.5 m beside the centre line and at
-    least 2 m before the bend's centre line. The length of the centre line between them is uniform
-    in 12 … 20 m, and so is the start's share of it. `reset(options={"state": …, "goal": …})` sets
-    the state `[5]`, the goal `[2]` or both exactly; one that is left out is drawn as above, in the
-    other arm, so that the path may be shorter or longer.
+    ±0.1 rad; the goal is in the other arm. Both are up to 0.5 m from the centre line and at least
+    2 m before the bend's centre line. The length of the centre line between them is uniform in
+    12 … 20 m, and so is the start's share of it. `reset(options={"state": …, "goal": …})` sets the
+    state `[5]`, the goal `[2]` or both exactly. If only one is given, the other is drawn as above,
+    in the other arm, so the path may be shorter or longer.
 
     ## Episode End
     Terminated when the car's footprint, 1.4 m × 0.7 m from 0.2 m behind the rear axle, touches a
-    wall at the end of a substep. Truncated after 64 steps. Reaching the goal ends nothing.
-    ``info["is_success"]`` tells whether the distance to the goal is less than 1 m,
-    ``info["collision"]`` whether a wall was touched; `reset` gives them too.
+    wall at the end of a substep. Truncated after 64 steps. Reaching the goal does not end it.
+    ``info["is_success"]`` says whether the distance to the goal is less than 1 m,
+    ``info["collision"]`` whether the car touched a wall; `reset` gives them too.
 
     ## Arguments
     `render_mode`: `"rgb_array"` or `"human"`. Every constant above is a keyword argument: the
@@ -178,7 +178,7 @@ class CarUMazeEnv(gymnasium.Env[Any, Array]):
         return self._outcome(scene)
 
     def compute_reward(self, achieved_goal: Array, desired_goal: Array, info: Any) -> Any:
-        """Return the rewards of positions reached while others were desired.
+        """Return the rewards of achieved positions for desired ones.
 
         Args:
             achieved_goal: ``[…, 2]``, m.
@@ -189,7 +189,7 @@ class CarUMazeEnv(gymnasium.Env[Any, Array]):
             float64 ``[…]``.
 
         Raises:
-            InputError: If the last axis of a goal has not the length 2.
+            InputError: If the last axis of a goal does not have length 2.
         """
         achieved, desired = np.asarray(achieved_goal), np.asarray(desired_goal)
         for name, goal in (("achieved_goal", achieved), ("desired_goal", desired)):
@@ -205,7 +205,7 @@ class CarUMazeEnv(gymnasium.Env[Any, Array]):
         Args:
             plans: States ``[H, >= 2]``, or candidates ``[N, H, >= 2]``, beginning with x and y, m;
                 None for no plan.
-            chosen: Index of the candidate that is drawn thick; the others are thin.
+            chosen: Index of the candidate to draw thick; the others are thin.
 
         Raises:
             InputError: If `plans` has another shape, or there is no candidate `chosen`.
@@ -249,11 +249,11 @@ class CarUMazeEnv(gymnasium.Env[Any, Array]):
 
 
 class CarUMazeVectorEnv(BatchedEnv):
-    """Many copies of `CarUMazeEnv`, stepped in one NumPy call for each operation; see there.
+    """Many copies of `CarUMazeEnv`, stepped in one NumPy call for each operation.
 
     Args:
         num_envs: Number of copies.
-        max_episode_steps: A copy is truncated at this many steps.
+        max_episode_steps: Steps after which a copy is truncated.
         autoreset_mode: As in `BatchedEnv`.
         render_mode: Only None.
         constants: Attributes of `CarUMazeParameters`.
@@ -325,7 +325,7 @@ def _spaces(parameters: CarUMazeParameters) -> tuple[spaces.Dict, spaces.Box]:
 def _exact_start(
     options: Mapping[str, Any] | None, parameters: CarUMazeParameters
 ) -> dict[str, Array]:
-    """Check the options of `reset`: state ``[5]`` and goal ``[2]``, either may be missing."""
+    """Check the options of `reset`: state ``[5]`` and goal ``[2]``, both optional."""
     options = checked_options(options, {"state", "goal"})
     exact = {
         key: checked_array(f"options['{key}']", options[key], (size,))

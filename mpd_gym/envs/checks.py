@@ -1,4 +1,4 @@
-"""What environments check in their callers' arguments before they change anything."""
+"""Checks of arguments, which environments make before they change anything."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def checked_number(name: str, value: Any, *, least: float = 0.0, strictly: bool 
     """Return a finite number as a float.
 
     Args:
-        name: Of the argument.
-        value: To check.
+        name: Name of the argument.
+        value: Its value.
         least: Smallest number allowed.
-        strictly: Whether `least` itself is refused.
+        strictly: Whether to refuse `least` itself.
 
     Raises:
         InputError: If it is no finite number or too small.

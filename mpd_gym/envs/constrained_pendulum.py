@@ -57,7 +57,7 @@ def make_constrained_pendulum(
     ## Description
     Gymnasium's Pendulum-v1 with a hard limit on the angular velocity (paper: MPDiffuser, section
     4.2). The environment is `PendulumEnv`, which is Pendulum-v1, inside the wrappers
-    `VelocityLimit`, which gives the cost, and `HeldUpright`, which tells success.
+    `VelocityLimit`, which gives the cost, and `HeldUpright`, which reports success.
 
     ## Action Space
     `Box(-2, 2, (1,), float32)`; values outside are clipped.
@@ -77,20 +77,20 @@ def make_constrained_pendulum(
 
     ## Rewards
     −(angle² + 0.1·velocity² + 0.001·torque²) at the state before the step, angle in [−π, π). The
-    limit does not enter it. `info["cost"]` is 1.0 on every step that leads to an |angular velocity|
-    above the limit, else 0.0.
+    limit does not change it. `info["cost"]` is 1.0 if the step leads to an |angular velocity| above
+    the limit, else 0.0.
 
     ## Starting State
     Angle uniform in [−π, π], velocity in [−1, 1] rad/s. `reset(options=…)` takes `"state"`, the
     exact angle and velocity, or Pendulum-v1's `"x_init"` and `"y_init"`, other bounds.
 
     ## Episode End
-    Truncated after 200 steps, never terminated. `info["is_success"]` is whether |angle| < 0.2 rad
-    and |velocity| < 0.5 rad/s on each of the last 20 steps and no step of the episode so far had a
-    cost; at the last step of an episode it says whether the episode was a success.
+    Truncated after 200 steps, never terminated. `info["is_success"]` is True if |angle| < 0.2 rad
+    and |velocity| < 0.5 rad/s on each of the last 20 steps and no step of the episode had a cost.
+    Its value at the last step judges the episode.
 
     ## Arguments
-    `limit`: of |angular velocity|, rad/s, default 6.5. `g` (10 m/s²), `m` (1 kg), `l` (1 m), `dt`
+    `limit`: on |angular velocity|, rad/s, default 6.5. `g` (10 m/s²), `m` (1 kg), `l` (1 m), `dt`
     (0.05 s), `max_speed` (8 rad/s), `max_torque` (2 N·m): constants of Pendulum-v1. `render_mode`:
     `"rgb_array"` or `"human"`; the ring around the pendulum shows the velocity, red beyond the
     limit. `env.unwrapped.draw_plan` adds a plan to the picture.
@@ -111,12 +111,12 @@ def make_constrained_pendulum(
 
 
 class PendulumEnv(Pendulum):
-    """Pendulum-v1, drawn with a gauge that shows where a limit of the velocity lies.
+    """Pendulum-v1, drawn with a gauge that shows a limit of the velocity.
 
     Args:
         render_mode: None, ``"rgb_array"`` or ``"human"``.
-        limit: End of the gauge's safe part, rad/s; it has no other effect.
-        constants: Of `PendulumParameters`.
+        limit: End of the gauge's safe part, rad/s; without other effect.
+        constants: Fields of `PendulumParameters`.
 
     Raises:
         InputError: If a constant is out of range.
@@ -143,10 +143,9 @@ class PendulumEnv(Pendulum):
         """Add planned rods and velocities to the coming pictures, until the next call or reset.
 
         Args:
-            plans: The observations to come ``[H, 3]``, or candidates ``[N, H, 3]``; None for no
-                plan.
-            chosen: Index of the candidate that is drawn step by step; of the others only the last
-                rod is drawn.
+            plans: Future observations ``[H, 3]``, or candidates ``[N, H, 3]``; None for no plan.
+            chosen: Index of the candidate to draw step by step; of the others only the last rod is
+                drawn.
 
         Raises:
             InputError: If `plans` has another shape, or there is no candidate `chosen`.
@@ -169,9 +168,9 @@ class PendulumEnv(Pendulum):
 
 
 class HeldUpright(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Gives ``info["is_success"]``: a pendulum has been held upright, and no step had a cost.
+    """Adds ``info["is_success"]``: the pendulum was held upright, and no step had a cost.
 
-    True if on each of the last 20 steps |angle| < 0.2 rad and |velocity| < 0.5 rad/s, and no step
+    True if |angle| < 0.2 rad and |velocity| < 0.5 rad/s on each of the last 20 steps, and no step
     since the reset had a cost above 0.
 
     Args:
@@ -186,13 +185,13 @@ class HeldUpright(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment; a start is no success."""
+        """Reset the environment; a start is not a success."""
         observed, info = self.env.reset(seed=seed, options=options)
         self._held, self._violated = 0, False
         return observed, {**info, "is_success": False}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment and add whether this counts as a success so far."""
+        """Step the environment and add whether the episode is a success so far."""
         observed, gained, terminated, truncated, info = self.env.step(action)
         self._held = self._held + 1 if is_upright(observed) else 0
         self._violated = self._violated or info["cost"] > 0
@@ -205,11 +204,11 @@ class ConstrainedPendulumVectorEnv(BatchedEnv):
 
     Args:
         num_envs: Number of copies.
-        max_episode_steps: A copy is truncated at this many steps.
+        max_episode_steps: Steps after which a copy is truncated.
         autoreset_mode: As in `BatchedEnv`.
         render_mode: Only None.
-        limit: Of |angular velocity|, rad/s.
-        constants: Of `PendulumParameters`.
+        limit: Limit of |angular velocity|, rad/s.
+        constants: Fields of `PendulumParameters`.
 
     Raises:
         InputError: If an argument is out of range.
@@ -283,7 +282,7 @@ def _at(radius: float, angles: Array) -> Array:
 
 
 def _paint_gauge(canvas: Canvas, velocity: float, limit: float, greatest: float) -> None:
-    """A ring: zero at the top, counter-clockwise velocities on the left, red beyond the limit."""
+    """Draw a ring: zero at the top, counter-clockwise velocities left, red beyond the limit."""
     span = SPAN / greatest
     safe = min(limit, greatest)
     over = abs(velocity) > limit
@@ -302,7 +301,7 @@ def _paint_gauge(canvas: Canvas, velocity: float, limit: float, greatest: float)
 
 
 def _paint_plans(canvas: Canvas, plans: DrawnPlans, greatest: float) -> None:
-    """A fan of rods, the later the paler, and a dot for each velocity on the ring."""
+    """Draw a fan of rods, later ones paler, and a dot for each velocity on the ring."""
     tips = _at(0.62, np.arctan2(plans.states[..., 1], plans.states[..., 0]))
     marks = _at(0.84, plans.states[plans.chosen, :, 2] * SPAN / greatest)
     for tip in np.delete(tips[:, -1], plans.chosen, axis=0):
@@ -324,7 +323,7 @@ def _paint_rod(canvas: Canvas, angle: float, color: tuple[int, int, int]) -> Non
 
 
 def _paint_torque(canvas: Canvas, share: float) -> None:
-    """An arrow about the axle, as long as the torque's share of the greatest one."""
+    """Draw an arrow about the axle, as long as the torque's share of the largest."""
     if abs(share) < 0.02:
         return
     end = 2.4 * share

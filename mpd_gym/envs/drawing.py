@@ -1,7 +1,7 @@
 """Pictures of environments: a canvas in world coordinates, and a renderer for the render modes.
 
-pygame is imported when the first picture is drawn, so importing the package stays fast. Nothing
-but the mode ``"human"`` needs a display; without one, set ``SDL_VIDEODRIVER=dummy``.
+The first picture imports pygame, so importing the package stays fast. Only the mode ``"human"``
+needs a display; without one, set ``SDL_VIDEODRIVER=dummy``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SUPERSAMPLING = 4  # 16 samples for each pixel; powers of 2 are averaged withou
 
 
 def mix(first: Color, second: Color, share: float) -> Color:
-    """Return the colour with `share` (0 to 1) of `second` and the rest of `first`."""
+    """Mix two colours; `share` (0 to 1) is the part of `second`."""
     red, green, blue = (round(a + share * (b - a)) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
@@ -79,7 +79,7 @@ class Canvas:
     def line(self, points: Sequence[Point] | Array, color: Color, width: float = 2.0) -> None:
         """Draw the polyline through `points`, ``[M, 2]``, `width` pixels wide, with round joints.
 
-        Points that are not finite are left out, and the line is joined over them.
+        The line skips points that are not finite.
         """
         pixels = self._pixels(points)
         reach = width * _SUPERSAMPLING / 2
@@ -102,10 +102,10 @@ class Canvas:
         """Write one line.
 
         Args:
-            text: What to write.
-            position: World point at which `anchor` lies.
-            color: Of the letters.
-            height: Of the line, pixels.
+            text: Text to write.
+            position: World point of `anchor`.
+            color: Colour of the letters.
+            height: Height of the line, pixels.
             anchor: Part of the text's box, in pygame's words: ``"center"``, ``"midleft"``, ….
         """
         if height not in self._fonts:
@@ -131,24 +131,22 @@ class Canvas:
         world = world[np.isfinite(world).all(axis=-1)]
         offset = (world - self.centre) * (self.scale, -self.scale)
         pixels = (offset + np.asarray(self.size) / 2) * _SUPERSAMPLING
-        limit = (
-            8.0 * _SUPERSAMPLING * max(self.size)
-        )  # pygame's integers are 16 bits wide in places
+        limit = 8.0 * _SUPERSAMPLING * max(self.size)  # pygame has integers of 16 bits in places
         return [(x, y) for x, y in np.clip(pixels, -limit, limit).tolist()]
 
 
 class Renderer:
     """Draws an environment's pictures for its render mode, and holds the window.
 
-    It can be pickled at any time: the copy opens a window of its own when it needs one.
+    It can be pickled at any time; the copy opens its own window when it needs one.
 
     Args:
         mode: None, ``"rgb_array"`` or ``"human"``.
         size: Width and height in pixels.
         centre: World point in the middle of the picture.
         scale: Pixels for each world unit.
-        fps: Pictures per second that the window shows at most.
-        title: Of the window.
+        fps: Most pictures per second in the window.
+        title: Title of the window.
 
     Raises:
         InputError: If the mode is unknown.
@@ -179,8 +177,8 @@ class Renderer:
             paint: Draws on a canvas that still holds the last picture.
 
         Returns:
-            uint8 ``[height, width, 3]`` in the mode ``"rgb_array"``, else None; without a mode
-            nothing is drawn, and Gymnasium's logger warns.
+            uint8 ``[height, width, 3]`` in the mode ``"rgb_array"``, else None. Without a mode it
+            draws nothing, and Gymnasium's logger warns.
         """
         if self.mode is None:
             gymnasium.logger.warn(

@@ -39,9 +39,9 @@ def make_image_pendulum(render_mode: str | None = None, **constants: float) -> S
 
     ## Description
     Gymnasium's Pendulum-v1, observed through centred grayscale frames (paper: MPDiffuser, section
-    4.3). One still frame has no velocity, so four are stacked. The environment is
-    `PendulumFrameEnv`, which observes one frame, inside the wrapper `StackedFrames`. `draw` gives
-    the frame of any angle; it uses integers only, so frames are the same on every machine.
+    4.3). One frame shows no velocity, so an observation stacks four. The environment is
+    `PendulumFrameEnv`, which observes one frame, inside the wrapper `StackedFrames`. `draw` draws
+    the frame of any angle with integers only, so frames are the same on every machine.
 
     ## Action Space
     `Box(-2, 2, (1,), float32)`; values outside are clipped.
@@ -100,7 +100,7 @@ class PendulumFrameEnv(Pendulum):
 
     Args:
         render_mode: None, ``"rgb_array"`` or ``"human"``.
-        constants: Of `PendulumParameters`.
+        constants: Fields of `PendulumParameters`.
 
     Raises:
         InputError: If a constant is out of range.
@@ -121,12 +121,12 @@ class PendulumFrameEnv(Pendulum):
         super().__init__(space, PendulumParameters(**constants), renderer)
 
     def draw_plan(self, plans: Array | None, chosen: int = 0) -> None:
-        """Add planned frames, one over the other, to the coming pictures until the next call.
+        """Add planned frames, overlaid, to the coming pictures until the next call or reset.
 
         Args:
-            plans: The newest frame of each step to come ``[H, 64, 64]``, 0 … 255, or those of
-                candidates ``[N, H, 64, 64]``; None for no plan. A reset takes them away as well.
-            chosen: Index of the candidate that is drawn.
+            plans: Newest frame of each future step ``[H, 64, 64]``, 0 … 255, or candidates
+                ``[N, H, 64, 64]``; None for no plan.
+            chosen: Index of the candidate to draw.
 
         Raises:
             InputError: If `plans` has another shape, or there is no candidate `chosen`.
@@ -153,7 +153,7 @@ class PendulumFrameEnv(Pendulum):
         canvas.disc(self._renderer.centre, 0.8, SLATE)
 
     def _planned(self) -> Array:
-        """Brightness of the planned frames, the later the brighter, ``[64, 64]`` in [0, 1]."""
+        """Brightness of the planned frames, later ones brighter, ``[64, 64]`` in [0, 1]."""
         if self._plans is None:
             return np.zeros((SIZE, SIZE))
         frames = np.nan_to_num(self._plans.states[self._plans.chosen]) / 255  # [H, 64 · 64]
@@ -165,10 +165,10 @@ class PendulumFrameEnv(Pendulum):
 def draw(angle: ArrayLike) -> Array:
     """Draw a pendulum at one or many angles, bit for bit the same on every machine.
 
-    A white rod with round, anti-aliased ends on black points from the centre, up at angle 0 and to
-    the left at π / 2. The angle is rounded to a multiple of 2π / 8192 and looked up in a table of
-    integers whose entries lie far from the halves at which rounding could differ between machines;
-    from there on all arithmetic is in integers.
+    A white rod with round, anti-aliased ends points from the centre of a black frame, up at angle
+    0 and left at π / 2. The angle is rounded to a multiple of 2π / 8192 and looked up in a table
+    of integers, whose entries lie far from the halves where rounding could differ between machines.
+    All further arithmetic is in integers.
 
     Args:
         angle: rad, ``[...]``.
@@ -181,7 +181,7 @@ def draw(angle: ArrayLike) -> Array:
     """
     angles = np.asarray(angle, dtype=np.float64)
     if not np.isfinite(angles).all():
-        raise InputError("angle: expected finite numbers (rad), got others")
+        raise InputError("angle: expected finite numbers (rad), got NaN or infinity")
     turns = np.floor(angles * (_DIRECTIONS / (2 * np.pi)) + 0.5).astype(np.int64) % _DIRECTIONS
     directions = _directions()[turns.reshape(-1)]
     frames = np.empty((len(directions), SIZE, SIZE), dtype=np.uint8)

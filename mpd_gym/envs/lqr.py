@@ -68,8 +68,8 @@ class LQREnv(gym.Env[Array, Array]):
 
     ## Rewards
     −(xᵀQx + uᵀRu) at the state before the step; by default Q = I and R = 0.1·I. `optimal_gain` is
-    the K of the best controller u = Kx (its minus sign included), `optimal_cost(x0)` the cost of
-    that controller over an infinite horizon, which 200 steps reach to nearly all digits.
+    K of the best controller u = Kx (K includes the minus sign). `optimal_cost(x0)` is its cost
+    over an infinite horizon; 200 steps reach it to nearly all digits.
 
     ## Starting State
     Uniform in `start_range`, by default [−0.2, 0.2] in each dimension;
@@ -80,11 +80,11 @@ class LQREnv(gym.Env[Array, Array]):
 
     ## Arguments
     `A` `[nx, nx]`, `B` `[nx, nu]`, `Q` `[nx, nx]`, `R` `[nu, nu]`: arrays or nested lists. A and B
-    default to `double_integrator()`, and if only one is given it must fit to the other's default.
-    Q defaults to I and R to 0.1·I of the sizes that B asks for. `start_range`: lowest and highest
-    start, numbers or `[nx]` each. `max_action`: largest |action|, a number or `[nu]`.
-    `render_mode`: `"rgb_array"` or `"human"`; the phase plane with the path since the start for
-    two states, otherwise all states over time. `draw_plan` adds planned states to it.
+    default to `double_integrator()`; a single one must fit the default of the other. Q defaults
+    to I and R to 0.1·I, with sizes from B. `start_range`: lowest and highest start, numbers or
+    `[nx]` each. `max_action`: largest |action|, a number or `[nu]`. `render_mode`: `"rgb_array"`
+    or `"human"`; two states are drawn in the phase plane, others over time. `draw_plan` adds
+    planned states.
 
     ```python
     >>> import gymnasium as gym
@@ -137,7 +137,7 @@ class LQREnv(gym.Env[Array, Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Start anew; the option ``"state"`` ``[nx]`` is the exact start.
+        """Start an episode; the option ``"state"`` ``[nx]`` sets the exact start.
 
         Raises:
             InputError: If an option is unknown, or not finite numbers of the right shape.
@@ -167,8 +167,8 @@ class LQREnv(gym.Env[Array, Array]):
         """Add planned states to the coming pictures, until the next call or reset.
 
         Args:
-            plans: The states to come ``[H, nx]``, or candidates ``[N, H, nx]``; None for no plan.
-            chosen: Index of the candidate that is drawn thick; the others are thin.
+            plans: Future states ``[H, nx]``, or candidates ``[N, H, nx]``; None for no plan.
+            chosen: Index of the candidate to draw thick; the others are thin.
 
         Raises:
             InputError: If `plans` has another shape, or there is no candidate `chosen`.
@@ -208,11 +208,11 @@ class LQREnv(gym.Env[Array, Array]):
 
 
 class LQRVectorEnv(BatchedEnv):
-    """Many copies of `LQREnv`, stepped in one NumPy call; see there.
+    """Many copies of `LQREnv`, stepped in one NumPy call.
 
     Args:
         num_envs: Number of copies.
-        max_episode_steps: A copy is truncated at this many steps.
+        max_episode_steps: Steps after which a copy is truncated.
         autoreset_mode: As in `BatchedEnv`.
         render_mode: Only None.
         system: `A`, `B`, `Q`, `R`, `start_range` and `max_action`, as in `LQREnv`.
@@ -274,7 +274,7 @@ class _System:
         return spaces.Box(-limit, limit, dtype=np.float32)
 
     def start_bounds(self, options: Mapping[str, Any] | None) -> tuple[Array, Array]:
-        """Return the lowest and highest start, ``[nx]`` each; equal if the options give it."""
+        """Return the lowest and highest start, ``[nx]`` each; equal for an exact start."""
         options = checked_options(options, {"state"})
         if "state" not in options:
             return self.lowest, self.highest
@@ -297,7 +297,7 @@ def _system(
     start_range: tuple[ArrayLike, ArrayLike] = START_RANGE,
     max_action: ArrayLike = MAX_ACTION,
 ) -> _System:
-    """Fill in the defaults and check what callers gave."""
+    """Check the arguments and fill in the defaults."""
     default_A, default_B = double_integrator()
     input_matrix = checked_matrix("B", default_B if B is None else B)
     states, actions = input_matrix.shape

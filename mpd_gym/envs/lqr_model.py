@@ -116,8 +116,8 @@ class LinearQuadraticProblem:
             x0: First states, ``[..., nx]``.
 
         Returns:
-            ``[...]``: minus the return of the best controller, as long as it keeps within the
-            limits of the actions and the episode lasts until the state is at rest.
+            ``[...]``: minus the return of the best controller, if no action limit binds and the
+            episode lasts until the state is at rest.
 
         Raises:
             InputError: If there is no stabilising controller.
@@ -129,7 +129,7 @@ class LinearQuadraticProblem:
 def _product(matrix: Array, vectors: Array) -> Array:
     """Return M v for vectors ``[..., n]``: the same bits for one vector as for many.
 
-    BLAS would add up in another order for a batch, and on another machine.
+    BLAS would sum a batch in another order, and differently on other machines.
     """
     result = vectors[..., :1] * matrix[:, 0]
     for column in range(1, matrix.shape[1]):

@@ -42,8 +42,8 @@ class PendulumParameters:
         m: Mass, kg.
         l: Length, m.
         dt: Duration of one step, s.
-        max_speed: The angular velocity is clipped to ± this, rad/s.
-        max_torque: Torques are clipped to ± this, N·m.
+        max_speed: Bound of |angular velocity|, rad/s.
+        max_torque: Bound of |torque|, N·m.
 
     Raises:
         InputError: If a constant is not finite or out of range.
@@ -105,10 +105,10 @@ def reward(state: Array, action: Array, parameters: PendulumParameters = DEFAULT
 def start_bounds(
     options: Mapping[str, Any] | None, parameters: PendulumParameters = DEFAULT
 ) -> tuple[Array, Array]:
-    """Return the lowest and the highest start of an episode, ``[2]`` each; equal for an exact one.
+    """Return the lowest and highest start of an episode, ``[2]`` each; equal for an exact start.
 
     Args:
-        options: Those of `reset`: ``"state"`` is the exact start ``[2]``; ``"x_init"`` and
+        options: Options of `reset`: ``"state"`` is the exact start ``[2]``; ``"x_init"`` and
             ``"y_init"`` bound |angle| and |velocity|, by default π and 1.
         parameters: Physical constants.
 
@@ -139,7 +139,7 @@ def action_box(parameters: PendulumParameters) -> spaces.Box:
 
 
 class Pendulum(gym.Env[Array, Array], ABC):
-    """Pendulum-v1; a subclass chooses what is observed and what the picture shows.
+    """Pendulum-v1; a subclass chooses observation and picture.
 
     Args:
         observation_space: Space of what `_observe` returns.
@@ -161,7 +161,7 @@ class Pendulum(gym.Env[Array, Array], ABC):
 
     @abstractmethod
     def _observe(self, state: Array) -> tuple[Array, dict[str, Any]]:
-        """Return the observation of a state ``[2]`` and the infos that go with it: new objects."""
+        """Return the observation of a state ``[2]`` and its infos, as new objects."""
 
     @abstractmethod
     def _paint(self, canvas: Canvas, state: Array, torque: float) -> None:
@@ -170,7 +170,7 @@ class Pendulum(gym.Env[Array, Array], ABC):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Start anew; for the options see `start_bounds`.
+        """Start an episode; `start_bounds` describes the options.
 
         Raises:
             InputError: If an option is unknown or out of range.

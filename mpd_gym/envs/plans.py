@@ -17,11 +17,11 @@ __all__ = ["DrawnPlans", "checked_plans", "paint_plans"]
 
 @dataclass(frozen=True, eq=False)
 class DrawnPlans:
-    """What `draw_plan` of an environment keeps until the next call or reset.
+    """Plans that `draw_plan` of an environment keeps until the next call or reset.
 
     Attributes:
         states: Candidates, ``[N, H, size]``.
-        chosen: Index of the one that is drawn thick.
+        chosen: Index of the candidate to draw thick.
     """
 
     states: Array
@@ -32,7 +32,7 @@ class DrawnPlans:
 
 
 def checked_plans(plans: Any, chosen: int, size: int) -> DrawnPlans | None:
-    """Check what a caller wants to see drawn.
+    """Check and copy plans to draw.
 
     Args:
         plans: States ``[H, >= size]``, or candidates ``[N, H, >= size]``; None for no plan.
@@ -40,7 +40,7 @@ def checked_plans(plans: Any, chosen: int, size: int) -> DrawnPlans | None:
         size: Leading entries of a state that the picture shows.
 
     Returns:
-        A copy of those entries.
+        A copy of these entries.
 
     Raises:
         InputError: If `plans` has another shape, or there is no candidate `chosen`.
@@ -62,10 +62,10 @@ def paint_plans(canvas: Canvas, points: Array, chosen: int, *, radius: float) ->
     """Draw the chosen plan as a thick line with a dot at each step, the others as thin lines.
 
     Args:
-        canvas: To draw on.
+        canvas: Canvas to draw on.
         points: World points, ``[N, H, 2]``.
-        chosen: Index of the thick one.
-        radius: Of the dots, world units.
+        chosen: Index of the thick line.
+        radius: Radius of the dots, world units.
     """
     for index, line in enumerate(points):
         if index != chosen:

@@ -29,13 +29,12 @@ def make_walker2d_torque_defect(
     """Walk with a right foot whose motor has lost half of its torque.
 
     ## Description
-    Gymnasium's Walker2d-v5, whose right-foot torque is clipped to half of its range before it acts
-    (paper: MPDiffuser, section 4.1; D-MPC, section 5.3). The environment is Gymnasium's, inside the
-    wrapper `TorqueDefect`.
+    Gymnasium's Walker2d-v5 inside the wrapper `TorqueDefect`, which clips the right-foot torque to
+    half of its range (paper: MPDiffuser, section 4.1; D-MPC, section 5.3).
 
     ## Action Space
-    That of Walker2d, `Box(-1, 1, (6,), float32)`, so that every policy for Walker2d runs; what acts
-    is in `info["applied_action"]`, and Walker2d's control cost counts that.
+    As in Walker2d, `Box(-1, 1, (6,), float32)`, so every policy for Walker2d runs.
+    `info["applied_action"]` is the clipped action; Walker2d's control cost counts it.
 
     | Num | Action | Min | Max | Min that acts | Max that acts | Unit |
     |-----|--------|-----|-----|---------------|---------------|------|
@@ -47,7 +46,7 @@ def make_walker2d_torque_defect(
     | 5   | left foot   | -1 | 1 | -1   | 1   | N·m |
 
     ## Observation Space
-    That of Walker2d, `Box(-inf, inf, (17,), float64)`.
+    As in Walker2d, `Box(-inf, inf, (17,), float64)`.
 
     | Num | Observation | Min | Max | Unit |
     |-----|-------------|-----|-----|------|
@@ -60,19 +59,19 @@ def make_walker2d_torque_defect(
     | 11 … 16 | angular velocities of the joints | -10 | 10 | rad/s |
 
     ## Rewards
-    That of Walker2d: 1 for being healthy, plus the forward velocity, minus 0.001·|applied action|².
+    As in Walker2d: 1 for being healthy, plus the forward velocity, minus 0.001·|applied action|².
 
     ## Starting State
-    That of Walker2d: standing, with uniform noise of ±0.005 on every position and velocity.
+    As in Walker2d: standing, with uniform noise of ±0.005 on every position and velocity.
 
     ## Episode End
     Terminated when the torso leaves 0.8 … 2.0 m or ±1 rad. Truncated after 1000 steps.
 
     ## Arguments
-    `version`: `"v5"` or `"v4"` of Walker2d. `joint`: action dimension that is weak, default 2.
-    `limit`: it is clipped to [−limit, limit], default 0.5. All other keywords, `render_mode` too,
-    go to Gymnasium's Walker2d. Needs MuJoCo: `pip install 'mpd-gym[mujoco]'`. Pictures other than
-    `"human"` work without a display: MuJoCo then draws with EGL, unless `MUJOCO_GL` says otherwise.
+    `version`: `"v5"` or `"v4"` of Walker2d. `joint`: weak action dimension, default 2. `limit`:
+    bound of its action, [−limit, limit], default 0.5. All other keywords, also `render_mode`, go
+    to Gymnasium's Walker2d. Needs MuJoCo: `pip install 'mpd-gym[mujoco]'`. Render modes other than
+    `"human"` work without a display: MuJoCo then draws with EGL, unless `MUJOCO_GL` is set.
 
     ```python
     >>> import gymnasium as gym

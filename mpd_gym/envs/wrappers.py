@@ -1,7 +1,7 @@
-"""Changes that make a known environment into one of this package; they fit other environments too.
+"""Wrappers that turn known environments into those of this package; they fit others too.
 
-Each wrapper records its arguments, so that `env.spec` can make the wrapped environment again, and
-pickles where the environment inside does.
+Each wrapper records its arguments, so `env.spec` can make the wrapped environment again, and can
+be pickled if the environment inside can.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 
 class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Gives ``info["cost"]``: 1.0 on every step after which the speed is over a limit, else 0.0.
+    """Adds ``info["cost"]``: 1.0 if the speed after the step is over a limit, else 0.0.
 
-    Observations, rewards and episode ends stay as they are. `reset` gives a cost of 0.0.
+    Observations, rewards and episode ends do not change. `reset` gives a cost of 0.0.
 
     Args:
         env: Environment to watch.
         limit: Largest allowed ``|velocity|``, in the velocity's unit; not negative.
-        velocity: Index of the velocity in the (flat, array) observation, or a function from the
-            observation to it. An index keeps the environment's specification writable as JSON.
+        velocity: Index of the velocity in the flat observation, or a function of the observation.
+            With an index the environment's specification can be written as JSON.
 
     Raises:
         InputError: If `limit` is negative or not finite, or the observation has no such index.
@@ -57,7 +57,7 @@ class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return observation, {**info, "cost": 0.0}
 
     def step(self, action: Any) -> StepResult:
-        """Step the environment and add the cost of where it came."""
+        """Step the environment and add the cost of the new state."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         velocity = self._velocity
         speed = velocity(observation) if callable(velocity) else observation[velocity]
@@ -66,15 +66,15 @@ class VelocityLimit(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 class RemainingBudget(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Shows what is left of a cost budget, as ``observation["remaining_budget"]``.
+    """Shows the rest of a cost budget as ``observation["remaining_budget"]``.
 
     A Box observation becomes a Dict with the keys ``observation`` and ``remaining_budget``; a Dict
-    gets the second key. Agents of this package then take the budget from the observation instead of
-    counting costs themselves.
+    gets the second key. Agents of this package then read the budget from the observation and do
+    not count costs themselves.
 
     Args:
         env: Environment that gives ``info["cost"]`` on every step.
-        budget: Cost that an episode may have; not negative.
+        budget: Cost that an episode may have, not negative.
 
     Raises:
         InputError: If `budget` is negative or not finite; from `step`, without a cost.
@@ -92,13 +92,13 @@ class RemainingBudget(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment; the whole budget is left."""
+        """Reset the environment and the budget."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._left = self.budget
         return self._shown(observation), info
 
     def step(self, action: Any) -> StepResult:
-        """Step the environment and take the cost off what is left, down to 0."""
+        """Step the environment and subtract the cost from the budget, down to 0."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         if "cost" not in info:
             raise InputError("info: expected the key 'cost', which RemainingBudget counts")
@@ -115,8 +115,8 @@ class StackedFrames(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Frames ``[height, width]`` become ``[count, height, width]`` and frames
     ``[height, width, channels]`` become ``[count · channels, height, width]``, the newest last.
-    `reset` fills the stack with the first frame. For an environment that observes no pictures, put
-    Gymnasium's `AddRenderObservation` and `ResizeObservation` inside.
+    `reset` fills the stack with the first frame. If an environment observes no pictures, wrap it
+    in Gymnasium's `AddRenderObservation` and `ResizeObservation` first.
 
     Args:
         env: Environment whose observations are uint8 pictures.
@@ -170,13 +170,13 @@ class StackedFrames(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 class TorqueDefect(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """A weak joint: one dimension of the action is clipped before it reaches the environment.
 
-    The action space stays as it is, so that every policy for the environment still runs on it.
-    `step` gives ``info["applied_action"]``, the action that the environment got.
+    The action space does not change, so every policy for the environment still runs. `step` gives
+    ``info["applied_action"]``, the action that the environment received.
 
     Args:
         env: Environment with a flat Box of actions.
         joint: Index of the weak action dimension.
-        limit: The action of that joint is clipped to [−limit, limit]; not negative.
+        limit: Bound of that joint's action, [−limit, limit]; not negative.
 
     Raises:
         InputError: If `limit` is negative or not finite, or there is no such joint.
@@ -202,9 +202,9 @@ class TorqueDefect(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 def states_metadata(metadata: Mapping[str, Any]) -> Callable[[Maker], Maker]:
-    """Give a function that makes environments the `metadata` of an environment class.
+    """Attach environment `metadata` to a function that makes environments.
 
-    `gymnasium.make` reads there which render modes an entry point knows, so as to offer the others
+    `gymnasium.make` reads there which render modes an entry point has, and adds the others
     (``"rgb_array_list"``) itself.
     """
 

@@ -507,7 +507,7 @@ def test_interrupt_stops_cleanly(tmp_path: Path, processes: int) -> None:
     _, errors = process.communicate(timeout=30)
     assert process.returncode != 0
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("KeyboardInterrupt: ") and "run the same again to go on" in last
+    assert last.startswith("KeyboardInterrupt: ") and "run the same again to resume" in last
     assert int(last.split()[1]) >= reported
     process = start(tmp_path, processes=processes)
     _, errors = process.communicate()

@@ -1,1 +1,1 @@
-"""Who makes data: behaviour policies, the recorder, and the recipes of our data sets."""
+"""Making data: behaviour policies, the recorder, and the recipes of the data sets."""

@@ -18,14 +18,14 @@ _BLEND = 5.0  # m over which the reference leaves a start's, and reaches a goal'
 
 @dataclass(frozen=True)
 class SpeedProfile:
-    """Speed profile of the reference: it depends on the length of the path only.
+    """Speed profile of the reference; it depends on the path's length only.
 
-    The speed rises along half a cosine wave, is constant, and falls likewise to zero. The default
-    reaches every goal after 30 steps of 0.3 s, at up to 2.8 m/s and 2.2 m/s².
+    The speed rises along half a cosine wave, stays constant, and falls along half a cosine wave to
+    zero. The default reaches every goal after 30 steps of 0.3 s, at up to 2.8 m/s and 2.2 m/s².
 
     Attributes:
-        arrival: When the reference reaches the goal, s.
-        ramp: Duration of the rise, and of the fall, s; at most half of `arrival`.
+        arrival: Time at the goal, s.
+        ramp: Duration of the rise and of the fall, s; at most half of `arrival`.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -42,30 +42,26 @@ class SpeedProfile:
             )
 
     def travelled(self, times: Array, length: float, first_speed: float) -> tuple[Array, Array]:
-        """Return distance (m) and speed (m/s) along a path at some times.
+        """Return distance (m) and speed (m/s) along a path at given times.
 
         Args:
-            times: Since the start, s, ``[M]``.
-            length: Of the path, m.
+            times: Times since the start, s, ``[M]``.
+            length: Length of the path, m.
             first_speed: Speed at time 0, m/s.
         """
         cruise = (length - first_speed * self.ramp / 2) / (self.arrival - self.ramp)
         clock = np.clip(times, 0.0, self.arrival)
         rise, fall = clock, clock - (self.arrival - self.ramp)
-        distance = (
-            first_speed * clock
-            + (cruise - first_speed) * self._ramp_distance(rise)
-            - cruise * self._ramp_distance(fall)
+        gain = cruise - first_speed
+        distance = first_speed * clock + gain * self._ramp_distance(rise)
+        speed = first_speed + gain * self._ramp_speed(rise)
+        return (
+            distance - cruise * self._ramp_distance(fall),
+            speed - cruise * self._ramp_speed(fall),
         )
-        speed = (
-            first_speed
-            + (cruise - first_speed) * self._ramp_speed(rise)
-            - cruise * self._ramp_speed(fall)
-        )
-        return distance, speed
 
     def peaks(self, length: float) -> tuple[float, float]:
-        """Return the greatest speed (m/s) and acceleration (m/s²) on a path, from standing."""
+        """Return the largest speed (m/s) and acceleration (m/s²) on a path, from rest."""
         cruise = length / (self.arrival - self.ramp)
         return cruise, cruise * math.pi / (2.0 * self.ramp)
 
@@ -90,22 +86,22 @@ def reference(
     parameters: CarUMazeParameters = DEFAULT,
     timing: SpeedProfile = DEFAULT_PROFILE,
 ) -> Array:
-    """Return the U-shaped reference from a state to a goal, at some times.
+    """Return the U-shaped reference from a state to a goal, at given times.
 
-    Along one arm, round a half circle (its radius half the arms' separation, so that it touches
-    the centre line of the bend), and along the other arm. The lateral offsets of start and goal
-    fade out and in smoothly. After `timing.arrival` the reference stands at the goal.
+    It follows one arm, a half circle (its radius is half the arms' separation, so it touches the
+    bend's centre line), and the other arm. The lateral offsets of start and goal fade out and in
+    smoothly. After `timing.arrival` the reference stands at the goal.
 
     Args:
         start: x, y (m), heading (rad), speed (m/s), …: ``[>= 4]``.
         goal: x, y (m), ``[2]``.
-        times: Since the start, s, ``[M]``.
-        parameters: Of the environment.
+        times: Times since the start, s, ``[M]``.
+        parameters: Parameters of the environment.
         timing: Speed profile.
 
     Returns:
-        x, y, heading (rad, continuous, its turn counted from the start's heading), speed and
-        steering angle, ``[M, 5]``.
+        x, y, heading (rad, continuous, with the turns of the start's heading), speed and steering
+        angle, ``[M, 5]``.
     """
     radius = parameters.separation / 2
     straight = parameters.arm_length - radius

@@ -1,4 +1,4 @@
-"""Linear state feedback with occasional input noise: the data of the linear-quadratic study."""
+"""Linear state feedback with occasional input noise, for the data of the LQR study."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ __all__ = ["NoisyLQR"]
 class NoisyLQR:
     """u = Kx + d·w with d ~ Bernoulli(p) and w ~ N(0, σ²I), independent over time.
 
-    Source: the MPDiffuser paper, eq. 5, where σ = 0.25. One d is drawn for each step, not for
-    each input. As every policy here with randomness of its own it has `reseed`, which a recorder
-    calls before each episode (see `mpd_gym.collect.scripted`).
+    Source: the MPDiffuser paper, eq. 5, where σ = 0.25. Each step draws one d for all inputs. A
+    recorder calls `reseed` before each episode (see `mpd_gym.collect.scripted`).
 
     Args:
-        gain: K, ``[nu, nx]``, its minus sign included.
+        gain: K with its minus sign, ``[nu, nx]``.
         probability: p of a noisy step, in [0, 1].
         noise_std: σ, in units of the action.
-        action_space: Box that actions are clipped to and whose dtype they get; None leaves them
-            as they are, in float64.
+        action_space: Box that clips actions and gives their dtype; None leaves them unclipped, in
+            float64.
         seed: Seed of the generator.
 
     Raises:
-        ConfigError: If an argument is out of range or the shapes do not go together.
+        ConfigError: If an argument is out of range or the shapes do not match.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class NoisyLQR:
             raise ConfigError(f"noise_std: expected a number >= 0, got {noise_std}")
         if action_space is not None and action_space.shape != self.gain.shape[:1]:
             raise ConfigError(
-                f"action_space: expected shape {self.gain.shape[:1]} to go with gain "
+                f"action_space: expected shape {self.gain.shape[:1]} to match gain "
                 f"{self.gain.shape}, got {action_space.shape}"
             )
         self.probability = probability
@@ -72,13 +71,13 @@ class NoisyLQR:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Any]:
-        """Return the action, ``[nu]`` or ``[n, nu]``, and `state` as it came.
+        """Return the action, ``[nu]`` or ``[n, nu]``, and `state` unchanged.
 
         Args:
             observation: x, ``[nx]`` or ``[n, nx]``.
             state: Not used.
             episode_start: Not used.
-            deterministic: Leave the noise out.
+            deterministic: Act without noise.
 
         Raises:
             InputError: If `observation` has another shape or is not finite.

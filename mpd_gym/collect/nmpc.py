@@ -40,15 +40,15 @@ _NX, _NU = 5, 2
 
 @dataclass(frozen=True)
 class NMPCState:
-    """What `NMPC` carries from one step to the next, for each of n environments.
+    """State of `NMPC` between steps, for each of n environments.
 
     Attributes:
         solved: ``[n]``, True while every action since the episode's start is a converged solution;
-            an episode with False must not be recorded as expert data.
-        steps: ``[n]``, actions given since the episode's start.
-        starts: ``[n, 5]``, the state at the episode's start, where the reference begins.
-        guesses: ``[n, horizon, 7]``, where the next solve begins: the last solution, actions u_i
-            and states x_{i+1} that follow them, shifted by one step.
+            do not record an episode with False as expert data.
+        steps: ``[n]``, actions since the episode's start.
+        starts: ``[n, 5]``, state at the episode's start, where the reference begins.
+        guesses: ``[n, horizon, 7]``, first iterate of the next solve: the last solution, actions
+            u_i and following states x_{i+1}, shifted by one step.
     """
 
     solved: BoolArray
@@ -63,26 +63,26 @@ class NMPC:
 
     At each step it minimises the squared deviation from
     `mpd_gym.collect.car_reference.reference` over the horizon, subject to the bicycle's dynamics,
-    the bounds of actions, speed and steering, and clearance from all walls, by an interior-point
-    method (Ipopt: Wächter and Biegler 2006) in CasADi (Andersson et al. 2019). The problem is
-    generated once, in the constructor. Each solve begins with the last solution, shifted by one
-    step, and again with the reference if that fails. The car reaches the goal within 32 steps and
-    then stands still.
+    the bounds of actions, speed and steering, and clearance from all walls. The solver is an
+    interior-point method (Ipopt: Wächter and Biegler 2006) in CasADi (Andersson et al. 2019). The
+    constructor generates the problem once. Each solve starts from the last solution, shifted by
+    one step; if that fails, from the reference. The car reaches the goal within 32 steps and then
+    stands still.
 
-    The policy keeps no episode state: `NMPCState` carries it. It can be pickled; the problem is
-    generated anew when it is restored.
+    `NMPCState` carries the episode's state; the policy keeps none. It can be pickled and then
+    generates the problem again.
 
     Args:
-        parameters: Of the environment.
+        parameters: Parameters of the environment.
         horizon: Steps of the prediction, at least 2.
         timing: Speed profile of the reference.
-        max_iterations: Limit of the solver's iterations in one solve, at least 0.
+        max_iterations: Most iterations of one solve, at least 0.
         on_failure: If the solver does not converge: ``"raise"`` raises SolverError; ``"report"``
-            gives an action that brakes and straightens the wheels, and ``state.solved`` False.
+            brakes, straightens the wheels, and sets ``state.solved`` to False.
 
     Raises:
         ConfigError: If an argument is out of range, the car cannot turn in the maze, or the longest
-            path cannot be driven in the time.
+            path takes more time than the profile has.
         MissingExtraError: If CasADi is not installed.
     """
 
@@ -123,14 +123,14 @@ class NMPC:
         Args:
             observation: ``"observation"`` ``[5]`` or ``[n, 5]`` and ``"desired_goal"`` ``[2]`` or
                 ``[n, 2]``; other keys are ignored.
-            state: What the last call returned; None starts an episode in every environment.
-            episode_start: Flags ``[n]`` of the environments where an episode starts: what `state`
-                holds of them is forgotten.
-            deterministic: Without effect, the policy always is.
+            state: Result of the last call; None starts an episode in every environment.
+            episode_start: Flags ``[n]`` of the environments where an episode starts; their part of
+                `state` is ignored.
+            deterministic: No effect; the policy is deterministic.
 
         Returns:
             Acceleration and steering rate, float32, within their bounds, ``[2]`` or ``[n, 2]``; and
-            the next state, whose `solved` tells whether the episode so far is an expert's.
+            the next state.
 
         Raises:
             InputError: If an argument has the wrong type, shape or a non-finite value.
@@ -198,7 +198,7 @@ def bicycle_function(parameters: CarUMazeParameters = DEFAULT) -> Any:
 
 
 class _Problem(NamedTuple):
-    """A generated solver, and the bounds of its variables and constraints by their names."""
+    """A generated solver, and the bounds of its variables and constraints by name."""
 
     solver: Any
     bounds: dict[str, Array]
@@ -251,7 +251,7 @@ def _action_bounds(parameters: CarUMazeParameters) -> Array:
 
 
 def _circles(parameters: CarUMazeParameters) -> tuple[Array, float]:
-    """Circles that cover the footprint: their centres ahead of the rear axle, and their radius."""
+    """Cover the footprint by circles; return their centres ahead of the rear axle, and radius."""
     length = parameters.front + parameters.rear
     count = math.ceil(length / parameters.width)
     centres = (np.arange(count) + 0.5) * length / count - parameters.rear
@@ -259,9 +259,9 @@ def _circles(parameters: CarUMazeParameters) -> tuple[Array, float]:
 
 
 def _clearance(state: Any, parameters: CarUMazeParameters) -> Any:
-    """For each circle x, y and the squared distance from the wall between the arms.
+    """Return x, y and the squared distance from the wall between the arms for each circle.
 
-    To keep circles clear of the walls is stricter than the exact test and, unlike it, smooth.
+    Keeping circles clear of the walls is stricter than the exact test, and smooth.
     """
     casadi = require("casadi", "collect", "NMPC")
     _, _, wall_right, wall_top = parameters.inner
@@ -298,8 +298,8 @@ def _check_drivable(parameters: CarUMazeParameters, timing: SpeedProfile) -> Non
         )
     if parameters.arm_length < radius:
         raise ConfigError(
-            f"parameters: arm_length must be at least half the separation, {radius:.2f} m, which "
-            f"the bend takes; got {parameters.arm_length!r}"
+            f"parameters: arm_length must be at least half the separation, {radius:.2f} m, the "
+            f"bend's radius; got {parameters.arm_length!r}"
         )
     speed, acceleration = timing.peaks(parameters.max_path)
     if speed > parameters.max_speed or acceleration > parameters.max_acceleration:
@@ -316,8 +316,8 @@ def _read(observation: Mapping[str, Array]) -> tuple[Array, Array, bool]:
     if not isinstance(observation, Mapping) or not all(key in observation for key in keys):
         found = list(observation) if isinstance(observation, Mapping) else type(observation)
         raise InputError(
-            f"observation: expected a dict with the keys {keys}, got {found}; of env.reset() pass "
-            "only the first element"
+            f"observation: expected a dict with the keys {keys}, got {found}; pass only the first "
+            "element of env.reset()"
         )
     rows = {}
     for key, size in zip(keys, (_NX, 2), strict=True):
@@ -344,7 +344,7 @@ def _recall(
         return fresh, np.zeros(count, dtype=np.int64), present.copy(), [None] * count
     if not isinstance(state, NMPCState) or state.guesses.shape != shape:
         raise InputError(
-            f"state: expected what the last call returned for {count} environments, got {state!r}"
+            f"state: expected the result of the last call for {count} environments, got {state!r}"
         )
     flags = np.zeros(count) if episode_start is None else episode_start
     fresh = np.atleast_1d(np.asarray(flags, dtype=np.bool_))

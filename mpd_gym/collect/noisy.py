@@ -16,11 +16,11 @@ __all__ = ["NoisyPolicy", "NoisyState"]
 
 @dataclass(frozen=True)
 class NoisyState:
-    """What `NoisyPolicy` carries from one step to the next.
+    """State of `NoisyPolicy` between steps.
 
     Attributes:
         policy: State of the policy itself.
-        z: Of the smooth random numbers, see `SmoothRandom`.
+        z: State of the smooth random numbers, see `SmoothRandom`.
     """
 
     policy: Any
@@ -28,26 +28,26 @@ class NoisyState:
 
     @property
     def solved(self) -> Any:
-        """Whether the policy's solver succeeded, where it has one."""
+        """Whether the policy's solver succeeded; None without a solver."""
         return getattr(self.policy, "solved", None)
 
 
 @final
 class NoisyPolicy:
-    """A policy whose actions are off by smooth random amounts, which it may correct as it goes.
+    """A policy with smooth random errors in its actions, which it may correct later.
 
-    To each action is added a share of one of `SmoothRandom`, so that the error is uniform and
-    changes smoothly; the sum is clipped to the bounds. Such data surround what the policy does.
+    Each action gets a share of an action of `SmoothRandom`, so the error is uniform and changes
+    smoothly; the sum is clipped to the bounds. Such data surround the policy's own behaviour.
 
     Args:
-        policy: That acts.
+        policy: Policy that acts.
         env: Its environment, with a bounded Box of actions.
-        noise: Share of the range of actions that errors take, at least 0.
-        correlation: Between successive errors, in [0, 1).
-        seed: Of the random numbers.
+        noise: Size of the errors as a share of the range of actions, at least 0.
+        correlation: Correlation of successive errors, in [0, 1).
+        seed: Seed of the random numbers.
 
     Raises:
-        ConfigError: If an argument is out of range, or the actions are not of a bounded Box.
+        ConfigError: If an argument is out of range, or the action space is no bounded Box.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class NoisyPolicy:
         """Return the action for one or many observations, and the state for the next call.
 
         Args:
-            observation: Passed on to the policy.
-            state: What the last call returned; None starts every environment anew.
+            observation: Passed to the policy.
+            state: Result of the last call; None starts an episode in every environment.
             episode_start: Flags ``[n]`` of the environments where an episode starts.
-            deterministic: Leave the errors out, and pass it on to the policy.
+            deterministic: Act without errors; passed to the policy.
 
         Raises:
-            InputError: If the arguments do not go together.
+            InputError: If the arguments do not match.
         """
         inner, z = (None, None) if state is None else (state.policy, state.z)
         drawn, z = self._smooth.predict(observation, z, episode_start)

@@ -1,4 +1,4 @@
-"""Random driving that stays off the walls: data for a dynamics model of the car."""
+"""Random driving that avoids walls, as data for a dynamics model of the car."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["RandomDriver"]
 
 @final
 class RandomDriver:
-    """Smooth random actions for `CarUMaze-v0`, replaced where the car could no longer stop in time.
+    """Smooth random actions for `CarUMaze-v0`, replaced where the car could not stop in time.
 
-    Unchecked random actions end in a wall after about nine steps, which leaves no window of a
-    usual horizon. Here an action is taken only if the car can brake to a stop after it without
-    touching a wall; else the first of some fresh uniform actions for which that holds, and full
-    braking if there is none. As braking was possible one step earlier, it always is: a car that
+    Unchecked random actions end in a wall after about nine steps, which is shorter than a usual
+    horizon. This policy takes an action only if the car can brake to a stop after it without
+    touching a wall. Otherwise it takes the first of some uniform actions that pass this test, or
+    brakes fully if none does. Braking was possible one step earlier, so it always is: a car that
     starts at rest never collides.
 
-    `state` and `reseed` are those of `mpd_gym.collect.scripted.SmoothRandom`.
+    `state` and `reseed` are as in `mpd_gym.collect.scripted.SmoothRandom`.
 
     Args:
         env: `CarUMaze-v0`, for its spaces and parameters.
-        correlation: Between successive actions, in [0, 1).
-        proposals: Fresh actions that are tried, at least 1.
-        seed: Of the random numbers.
+        correlation: Correlation of successive actions, in [0, 1).
+        proposals: Number of uniform actions to try, at least 1.
+        seed: Seed of the random numbers.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -69,12 +69,12 @@ class RandomDriver:
 
         Args:
             observation: One or many observations of the environment.
-            state: As returned by the previous call; None starts every environment anew.
-            episode_start: Flags ``[n]`` of the environments to start anew.
-            deterministic: Leave the fresh noise of the smooth actions out.
+            state: Result of the last call; None starts an episode in every environment.
+            episode_start: Flags ``[n]`` of the environments where an episode starts.
+            deterministic: Add no noise to the smooth actions.
 
         Raises:
-            InputError: If the arguments do not go together.
+            InputError: If the arguments do not match.
         """
         actions, z = self._smooth.predict(observation, state, episode_start, deterministic)
         single = actions.ndim == 1
@@ -96,7 +96,7 @@ class RandomDriver:
         return best
 
     def _can_stop(self, cars: Array, actions: Array) -> BoolArray:
-        """Whether no wall is touched in the step and while braking to a stop after it."""
+        """Whether the car touches no wall in the step and while it brakes to a stop."""
         parameters = self._parameters
         slowing = parameters.max_acceleration * parameters.dt
         fine = np.ones(len(cars), bool)
@@ -109,7 +109,7 @@ class RandomDriver:
 
 
 def _brake(cars: Array, parameters: CarUMazeParameters = DEFAULT) -> Array:
-    """Actions ``[n, 2]`` that bring speed to 0 as fast as possible and hold the wheels."""
+    """Return actions ``[n, 2]`` that stop as fast as possible and hold the wheels."""
     limit = parameters.max_acceleration
     slowing = np.clip(-cars[:, 3] / parameters.dt, -limit, limit)
     return np.stack([slowing, np.zeros(len(cars))], axis=-1)

@@ -1,4 +1,4 @@
-"""How each data set of the package is made: one command, one recipe."""
+"""Recipes of the package's data sets; one command makes each."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ __all__ = ["PENDULUM_RETURNS", "RECIPES", "Collection", "Recipe", "collect", "in
 
 AUTHOR = "The mpd_gym authors"
 CODE = f"mpd_gym/collect/recipes.py of mpd-gym {__version__}"
-# Reference scores: returns that count as 0 and as 1.
+# Reference scores: returns that count as 0 and 1.
 LQR_RETURNS = (-358.0, -0.239)  # no control, and the optimal gain; both expectations
 CAR_RETURNS = (-64.0, -24.6)  # never at the goal, and nonlinear MPC
 PENDULUM_RETURNS = (-1225.0, -150.0)  # random actions, and a trained SAC
-DRIVING_NOISE = (
-    0.5  # largest error as a share of the largest action; 7 drives of 1,000 end in a wall
-)
-SAFE_PENALTY = 100.0  # of one step beyond the limit; 10 leaves some violations
-# Ten copies and two updates for each step of all of them: 100,000 steps in two minutes on a core.
+# Largest error as a share of the largest action; 7 drives of 1,000 end in a wall.
+DRIVING_NOISE = 0.5
+SAFE_PENALTY = 100.0  # for one step beyond the limit; with 10 some violations remain
+# Ten copies and two updates per step of all copies: 100,000 steps in two minutes on one core.
 COPIES = 10
 SAC: Mapping[str, Any] = {
     "learning_rate": 1e-3,
@@ -49,13 +48,13 @@ SAC: Mapping[str, Any] = {
 @final
 @dataclass(frozen=True)
 class Collection:
-    """How a recipe is run.
+    """Settings of a recipe's run.
 
     Attributes:
-        dataset_id: Where the data set goes.
-        policies: Folder for what is trained on the way: Stable-Baselines3 zips and checkpoints.
-        seed: Of everything.
-        fraction: Share of the full size, for a try; sizes are rounded up.
+        dataset_id: Id of the new data set.
+        policies: Folder for trained policies: Stable-Baselines3 zips and checkpoints.
+        seed: Seed of everything.
+        fraction: Share of the full size, for a trial; sizes are rounded up.
         processes: Processes that record.
         overwrite: Replace a data set of that id.
         progress: Show progress bars.
@@ -84,10 +83,10 @@ class Recipe:
     """A data set that the package can make.
 
     Attributes:
-        dataset_id: Its Minari id.
-        description: What is in it.
-        run: Makes it; a string ``"module:function"`` where that is of a layer above, as in
-            Gymnasium's registry.
+        dataset_id: Minari id.
+        description: Content.
+        run: Function that makes it; or ``"module:function"``, as in Gymnasium's registry, if it
+            belongs to a layer above.
     """
 
     dataset_id: str
@@ -95,7 +94,7 @@ class Recipe:
     run: Callable[[Collection], Any] | str
 
     def load(self) -> Callable[[Collection], Any]:
-        """What makes it."""
+        """Return the function that makes it."""
         if callable(self.run):
             return self.run
         module, name = self.run.split(":")
@@ -104,18 +103,18 @@ class Recipe:
 
 
 def collect(name: str, **options: Any) -> Any:
-    """Make a data set; interrupted and called again, it goes on where it was.
+    """Make a data set; a repeated call resumes an interrupted one.
 
     Args:
         name: A key of `RECIPES`.
-        options: Fields of `Collection`; `dataset_id` is `name` unless given.
+        options: Fields of `Collection`; `dataset_id` defaults to `name`.
 
     Returns:
         The Minari data set.
 
     Raises:
         ConfigError: If there is no such recipe, or the data set exists.
-        MissingExtraError: If CasADi or Stable-Baselines3 is needed and not installed.
+        MissingExtraError: If the recipe needs CasADi or Stable-Baselines3 and it is not installed.
     """
     check_choice("data set", name, RECIPES)
     given = {"dataset_id": name, "policies": Path("outputs/policies"), **options}
@@ -123,12 +122,12 @@ def collect(name: str, **options: Any) -> Any:
 
 
 def info(algorithm: str, description: str, returns: tuple[float, float]) -> DatasetInfo:
-    """What a data set says of itself.
+    """Describe a data set.
 
     Args:
-        algorithm: That made the actions.
-        description: What is in it.
-        returns: That count as 0 and as 1.
+        algorithm: Policy that acted.
+        description: Content.
+        returns: Returns that count as 0 and 1.
     """
     return DatasetInfo(
         author=AUTHOR,
@@ -205,9 +204,8 @@ def _random_driver() -> Policy:
 
 def _arrived(episode: Episode) -> bool:
     """Whether an expert episode ended at the goal and not in a wall."""
-    return bool(episode.successes is not None and episode.successes[-1]) and not bool(
-        episode.terminations[-1]
-    )
+    arrived = episode.successes is not None and episode.successes[-1]
+    return bool(arrived and not episode.terminations[-1])
 
 
 def _collect_car_expert(collection: Collection) -> Any:
@@ -244,7 +242,7 @@ def _collect_car_random(collection: Collection) -> Any:
 def _trained_sac(
     collection: Collection, env_id: str, name: str, steps: int, wrappers: tuple[Any, ...] = ()
 ) -> Any:
-    """Train a SAC, or go on with it; its zip stays in the folder of policies."""
+    """Train a SAC, or resume its training; its zip stays in the folder of policies."""
     from mpd_gym.collect.sb3 import train_sb3
 
     folder = collection.policies
@@ -287,7 +285,7 @@ def _collect_constrained_pendulum(collection: Collection) -> Any:
 
 
 def _played(policy: Any, env_id: str, collection: Collection) -> Iterator[Episode]:
-    """300 episodes of a stochastic policy."""
+    """Play 300 episodes of a stochastic policy."""
     env = gym.make(env_id)
     assert env.spec is not None
     job = Assignment(
@@ -368,7 +366,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "mpd_gym/latent-pendulum/replay-v0",
-            "LatentPendulum-v0: the same as latents of the shipped encoder",
+            "LatentPendulum-v0: the same replay buffer as latents of the shipped encoder",
             "mpd_gym.latent.recipe:collect_latent_pendulum",
         ),
     )

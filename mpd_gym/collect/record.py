@@ -31,14 +31,14 @@ __all__ = ["DatasetInfo", "Progress", "Views", "discard", "record", "write_datas
 @final
 @dataclass(frozen=True)
 class Progress:
-    """How far a collection is. All that is counted is on disk.
+    """Progress of a collection. Everything counted here is on disk.
 
     Attributes:
         stored: Episodes that are kept.
         episodes: Episodes wanted.
         steps: Steps of the stored episodes.
-        unsolved: Episodes left out because the policy's solver failed.
-        rejected: Episodes left out because the filter refused them.
+        unsolved: Episodes skipped because the policy's solver failed.
+        rejected: Episodes skipped because the filter refused them.
     """
 
     stored: int
@@ -68,42 +68,41 @@ def record(
     progress: bool = True,
     on_stored: Callable[[Progress], None] | None = None,
 ) -> MinariDataset:
-    """Run a policy in an environment and write what happens as a Minari data set.
+    """Run a policy in an environment and record its episodes as a Minari data set.
 
-    The same arguments give the same data set, however many processes there are and however often
-    the collection is interrupted, as long as a policy that draws random numbers has
-    ``reseed(seed)``. It is called before each episode.
+    Equal arguments give equal data sets, for any number of processes and interruptions, if a
+    policy that draws random numbers has ``reseed(seed)``. The recorder calls it before each
+    episode.
 
-    What is reported is on disk and survives kill −9. The same call again goes on with an
-    interrupted collection (`episodes`, `processes`, `max_discarded`, `info` and `metadata` may
-    change). The data set appears at its place when it is complete.
+    Every reported episode is on disk and survives kill −9. Repeat the call to resume an interrupted
+    collection (`episodes`, `processes`, `max_discarded`, `info` and `metadata` may change). The
+    data set appears in its place when it is complete.
 
-    A policy whose returned state has `solved` (a key or an attribute, a flag or an array of
-    them) that is False, or that raises SolverError, did not solve its problem: the episode is
-    left out, counted, and replaced by the next one.
+    Episodes with `solved=False` in the policy's state (a key or attribute, a flag or an array), or
+    with SolverError, are skipped, counted and replaced.
 
     Args:
         policy: Anything with SB3's `predict`, or a function without arguments that makes one;
-            with several processes either must be picklable.
+            several processes need it picklable.
         env_id: Registered environment; ``module:id`` imports the module first.
         dataset_id: ``namespace/name-v0``.
         episodes: Number of episodes to store.
-        seed: Seed of the collection; the seeds of episodes follow from it.
+        seed: Seed of the collection; it determines the seeds of all episodes.
         env_kwargs: Arguments of the environment, or `max_episode_steps`; recorded with the data.
-        processes: Processes to share the episodes; 1 runs all in this one. With more, a script
-            needs ``if __name__ == "__main__":``.
-        deterministic: Passed on to `predict`.
-        accept: Filter; episodes for which it is False are left out and counted.
-        max_discarded: Episodes that may be left out; None for as many as are stored.
-        fingerprint: What tells this policy from others of its kind, beyond its class and its
-            public attributes that are plain values, networks or policies, as plain JSON;
-            recorded, and must be the same to go on.
-        views: What is stored, and what the policy is shown, of observations.
+        processes: Processes that share the episodes; 1 runs all in this process. With more, a
+            script needs ``if __name__ == "__main__":``.
+        deterministic: Passed to `predict`.
+        accept: Filter; episodes for which it returns False are skipped and counted.
+        max_discarded: Most episodes to skip; None for as many as are stored.
+        fingerprint: Plain JSON that distinguishes this policy from others of its class, beyond
+            its public attributes that are plain values, networks or policies. It is recorded, and
+            must be equal to resume.
+        views: Parts of the observations to store, and to show to the policy.
         info: Author, reference scores and so on.
         metadata: More entries for the data set's metadata, plain JSON.
-        overwrite: Replace a data set of that id, once the new one is complete.
+        overwrite: Replace a data set of that id once the new one is complete.
         progress: Show a progress bar.
-        on_stored: Called with the progress each time something is stored.
+        on_stored: Called with the progress each time episodes are stored.
 
     Returns:
         The data set.
@@ -114,9 +113,9 @@ def record(
         DataError: If the environment gave a value that is not finite, or of a wrong shape.
         InputError: If the policy gave an action that is not finite or outside the Box, or the
             filter refused more episodes than `max_discarded`.
-        SolverError: If more episodes than `max_discarded` were left out, any of them unsolved.
+        SolverError: If more episodes than `max_discarded` were skipped, any of them unsolved.
         WorkerError: If a process died.
-        KeyboardInterrupt: On SIGINT, after storing what is done; says how to go on.
+        KeyboardInterrupt: On SIGINT, after storing finished episodes; says how to resume.
     """
     for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0),
                                ("processes", processes, 1)):  # fmt: skip
@@ -186,7 +185,7 @@ def _reporter(
     progress: bool,
     on_stored: Callable[[Progress], None] | None,
 ) -> Iterator[Callable[[], None]]:
-    """Yield a function that says how far the collection is, and stops one that is hopeless."""
+    """Yield a function that reports progress, and raises when too many episodes were skipped."""
     first = _progress(schedule, episodes).stored
     with tqdm(
         total=episodes, initial=first, desc="collecting", unit="episode", disable=not progress
@@ -230,7 +229,7 @@ def _check_discarded(now: Progress, limit: int) -> None:
 
 @contextmanager
 def _saying_how_to_go_on(place: Place, episodes: int) -> Iterator[None]:
-    """Add to an error what is stored and how to go on."""
+    """Add to an error the number of stored episodes and how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -246,12 +245,12 @@ def _hint(place: Place, episodes: int) -> str:
     stored = sum(d.status is Status.STORED for d in _decided(place).values())
     return (
         f"{stored} of {episodes} episodes of {place.dataset_id!r} are stored: run the same again "
-        f"to go on, or discard them with mpd_gym.collect.record.discard({place.dataset_id!r})"
+        f"to resume, or discard them with mpd_gym.collect.record.discard({place.dataset_id!r})"
     )
 
 
 def _arguments(job: Assignment, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides about the episodes, as plain JSON."""
+    """Return everything that determines the episodes, as plain JSON."""
     return plain(
         {
             "environment": json.loads(job.spec.to_json()),
@@ -271,10 +270,10 @@ def _arguments(job: Assignment, fingerprint: Mapping[str, Any]) -> dict[str, Any
 
 
 def _identity(thing: Any) -> Any:
-    """Return plain JSON that is the same for the same thing in another process.
+    """Return plain JSON that is equal for the same thing in another process.
 
-    Objects count by their class and by those public attributes that are plain values, arrays,
-    networks or policies; networks by their weights.
+    Objects are described by class and public attributes that are plain values, arrays, networks or
+    policies; networks by their weights.
     """
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
@@ -301,7 +300,7 @@ def _identity(thing: Any) -> Any:
 
 
 def _counts(value: Any) -> bool:
-    """Whether an attribute tells its object from others of its class."""
+    """Whether an attribute distinguishes its object from others of its class."""
     if isinstance(value, Mapping):
         return any(map(_is_network, value.values()))
     acts = callable(getattr(value, "predict", None))  # a policy inside another
@@ -309,12 +308,12 @@ def _counts(value: Any) -> bool:
 
 
 def _is_network(value: Any) -> bool:
-    """Whether this is a network of torch, which need not be installed."""
+    """Whether this is a torch network, tested without torch."""
     return callable(getattr(value, "named_parameters", None)) and not isinstance(value, type)
 
 
 def _digest(network: Any) -> str:
-    """Of all weights."""
+    """SHA-256 of all weights."""
     digest = hashlib.sha256()
     for name, weights in (*network.named_parameters(), *network.named_buffers()):
         digest.update(name.encode())

@@ -23,17 +23,17 @@ __all__ = ["Assignment", "Runner", "Views"]
 @final
 @dataclass(frozen=True)
 class Views:
-    """What is stored, and what the policy is shown, of each ``(observation, info)``.
+    """Parts of each ``(observation, info)`` to store, and to show to the policy.
 
     Args:
         frame_stack: Frames that the environment stacks in an observation. Only the newest is
-            stored, so that each is stored once; readers stack them again.
-        stored: Function of ``(observation, info)`` whose result is stored instead.
-        shown: Function of ``(observation, info)`` whose result the policy is given instead.
-        space: Space of what is stored; needed with `stored`.
+            stored, so each frame is stored once; readers stack them again.
+        stored: Function of ``(observation, info)`` that returns the observation to store.
+        shown: Function of ``(observation, info)`` that returns the policy's observation.
+        space: Space of stored observations; needed with `stored`.
 
     Raises:
-        ConfigError: If they do not fit together.
+        ConfigError: If `stored` comes without `space`, or `frame_stack` is not positive.
     """
 
     frame_stack: int = 1
@@ -44,32 +44,32 @@ class Views:
     def __post_init__(self) -> None:
         check_integer("frame_stack", self.frame_stack, 1)
         if self.stored is not None and self.space is None:
-            raise ConfigError("space: the space of what 'stored' returns is needed, got None")
+            raise ConfigError("space: expected the space of what 'stored' returns, got None")
 
     def store(self, observation: Any, info: Mapping[str, Any]) -> Any:
-        """Return what is stored of an observation."""
+        """Return the observation to store."""
         if self.stored is not None:
             return self.stored(observation, info)
         return observation[-1] if self.frame_stack > 1 else observation
 
     def show(self, observation: Any, info: Mapping[str, Any]) -> Any:
-        """Return what the policy is given of an observation."""
+        """Return the observation for the policy."""
         return observation if self.shown is None else self.shown(observation, info)
 
 
 @final
 @dataclass(frozen=True)
 class Assignment:
-    """What every process of a collection needs to know; picklable if its parts are.
+    """The work of every process of a collection; picklable if its parts are.
 
     Args:
         name: Data set id, for messages.
         spec: Environment.
         policy: Policy, or a function without arguments that makes one in each process.
-        seed: Of the whole collection.
-        deterministic: Passed on to the policy's `predict`.
+        seed: Seed of the whole collection.
+        deterministic: Passed to the policy's `predict`.
         observation_space: Space of one stored observation.
-        views: What is stored and shown of observations.
+        views: Parts of the observations to store and to show.
         accept: Which episodes to keep; None for all.
     """
 
@@ -87,9 +87,9 @@ class Assignment:
 class Runner:
     """An environment and a policy that record one candidate after the other.
 
-    A candidate is an index from 0 on. Its seeds follow from it and the collection's seed, and
-    nothing is carried over from one to the next, so it does not matter which process runs it. (A
-    policy that draws random numbers needs `reseed` for that.)
+    A candidate is an index from 0 on. Its seeds follow from it and the collection's seed, and no
+    candidate affects the next, so any process may run it. (For this a policy that draws random
+    numbers needs `reseed`.)
 
     Args:
         job: What to run.
@@ -109,15 +109,15 @@ class Runner:
     def store(
         self, candidates: Sequence[int], folder: Path, stop: Callable[[], bool]
     ) -> tuple[list[Decision], float]:
-        """Run candidates and store what came of them in one file, also if one of them fails.
+        """Run candidates and store the results in one file, also if one of them raises.
 
         Args:
             candidates: Indices.
-            folder: Of the shards.
-            stop: Asked after each episode; True leaves the rest out.
+            folder: Folder of the shards.
+            stop: Called after each episode; True skips the rest.
 
         Returns:
-            Decisions that are now on disk, and the mean seconds that one took.
+            Decisions that are now on disk, and the mean seconds per candidate.
         """
         started = time.perf_counter()
         outcomes: list[Attempt] = []
@@ -194,7 +194,7 @@ class Runner:
 
 @final
 class _Tape:
-    """What one episode gives, step by step."""
+    """Records one episode, step by step."""
 
     def __init__(self, rules: EpisodeRules, views: Views, candidate: int) -> None:
         self.candidate = candidate

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 as a maker of behaviour policies: training that can be killed and goes on.
+"""Training of behaviour policies with Stable-Baselines3, which resumes after a kill.
 
 Needs the extra ``collect``: importing this module without it raises `MissingExtraError`.
 """
@@ -50,7 +50,7 @@ __all__ = ["CostPenalty", "SB3Policy", "load_sb3", "replay_episodes", "train_sb3
 FORMAT = "mpd_gym.sb3_training"
 VERSION = 1
 ENTRIES = ("header.json", "state.pth", "replay.safetensors")
-OURS = {  # hyperparameters that are not for the caller
+OURS = {  # hyperparameters that `train_sb3` sets
     "device",
     "env",
     "optimize_memory_usage",
@@ -65,9 +65,9 @@ Wrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 
 @final
 class CostPenalty(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Takes ``penalty · info["cost"]`` off the reward, for policies that shall avoid costs.
+    """Subtracts ``penalty · info["cost"]`` from the reward, to train policies that avoid costs.
 
-    ``info["reward"]`` keeps the environment's own reward.
+    ``info["reward"]`` holds the environment's own reward.
 
     Args:
         env: Environment that reports ``info["cost"]`` on every step.
@@ -89,8 +89,8 @@ class CostPenalty(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if "cost" not in info:
             raise ConfigError(
-                "CostPenalty: the environment does not report info['cost']; put the penalty "
-                "around a wrapper that does"
+                "CostPenalty: the environment does not report info['cost']; wrap it in one that "
+                "does first"
             )
         own = float(reward)
         less = own - self.penalty * float(info["cost"])
@@ -116,13 +116,12 @@ def train_sb3(
 ) -> BaseAlgorithm:
     """Train a policy on the CPU.
 
-    With `checkpoint`, a run that was killed goes on where the last checkpoint was written when it
-    is started again with the same arguments, and ends with the same weights and replay buffer,
-    bit for bit, as a run that was not. (`steps` alone may grow.) For this, every
-    `checkpoint_every` steps the environments are reset and the random numbers seeded anew,
-    checkpoint or not; choose a multiple of episode length times `num_envs`, so that no episode is
-    cut short. Only the running means of the logs start afresh. The global random generators are
-    left as they were.
+    With `checkpoint`, a killed run that is started again with the same arguments resumes and ends
+    with bit-identical weights and replay buffer. (`steps` alone may grow.) For this, every
+    `checkpoint_every` steps, with or without a checkpoint, the environments are reset and the
+    random numbers seeded again. Choose a multiple of episode length times `num_envs`, so that no
+    episode is cut. Only the running means of the logs restart. The global random generators do not
+    change.
 
     Args:
         algorithm: ``"sac"`` or ``"ppo"``.
@@ -130,13 +129,12 @@ def train_sb3(
         steps: Environment steps in all; PPO rounds up to whole rollouts.
         seed: Seed of the networks, the environments and the exploration.
         env_kwargs: Arguments of the environment.
-        wrappers: Put around each environment, the first innermost.
-        num_envs: Copies stepped together. With SAC several are faster: one call of the network
-            acts for all of them.
-        hyperparameters: Arguments of SB3's class; its defaults otherwise. SAC's replay buffer
-            holds all `steps` unless ``buffer_size`` is given.
+        wrappers: Wrappers for each environment, the first innermost.
+        num_envs: Copies stepped together. SAC is faster with several, as one call of the network
+            acts for all.
+        hyperparameters: Arguments of SB3's class. By default SAC's replay buffer holds all `steps`.
         log_dir: Folder for TensorBoard.
-        save_path: Where the trained policy goes, an SB3 zip.
+        save_path: File for the trained policy, an SB3 zip.
         checkpoint: File for networks, optimisers and replay buffer, a zip without SB3's pickles.
         checkpoint_every: Steps between checkpoints.
         progress: Show a progress bar with rate, estimate and mean return.
@@ -149,7 +147,8 @@ def train_sb3(
         ConfigError: If an argument is out of range, or differs from those of the checkpoint.
         CheckpointError: If the checkpoint is damaged.
     """
-    _check_arguments(algorithm, hyperparameters, steps, num_envs, checkpoint_every)
+    counts = {"steps": steps, "num_envs": num_envs, "checkpoint_every": checkpoint_every}
+    _check_arguments(algorithm, hyperparameters, counts)
     _check_zip("save_path", save_path)
     _check_zip("checkpoint", checkpoint)
     arguments = {
@@ -185,16 +184,11 @@ def train_sb3(
 
 
 def _check_arguments(
-    algorithm: str,
-    hyperparameters: Mapping[str, Any] | None,
-    steps: int,
-    num_envs: int,
-    checkpoint_every: int,
+    algorithm: str, hyperparameters: Mapping[str, Any] | None, counts: Mapping[str, int]
 ) -> None:
     check_choice("algorithm", algorithm, ("ppo", "sac"))
-    check_integer("steps", steps, 1)
-    check_integer("num_envs", num_envs, 1)
-    check_integer("checkpoint_every", checkpoint_every, 1)
+    for name, count in counts.items():
+        check_integer(name, count, 1)
     if taken := sorted(OURS & set(hyperparameters or {})):
         raise ConfigError(f"hyperparameters: {taken} are set by train_sb3 itself; leave them out")
 
@@ -239,7 +233,7 @@ def _new_model(
 
 
 def _log_to(model: BaseAlgorithm, folder: Path) -> None:
-    """Log to one folder, also through several calls of ``learn``."""
+    """Log to one folder, also over several calls of ``learn``."""
     from stable_baselines3.common.logger import configure
 
     model.set_logger(configure(str(folder), ["tensorboard"]))
@@ -247,7 +241,7 @@ def _log_to(model: BaseAlgorithm, folder: Path) -> None:
 
 @contextmanager
 def _own_randomness(threads: int) -> Iterator[None]:
-    """Keep SB3's use of the global generators, and the thread count, from leaking out."""
+    """Restore the global generators and the thread count, which SB3 changes."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -262,7 +256,7 @@ def _own_randomness(threads: int) -> Iterator[None]:
 
 @final
 class _Progress(BaseCallback):
-    """Moves the bar, and lets schedules see the whole run instead of one segment."""
+    """Moves the bar, and shows schedules the whole run instead of one segment."""
 
     def __init__(self, bar: Any, steps: int) -> None:
         super().__init__()
@@ -280,7 +274,7 @@ class _Progress(BaseCallback):
 
 
 def _learn_segment(model: BaseAlgorithm, seed: int, steps: int, every: int, bar: Any) -> None:
-    """Learn up to the next checkpoint, depending on nothing that a checkpoint does not hold."""
+    """Learn up to the next checkpoint, from nothing but what a checkpoint holds."""
     start = model.num_timesteps
     stop = min((start // every + 1) * every, steps)
     words = np.random.SeedSequence([seed, start]).generate_state(1)
@@ -315,7 +309,7 @@ def _save_checkpoint(model: BaseAlgorithm, path: Path, arguments: Mapping[str, A
 
 
 def _resume(model: BaseAlgorithm, path: Path, arguments: Mapping[str, Any]) -> None:
-    """Put everything that `_save_checkpoint` wrote into a new model."""
+    """Load everything that `_save_checkpoint` wrote into a new model."""
     entries = read_entries(path, ENTRIES, MAX_BYTES)
     try:
         header = json.loads(entries["header.json"])
@@ -334,12 +328,12 @@ def _resume(model: BaseAlgorithm, path: Path, arguments: Mapping[str, Any]) -> N
             restore_buffer(model.replay_buffer, arrays, **header["replay"])  # type: ignore[attr-defined]
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of train_sb3 ({error}); delete it to start anew"
+            f"{path}: damaged, or not a checkpoint of train_sb3 ({error}); delete it to start again"
         ) from error
 
 
 def _plain(arguments: Mapping[str, Any]) -> Any:
-    """`arguments` as JSON gives them back; classes and functions by their names."""
+    """Return `arguments` after a round trip through JSON; classes and functions by name."""
 
     def name(value: Any) -> str:
         if isinstance(value, partial):
@@ -354,5 +348,5 @@ def _check_same_arguments(path: Path, saved: Mapping[str, Any], given: Mapping[s
         if saved[name] != value:
             raise ConfigError(
                 f"{name}: got {value!r}, but the run in {path} has {saved[name]!r}; pass the same "
-                "to resume it, or delete the file to start anew"
+                "to resume it, or delete the file to start again"
             )

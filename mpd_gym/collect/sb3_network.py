@@ -1,4 +1,4 @@
-"""Stable-Baselines3 policies rebuilt from their weights and from plain text, with no pickle."""
+"""Stable-Baselines3 policies, rebuilt from weights and plain text without pickle."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MODULES = {
 }
 ACTIVATIONS = ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Tanh")
 FLAGS = ("normalize_images", "squash_output", "use_expln")
-UNDERSTOOD = {  # what is not used below is seen in the weights, or matters in training only
+UNDERSTOOD = {  # those not used below show in the weights, or matter in training only
     *FLAGS,
     "activation_fn",
     "clip_mean",
@@ -71,7 +71,7 @@ State = Mapping[str, Tensor]
 
 
 def policy_family(state: Any) -> str | None:
-    """Return the kind of policy that the names of its weights tell, None if it is unknown."""
+    """Return the kind of a policy, judged by the names of its weights; None if unknown."""
     names = [name for name in state if isinstance(name, str)] if isinstance(state, dict) else []
     for family, mark in MARKS.items():
         if any(name.startswith(mark) for name in names):
@@ -89,15 +89,15 @@ def rebuild_policy(
     """Build SB3's policy for the two spaces and give it the weights.
 
     Args:
-        family: From `policy_family`.
-        fields: JSON fields of the file; of pickled ones only the text beside them is used.
+        family: Result of `policy_family`.
+        fields: JSON fields of the file; for pickled ones only the plain text is used.
         state: Weights by name.
         observation_space: Of the environment, images channel first.
         action_space: Of the environment.
 
     Raises:
         CheckpointError: If the policy's class or an option is not SB3's own, a weight is not
-            finite, or weights and spaces do not go together.
+            finite, or weights and spaces do not match.
     """
     _check_class(fields)
     kinds = ACTION_SPACES[family]
@@ -125,9 +125,9 @@ def _check_class(fields: Mapping[str, Any]) -> None:
 
 
 def _check_space(name: str, text: Any, space: spaces.Space[Any]) -> None:
-    """Compare a Box with what SB3 wrote about it in plain text (bounds: of actions only)."""
+    """Compare a Box with SB3's plain text about it (bounds for actions only)."""
     if not isinstance(text, dict) or not isinstance(space, spaces.Box):
-        return  # the weights' shapes still have to fit
+        return  # the weights' shapes are checked later
     shape = text.get("_shape", text.get("shape"))
     if isinstance(shape, list) and tuple(shape) != space.shape:
         raise CheckpointError(
@@ -144,7 +144,7 @@ def _check_space(name: str, text: Any, space: spaces.Space[Any]) -> None:
 
 
 def _numbers(text: Any) -> Array | None:
-    """Numbers of a printed array; None where it was printed in part or not at all."""
+    """Parse a printed array; None if the text is cut or no array."""
     if not isinstance(text, str) or "..." in text:
         return None
     try:
@@ -154,7 +154,7 @@ def _numbers(text: Any) -> Array | None:
 
 
 def _check_tensors(state: State) -> None:
-    """Only dense, contiguous tensors: anything else may claim a size that it does not have."""
+    """Accept dense, contiguous, finite tensors only; others may claim a false size."""
     for name, tensor in state.items():
         if not (isinstance(tensor, Tensor) and tensor.layout is torch.strided):
             raise CheckpointError(f"{name}: expected a dense tensor, got {type(tensor).__name__}")
@@ -171,7 +171,7 @@ def _options(
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
 ) -> dict[str, Any]:
-    """Arguments of the policy class, from the weights' shapes and the plain text."""
+    """Find the arguments of the policy class in the weights' shapes and the plain text."""
     kwargs = kwargs if isinstance(kwargs, dict) else {}
     text = {name: value for name, value in kwargs.items() if not name.startswith(":")}
     if unknown := sorted(set(text) - UNDERSTOOD):
@@ -222,7 +222,7 @@ def _activation(text: Any) -> type[torch.nn.Module]:
 def _extractor(
     text: Mapping[str, Any], state: State, space: spaces.Space[Any]
 ) -> tuple[int, dict[str, Any]]:
-    """Width of the features and the arguments that make SB3's extractor for them."""
+    """Return the width of the features, and the arguments of SB3's extractor for them."""
     from stable_baselines3.common import torch_layers
 
     kwargs: dict[str, Any] = {}
@@ -271,7 +271,7 @@ def _actor_critic(state: State, width: int, action_space: spaces.Space[Any]) -> 
 
 
 def _layers(state: State, prefix: str, inputs: int) -> list[int]:
-    """Outputs of each linear layer under `prefix`; each must read what the one before gives."""
+    """Return the outputs of each linear layer under `prefix`; each must fit the one before."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.weight")
     found = {int(m[1]): state[name] for name in state if (m := pattern.fullmatch(name))}
     sizes = []
@@ -287,14 +287,14 @@ def _layers(state: State, prefix: str, inputs: int) -> list[int]:
 
 
 def _with_aliases(state: State) -> dict[str, Tensor]:
-    """Name the shared features of files from before SB3 1.7 as later versions do."""
+    """Rename the shared features of files before SB3 1.7 as in later versions."""
     shared = {k: v for k, v in state.items() if k.startswith("features_extractor.")}
     aliases = {f"{part}_{name}": v for name, v in shared.items() for part in ("pi", "vf")}
     return aliases | dict(state)
 
 
 def _check_same(expected: State, state: State) -> None:
-    """Names, shapes and dtypes must be those of the rebuilt network."""
+    """Check that names, shapes and dtypes match the rebuilt network."""
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or extra:
         raise CheckpointError(f"weights are missing {missing} or not understood {extra}")

@@ -1,4 +1,4 @@
-"""Replay buffers of Stable-Baselines3, with what they leave out, as validated episodes.
+"""Replay buffers of Stable-Baselines3, extended by costs and successes, as episodes.
 
 Needs the extra ``collect``: importing this module without it raises `MissingExtraError`.
 """
@@ -6,7 +6,7 @@ Needs the extra ``collect``: importing this module without it raises `MissingExt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, final
 
 import numpy as np
 from gymnasium import spaces
@@ -34,13 +34,13 @@ SOURCE = "replay buffer"
 
 @final
 class Extras:
-    """What a replay buffer does not keep of each transition; arrays ``[rows, environments]``.
+    """Parts of each transition that SB3 does not keep; arrays ``[rows, environments]``.
 
     Attributes:
-        costs: ``info["cost"]``; NaN where there was none.
-        successes: Whether `succeeded`; −1 where infos do not say.
-        rewards: ``info["reward"]`` (as `CostPenalty` leaves it) or else the reward.
-        cuts: True where the environment was reset although its episode had not ended.
+        costs: ``info["cost"]``; NaN if there was none.
+        successes: Result of `succeeded`; −1 if unknown.
+        rewards: ``info["reward"]`` (from `CostPenalty`), or else the reward.
+        cuts: True if the environment was reset before its episode ended.
     """
 
     def __init__(self, rows: int, environments: int) -> None:
@@ -60,60 +60,45 @@ class Extras:
         self.cuts[row] = False
 
 
-@final
-class RecordingReplayBuffer(ReplayBuffer):
-    """SB3's `ReplayBuffer` that also keeps costs, successes and unpenalised rewards.
+class _Recording:
+    """Makes one of SB3's replay buffers keep costs, successes and unpenalised rewards too."""
 
-    Pass it as ``replay_buffer_class``; `replay_episodes` reads it. Arguments as in SB3.
-    """
+    buffer_size: int
+    n_envs: int
+    pos: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.extras = Extras(self.buffer_size, self.n_envs)
 
     def add(
-        self,
-        obs: Array,
-        next_obs: Array,
-        action: Array,
-        reward: Array,
-        done: Array,
-        infos: list[dict[str, Any]],
+        self, obs: Any, next_obs: Any, action: Array, reward: Array, done: Array, infos: Any
     ) -> None:
         """Store one transition of every environment."""
         self.extras.write(self.pos, reward, infos)
-        super().add(obs, next_obs, action, reward, done, infos)
+        super().add(obs, next_obs, action, reward, done, infos)  # type: ignore[misc]
 
 
 @final
-class RecordingDictReplayBuffer(DictReplayBuffer):
+class RecordingReplayBuffer(_Recording, ReplayBuffer):
+    """SB3's `ReplayBuffer` that also keeps costs, successes and unpenalised rewards.
+
+    Pass it as ``replay_buffer_class``; `replay_episodes` reads it. Arguments as in SB3.
+    """
+
+
+@final
+class RecordingDictReplayBuffer(_Recording, DictReplayBuffer):
     """`RecordingReplayBuffer` for Dict observations. Arguments as in SB3."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.extras = Extras(self.buffer_size, self.n_envs)
-
-    def add(  # type: ignore[override]  # SB3's own signatures of the two classes differ
-        self,
-        obs: dict[str, Array],
-        next_obs: dict[str, Array],
-        action: Array,
-        reward: Array,
-        done: Array,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """Store one transition of every environment."""
-        self.extras.write(self.pos, reward, infos)
-        super().add(obs, next_obs, action, reward, done, infos)
 
 
 def replay_episodes(model: BaseAlgorithm) -> Iterator[Episode]:
-    """Give back the whole replay buffer of an off-policy model as episodes, oldest first.
+    """Return the replay buffer of an off-policy model as episodes, oldest first.
 
     Actions are in the environment's units. An episode that had not ended, because training
     stopped or the environment was reset, ends as truncated. In a buffer that has wrapped around,
-    the first episode of each environment may lack its beginning. Costs, successes and the rewards
-    before a penalty are there if the buffer recorded them, as that of `train_sb3` does.
+    the first episode of each environment may lack its beginning. The buffer of `train_sb3` also
+    records costs, successes and the rewards before a penalty.
 
     Args:
         model: SAC, TD3, DDPG or DQN model with its replay buffer in memory.
@@ -121,14 +106,14 @@ def replay_episodes(model: BaseAlgorithm) -> Iterator[Episode]:
     Raises:
         ConfigError: If the model has no replay buffer, or one that forgets final observations
             (``optimize_memory_usage=True``).
-        DataError: If a number is not finite or an observation does not follow from the one
-            before; names the episode and step.
+        DataError: If a number is not finite, or an observation differs from the next observation
+            of the step before; names the episode and step.
     """
     buffer = getattr(model, "replay_buffer", None)
     if not isinstance(buffer, ReplayBuffer):
         raise ConfigError(
-            f"model: expected one with a replay buffer, got {type(model).__name__}; export off-"
-            "policy models such as SAC, and record others with `record`"
+            f"model: expected one with a replay buffer, got {type(model).__name__}; use off-policy "
+            "models such as SAC, and `record` for others"
         )
     if buffer.optimize_memory_usage:
         raise ConfigError(
@@ -197,7 +182,7 @@ def _episode(buffer: ReplayBuffer, rows: tuple[Array, int], actions: Array, inde
 
 
 def _observations(buffer: ReplayBuffer, rows: tuple[Array, int], index: int) -> Observation:
-    """T + 1 observations, checked: each next observation must be the one of the next step."""
+    """T + 1 observations; each next observation must equal the following step's observation."""
     before, after = buffer.observations, buffer.next_observations
     if isinstance(before, dict) and isinstance(after, dict):
         return {key: _aligned(before[key][rows], after[key][rows], index) for key in before}
@@ -209,33 +194,27 @@ def _aligned(before: Array, after: Array, index: int) -> Array:
     _check_finite("next observation", after, index)
     follows = (before[1:] == after[:-1]).reshape(len(before) - 1, -1).all(axis=1)
     if not follows.all():
-        raise DataError(
+        problem = (
             "the next observation is not the observation of the following step; the environment "
-            "was reset or the buffer altered from outside: train with train_sb3, which marks this",
-            source=SOURCE,
-            episode=index,
-            step=int(np.argmin(follows)),
+            "was reset or the buffer altered from outside: train with train_sb3, which marks this"
         )
+        _fail(problem, index, ~follows)
     return np.concatenate([before, after[-1:]])
 
 
 def _known(values: Array, name: str, index: int) -> Array | None:
-    """`values` if all are known, None if none is."""
+    """Return `values` if all are known, None if none is."""
     missing = np.isnan(values)
     if missing.all():
         return None
     if missing.any():
-        raise DataError(
-            f"info[{name!r}] is given on some steps only; the environment must give it on all",
-            source=SOURCE,
-            episode=index,
-            step=int(np.argmax(missing)),
-        )
+        problem = f"info[{name!r}] is given on some steps only; the environment must give it on all"
+        _fail(problem, index, missing)
     return values
 
 
 def _successes(extras: Extras | None, rows: tuple[Array, int]) -> Array | None:
-    """Successes of an episode; an environment may report them at its end only."""
+    """Successes of an episode; environments may report them at its end only."""
     if extras is None or (extras.successes < 0).all():
         return None
     return np.asarray(extras.successes[rows] > 0)
@@ -244,22 +223,19 @@ def _successes(extras: Extras | None, rows: tuple[Array, int]) -> Array | None:
 def _check_finite(name: str, values: Array, index: int) -> None:
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():
-        raise DataError(
-            f"the {name} is not finite; look for the cause in the environment",
-            source=SOURCE,
-            episode=index,
-            step=int(np.argmin(finite)),
-        )
+        _fail(f"the {name} is not finite; look for the cause in the environment", index, ~finite)
+
+
+def _fail(problem: str, index: int, bad: Array) -> NoReturn:
+    raise DataError(problem, source=SOURCE, episode=index, step=int(np.argmax(bad)))
 
 
 def _extras(buffer: ReplayBuffer) -> Extras | None:
-    if isinstance(buffer, RecordingReplayBuffer | RecordingDictReplayBuffer):
-        return buffer.extras
-    return None
+    return buffer.extras if isinstance(buffer, _Recording) else None
 
 
 def _arrays(buffer: ReplayBuffer) -> dict[str, Array]:
-    """All arrays of a recording buffer by name, uncopied; rows are the first axis."""
+    """All arrays of a recording buffer by name, not copied; rows are the first axis."""
     arrays: dict[str, Array] = {}
     for name in ("observations", "next_observations"):
         part = getattr(buffer, name)
@@ -268,24 +244,23 @@ def _arrays(buffer: ReplayBuffer) -> dict[str, Array]:
     for name in ("actions", "rewards", "dones", "timeouts"):
         arrays[name] = getattr(buffer, name)
     extras = _extras(buffer)
-    return (
-        arrays if extras is None else arrays | {f"extras/{k}": v for k, v in vars(extras).items()}
-    )
+    kept = {} if extras is None else vars(extras)
+    return arrays | {f"extras/{name}": array for name, array in kept.items()}
 
 
 def buffer_arrays(buffer: ReplayBuffer) -> dict[str, Array]:
-    """Return copies of the filled rows of every array of `buffer`, to be saved."""
+    """Return copies of the filled rows of every array of `buffer`, for saving."""
     return {name: array[: buffer.size()].copy() for name, array in _arrays(buffer).items()}
 
 
 def restore_buffer(
     buffer: ReplayBuffer, arrays: Mapping[str, Array], *, pos: int, full: bool
 ) -> None:
-    """Fill `buffer` with saved arrays, each row where it was.
+    """Fill `buffer` with saved arrays, each row in its old position.
 
     Args:
         buffer: Buffer for the same spaces and number of environments.
-        arrays: From `buffer_arrays`.
+        arrays: Result of `buffer_arrays`.
         pos: `pos` of the saved buffer.
         full: `full` of the saved buffer.
 

@@ -1,9 +1,9 @@
 """Policies from Stable-Baselines3 zip files, without running code from the file.
 
-The zip's ``data`` entry is JSON in which everything that is not a plain value is a pickle, and a
-pickle may run any code when it is opened. Here the network is rebuilt instead: its shape from the
-weights (read with ``weights_only=True``), its few options from the plain text that SB3 writes
-beside each pickle, its spaces from the environment. Needs the extra ``collect``.
+The zip's ``data`` entry is JSON that holds a pickle for everything but plain values, and opening a
+pickle may run any code. This module rebuilds the network instead: its shape from the weights (read
+with ``weights_only=True``), its few options from the plain text that SB3 writes next to each
+pickle, its spaces from the environment. Needs the extra ``collect``.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class HasSpaces(Protocol):
 
 @final
 class SB3Policy:
-    """A Stable-Baselines3 policy with random numbers of its own.
+    """A Stable-Baselines3 policy with its own random numbers.
 
-    SB3 draws from torch's global generator. This draws from a stream of its own and leaves the
-    global one as it was; a recorder calls `reseed` before each episode.
+    SB3 draws from torch's global generator. This policy has its own stream and does not change the
+    global one; a recorder calls `reseed` before each episode.
 
     Args:
         policy: SB3's policy, for example ``model.policy``.
@@ -71,9 +71,7 @@ class SB3Policy:
         """Start the random numbers of an episode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            explorer: Any = getattr(
-                self.policy, "actor", self.policy
-            )  # whose noise a gSDE policy uses
+            explorer: Any = getattr(self.policy, "actor", self.policy)  # holds the noise of gSDE
             if getattr(explorer, "use_sde", False):
                 explorer.reset_noise()
             self._random = torch.get_rng_state()
@@ -117,22 +115,21 @@ def load_sb3(
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
 ) -> SB3Policy:
-    """Load the policy in a zip file of Stable-Baselines3, also of its older versions.
+    """Load the policy in a zip file of Stable-Baselines3, also of older versions.
 
-    By default no pickled field of the file is opened; weights are read with ``weights_only=True``
-    and must fit the rebuilt network exactly. Understood are the policies of SAC, TD3, DDPG, DQN,
-    PPO and A2C with SB3's own networks. Statistics of ``VecNormalize`` are not part of such files:
-    a policy trained with them must be given normalised observations.
+    By default it opens no pickled field; it reads weights with ``weights_only=True``, and they must
+    fit the rebuilt network exactly. It supports the policies of SAC, TD3, DDPG, DQN, PPO and A2C
+    with SB3's own networks. Such files lack the statistics of ``VecNormalize``: a policy trained
+    with them needs normalised observations.
 
     Args:
         path: File that SB3's ``model.save`` wrote.
-        env: Id of the environment that the policy is for, or an object with its spaces.
+        env: Id of the policy's environment, or an object with its spaces.
         env_kwargs: Arguments of the environment, if `env` is an id.
         algorithm: Expected algorithm, for example ``"sac"``; None accepts any.
-        trust_pickle: Let SB3 open the pickled fields. **This runs whatever code the file
-            contains**; only for files whose author you trust. Needed for networks of the author's
-            own making.
-        max_bytes: Largest size, unpacked, of any part that is read.
+        trust_pickle: Let SB3 open the pickled fields. **This runs any code in the file**; use it
+            only if you trust the author. Custom networks need it.
+        max_bytes: Largest unpacked size of any part.
         seed: Seed of stochastic actions.
 
     Raises:
@@ -157,15 +154,14 @@ def load_sb3(
         policy = rebuild_policy(family, fields, state, observation_space, action_space)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{file}: {error}; load it for the environment that it was trained on. Networks of "
-            "the author's own making load only with trust_pickle=True, which runs code from the "
-            "file"
+            f"{file}: {error}; load it for the environment that it was trained on. Custom networks "
+            "load only with trust_pickle=True, which runs code from the file"
         ) from error
     return SB3Policy(policy, seed=seed)
 
 
 def read_entries(path: Path, names: Sequence[str], max_bytes: int) -> dict[str, bytes]:
-    """Read entries of a zip file, checking their unpacked sizes first.
+    """Read entries of a zip file, after a check of their unpacked sizes.
 
     Args:
         path: Zip file.
@@ -187,24 +183,26 @@ def read_entries(path: Path, names: Sequence[str], max_bytes: int) -> dict[str, 
                         f"{path}: expected an entry {name!r}, found {sorted(present)}; the file "
                         "was not written by Stable-Baselines3's model.save"
                     )
-                size = present[name].file_size
-                if size > max_bytes:
-                    raise CheckpointError(
-                        f"{path}: {name!r} takes {size} bytes unpacked, more than max_bytes = "
-                        f"{max_bytes}; raise the limit if you expect such a size"
-                    )
+                _check_unpacked(path, repr(name), present[name].file_size, max_bytes)
             return {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        problem = f"{path}: damaged or not a zip file ({error}); download it again"
+        raise CheckpointError(problem) from error
+
+
+def _check_unpacked(path: Path, part: str, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
         raise CheckpointError(
-            f"{path}: damaged or not a zip file ({error}); get it anew"
-        ) from error
+            f"{path}: {part} takes {size} bytes unpacked, more than max_bytes = {max_bytes}; raise "
+            "the limit if you expect such a size"
+        )
 
 
 def read_tensors(path: Path, content: bytes, max_bytes: int) -> Any:
-    """Unpack what ``torch.save`` wrote, running no code and allowing tensors of honest size only.
+    """Unpack what ``torch.save`` wrote, without running code or taking unlimited memory.
 
     Args:
-        path: File that `content` comes from, for messages.
+        path: File of `content`, for messages.
         content: Bytes that ``torch.save`` wrote.
         max_bytes: Largest size of all tensors together.
 
@@ -219,19 +217,15 @@ def read_tensors(path: Path, content: bytes, max_bytes: int) -> Any:
         if zipfile.is_zipfile(buffer):
             with zipfile.ZipFile(buffer) as archive:
                 size = sum(info.file_size for info in archive.infolist())
-            if size > max_bytes:
-                raise CheckpointError(
-                    f"{path}: its tensors take {size} bytes unpacked, more than max_bytes = "
-                    f"{max_bytes}; raise the limit if you expect such a size"
-                )
+            _check_unpacked(path, "the set of tensors", size, max_bytes)
         buffer.seek(0)
         return torch.load(buffer, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch.load fails in many ways; all of them mean a bad file
         raise CheckpointError(
-            f"{path}: its tensors cannot be read without running code from the file, or they are "
-            f"damaged ({type(error).__name__}); get the file anew from a source you trust"
+            f"{path}: its tensors are damaged, or cannot be read without running code from the "
+            f"file ({type(error).__name__}); download it again from a source you trust"
         ) from error
 
 
@@ -270,14 +264,15 @@ def _fields(path: Path, content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its 'data' is not JSON ({error}); get it anew") from error
+        problem = f"{path}: its 'data' is not JSON ({error}); download it again"
+        raise CheckpointError(problem) from error
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: its 'data' is not a JSON object; get it anew")
+        raise CheckpointError(f"{path}: its 'data' is not a JSON object; download it again")
     return fields
 
 
 def _family(state: Any, algorithm: str | None) -> str:
-    """Kind of policy, checked against the algorithm that the caller expects."""
+    """Return the kind of policy, after a check against the expected algorithm."""
     family = policy_family(state)
     if family is None:
         raise CheckpointError(f"its weights are not those of {', '.join(FAMILIES)}")
@@ -287,10 +282,10 @@ def _family(state: Any, algorithm: str | None) -> str:
 
 
 def _algorithm(path: Path, fields: Mapping[str, Any], state: Any) -> str:
-    """Algorithm of a file, told by its weights and plain fields."""
+    """Find the algorithm of a file from its weights and plain fields."""
     family = policy_family(state)
     if family is None:
-        raise CheckpointError(f"{path}: its algorithm is not evident; name it by algorithm=...")
+        raise CheckpointError(f"{path}: its algorithm is not evident; pass algorithm=...")
     if family == "actor-critic":
         return "ppo" if "n_epochs" in fields else "a2c"
     return family
@@ -302,7 +297,7 @@ def _unpickled(
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
 ) -> BasePolicy:
-    """Let SB3 open the file, pickles included; what serves training only is replaced."""
+    """Let SB3 open the file with its pickles; replace what only training needs."""
     import stable_baselines3
 
     replaced = {

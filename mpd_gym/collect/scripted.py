@@ -1,8 +1,8 @@
-"""Policies written by hand: smooth random actions, and a swing-up controller for the pendulum.
+"""Scripted policies: smooth random actions, and a swing-up controller for the pendulum.
 
 A policy that draws random numbers has a method ``reseed(seed: int)``. A recorder calls it before
-each episode with that episode's seed, so that what is recorded does not depend on how episodes
-are shared out among processes. Policies without randomness do not have the method.
+each episode with that episode's seed, so the data do not depend on which process runs an episode.
+Policies without randomness lack the method.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class SmoothRandom:
     """Random actions that change smoothly and visit the whole Box evenly.
 
     Each action dimension follows z⁺ = ρz + √(1 − ρ²)·ε with ε ~ N(0, 1), which is stationary with
-    N(0, 1); the normal distribution function takes z to a share of the Box, so that every action
-    alone is uniform over it. `state` holds z of each environment; `episode_start` draws it anew.
+    N(0, 1). The normal distribution function maps z to a share of the Box, so each action is
+    uniform over it. `state` holds z of each environment; `episode_start` draws a new one.
 
     Args:
         action_space: Bounded Box.
-        observation_space: Space of one observation; tells one from many.
+        observation_space: Space of one observation; distinguishes one from many.
         correlation: ρ between successive actions, in [0, 1).
         seed: Seed of the generator.
 
@@ -75,12 +75,12 @@ class SmoothRandom:
 
         Args:
             observation: One or many observations; only their number matters.
-            state: z as returned by the previous call; None starts every environment anew.
-            episode_start: Flags ``[n]`` of the environments to start anew.
-            deterministic: Leave the fresh noise ε out.
+            state: z of the last call; None starts an episode in every environment.
+            episode_start: Flags ``[n]`` of the environments where an episode starts.
+            deterministic: Set the noise ε to 0.
 
         Raises:
-            InputError: If `observation`, `state` and `episode_start` do not go together.
+            InputError: If `observation`, `state` and `episode_start` do not match.
         """
         count = _count(observation, self.observation_space)
         size = int(np.prod(self.action_space.shape))
@@ -100,12 +100,12 @@ class SmoothRandom:
 class PendulumSwingUp:
     """Swings a torque-limited pendulum up and holds it there.
 
-    Far from the top it pumps or brakes until the mechanical energy is that of rest at the top
-    (energy shaping, Åström and Furuta 2000); near it, a linear quadratic regulator takes over.
-    With a velocity limit, the energy on the way down is kept so low that the bottom is passed
-    below the limit; what is missing is added on the way up. On `ConstrainedPendulum-v0` (limit
-    6.5 rad/s) every one of 20,000 random starts was successful, at a mean return of −154. Well
-    below 6 rad/s the torque no longer suffices.
+    Far from the top it pumps or brakes until the mechanical energy equals the energy of rest at
+    the top (energy shaping, Åström and Furuta 2000); near it, a linear quadratic regulator takes
+    over. With a velocity limit it limits the energy on the way down, so that the pendulum passes
+    the bottom below the limit, and adds the rest on the way up. On `ConstrainedPendulum-v0` (limit
+    6.5 rad/s) all of 20,000 random starts succeeded, with a mean return of −154. Well below
+    6 rad/s the torque does not suffice.
 
     Args:
         velocity_limit: Largest speed in rad/s; None for no limit.
@@ -149,13 +149,13 @@ class PendulumSwingUp:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Any]:
-        """Return the torque, ``[1]`` or ``[n, 1]``, and `state` as it came.
+        """Return the torque, ``[1]`` or ``[n, 1]``, and `state` unchanged.
 
         Args:
             observation: (cos θ, sin θ, θ̇), ``[3]`` or ``[n, 3]``; θ = 0 is upright, θ̇ in rad/s.
             state: Not used.
             episode_start: Not used.
-            deterministic: Not used: the controller has no randomness.
+            deterministic: Not used; the controller has no randomness.
 
         Raises:
             InputError: If `observation` has another shape or is not finite.
@@ -187,7 +187,7 @@ def observation_rows(observation: Any, size: int) -> tuple[Array, bool]:
     if isinstance(observation, tuple | Mapping):
         raise InputError(
             f"observation: expected an array of shape ({size},) or (n, {size}), got a "
-            f"{type(observation).__name__}; of env.reset() pass only the first element"
+            f"{type(observation).__name__}; pass only the first element of env.reset()"
         )
     rows = np.asarray(observation, dtype=np.float64)
     if rows.ndim not in (1, 2) or rows.shape[-1] != size:
@@ -214,8 +214,8 @@ def _count(observation: Any, space: spaces.Space[Any]) -> int | None:
         return _count(observation[key], part)
     if isinstance(observation, tuple | Mapping):
         raise InputError(
-            f"observation: expected one of {space}, got a {type(observation).__name__}; of "
-            "env.reset() pass only the first element"
+            f"observation: expected one of {space}, got a {type(observation).__name__}; pass only "
+            "the first element of env.reset()"
         )
     shape = np.shape(observation)
     if shape == space.shape:
@@ -235,8 +235,8 @@ def _carried(state: Any, episode_start: Any, shape: tuple[int, int]) -> tuple[Ar
         starts = np.atleast_1d(np.asarray(episode_start, dtype=bool))
     if old.shape != shape or starts.shape != shape[:1]:
         raise InputError(
-            f"state, episode_start: expected shapes {shape} and {shape[:1]} to go with the "
-            f"observations, got {old.shape} and {starts.shape}; pass what the last call returned"
+            f"state, episode_start: expected shapes {shape} and {shape[:1]} to match the "
+            f"observations, got {old.shape} and {starts.shape}; pass the result of the last call"
         )
     return old, starts
 

@@ -1,12 +1,12 @@
-"""Where episodes wait until a data set is complete.
+"""Storage of episodes until a data set is complete.
 
-Beside the data set, in a hidden folder ``.<name>.collecting`` that Minari does not list::
+A hidden folder ``.<name>.collecting`` next to the data set, which Minari does not list, holds::
 
     lock            held by the one process that writes
-    manifest.json   which collection this is
+    manifest.json   identity and arguments of the collection
     shards/*.npz    decided episodes, each file renamed into place when it is complete on disk
-    assembled/      the data set being written, renamed into place as a whole
-    replaced/       the data set that is being replaced, for the moment between two renames
+    assembled/      the new data set, renamed into place as a whole
+    replaced/       the old data set, between two renames
 
 An episode in a shard survives kill −9 of any process at any time.
 """
@@ -43,7 +43,7 @@ __all__ = ["Attempt", "Decision", "Place", "Status", "discard", "store_shard"]
 
 @final
 class Status(IntEnum):
-    """What became of an episode."""
+    """Fate of an episode."""
 
     STORED = 0
     UNSOLVED = 1  # the policy reported that its solver failed
@@ -53,7 +53,7 @@ class Status(IntEnum):
 @final
 @dataclass(frozen=True)
 class Decision:
-    """What became of one candidate, and the steps that it took."""
+    """Fate of one candidate, and its steps."""
 
     candidate: int
     status: Status
@@ -63,7 +63,7 @@ class Decision:
 @final
 @dataclass(frozen=True)
 class Attempt:
-    """A decision and, if it is to be stored, the episode."""
+    """A decision and, if it is stored, the episode."""
 
     decision: Decision
     episode: Episode | None = None
@@ -71,7 +71,7 @@ class Attempt:
 
 @final
 class Place:
-    """Folders of one data set id. Nothing is made until `exclusive` is entered.
+    """Folders of one data set id; `exclusive` creates them.
 
     Args:
         dataset_id: ``namespace/name-v0``.
@@ -98,7 +98,7 @@ class Place:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Be the one process that writes this data set; repair what a killed one left.
+        """Lock the data set for writing, and repair what a killed process left.
 
         Raises:
             ConfigError: If another process is writing it.
@@ -123,7 +123,7 @@ class Place:
         return manifest
 
     def published(self) -> bool:
-        """Return whether the collection is in its place already, and only left to clean up."""
+        """Return whether the collection is in its place and only needs cleaning up."""
         manifest, metadata = self.manifest(), self.final / "data" / "metadata.json"
         if manifest is None or not metadata.exists():
             return False
@@ -131,16 +131,16 @@ class Place:
         return bool(found.get("id") == manifest["collection"])
 
     def begin(self, arguments: Mapping[str, Any]) -> str:
-        """Start a collection, or go on with the one that was interrupted.
+        """Start a collection, or resume the interrupted one.
 
         Args:
-            arguments: What decides about the content of the episodes, as plain JSON.
+            arguments: Everything that determines the episodes, as plain JSON.
 
         Returns:
             Identity of the collection.
 
         Raises:
-            ConfigError: If the interrupted one had other arguments.
+            ConfigError: If the interrupted collection had other arguments.
         """
         found = self.manifest()
         if found is None:
@@ -162,7 +162,7 @@ class Place:
         return str(found["collection"])
 
     def decisions(self) -> dict[int, tuple[Decision, Path]]:
-        """Return what is decided so far, by candidate, with the file that holds the episode.
+        """Return the decisions so far by candidate, each with the file of its episode.
 
         Raises:
             DataError: If a file is damaged.
@@ -190,10 +190,10 @@ class Place:
             yield read.pop(candidate)
 
     def publish(self, *, overwrite: bool) -> None:
-        """Put the assembled data set in its place as a whole.
+        """Move the assembled data set into its place as a whole.
 
         Raises:
-            ConfigError: If there is one already and `overwrite` is False.
+            ConfigError: If a data set exists and `overwrite` is False.
         """
         for folder, _, files in os.walk(self.assembled):
             for name in files:
@@ -209,7 +209,7 @@ class Place:
         self.clear()
 
     def clear(self) -> None:
-        """Remove what is staged; the manifest last, so that it can be done again."""
+        """Remove the staged files; the manifest last, so that a repeated call finishes the job."""
         for rest in (self._replaced, self.assembled, self.shards):
             shutil.rmtree(rest, ignore_errors=True)
         self._manifest.unlink(missing_ok=True)
@@ -224,13 +224,13 @@ def already_there(dataset_id: str) -> ConfigError:
 
 
 def discard(dataset_id: str) -> int:
-    """Throw away the episodes of an unfinished collection.
+    """Delete the episodes of an unfinished collection.
 
     Args:
         dataset_id: ``namespace/name-v0``; a finished data set of that id stays.
 
     Returns:
-        Number of episodes thrown away.
+        Number of deleted episodes.
 
     Raises:
         ConfigError: If the id is malformed, or a process is collecting it.
@@ -248,7 +248,7 @@ def store_shard(folder: Path, outcomes: Sequence[Attempt]) -> None:
     """Write decided episodes to one file, whole or not at all.
 
     Args:
-        folder: Of the shards; if it is gone, so is the collection, and nothing is written.
+        folder: Folder of the shards; without it the collection is gone, and nothing is written.
         outcomes: At least one.
     """
     if not folder.is_dir():
@@ -281,7 +281,7 @@ def _unpack(shard: Mapping[str, Array]) -> dict[int, Episode]:
 
 
 def _episode(fields: dict[str, Any]) -> Episode:
-    """Build an episode of its packed arrays."""
+    """Build an episode from its packed arrays."""
     seed = fields.pop("seed", None)
     parts = {name: fields.pop(name) for name in list(fields) if name.startswith("observations/")}
     observations = {name.removeprefix("observations/"): parts[name] for name in parts}
@@ -299,7 +299,7 @@ def _open_shard(path: Path) -> Iterator[Mapping[str, Array]]:
             yield shard
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"cannot be read ({error}): delete it, its episodes are then collected again",
+            f"cannot be read ({error}): delete it to collect its episodes again",
             source=str(path),
         ) from error
 
@@ -313,7 +313,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _acquire(path: Path, dataset_id: str) -> IO[bytes]:
-    """Lock a file; the lock goes with the process, however it ends."""
+    """Lock a file; the lock ends with the process."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

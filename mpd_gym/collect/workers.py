@@ -1,7 +1,7 @@
-"""Sharing candidates out to this process or to several.
+"""Distributing candidates over one or several processes.
 
-The candidates that are run, and so the data set, are the same for any number of processes: one is
-only handed out if a single process, going through them in order, would have come to it too.
+Any number of processes runs the same candidates, and so gives the same data set: a candidate is
+handed out only if a single process, taking them in order, would run it too.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from mpd_gym.processes import die_with_parent
 
 __all__ = ["Schedule", "run_here", "run_in_processes"]
 
-_SHARD_SECONDS = 0.5  # work that a kill may cost; episodes shorter than that share a file
+_SHARD_SECONDS = 0.5  # work that a kill may cost; shorter episodes share a file
 _MOST_PER_SHARD = 500
 _STOP_SECONDS = 10.0  # for workers to finish their episode when the collection is stopped
 
 
 @final
 class Schedule:
-    """Which candidates to run next, so that the first `episodes` that are stored are found.
+    """Chooses the candidates to run, until `episodes` of them are stored.
 
     Args:
-        decided: What is known from an earlier, interrupted run.
+        decided: Decisions of an earlier, interrupted run.
         episodes: Number of episodes wanted.
     """
 
@@ -44,12 +44,12 @@ class Schedule:
         self._decided = dict(decided)
         self._episodes = episodes
         self._next = 0  # all candidates below are decided or handed out
-        self._stored = 0  # of them, those that are stored, or handed out and may yet be
+        self._stored = 0  # how many of these are stored, or handed out and may yet be
         self._pending: set[int] = set()
-        self.take(0)  # passes over what is decided
+        self.take(0)  # skips decided candidates
 
     def take(self, number: int) -> list[int]:
-        """Hand out up to `number` candidates; none if those handed out may be enough."""
+        """Hand out up to `number` candidates; none if those already handed out may suffice."""
         taken: list[int] = []
         while self._stored < self._episodes:
             decision = self._decided.get(self._next)
@@ -63,7 +63,7 @@ class Schedule:
         return taken
 
     def settle(self, decision: Decision) -> None:
-        """Take note of what became of a candidate that was handed out."""
+        """Note the decision about a candidate that was handed out."""
         self._pending.remove(decision.candidate)
         self._decided[decision.candidate] = decision
         self._stored -= decision.status is not Status.STORED
@@ -74,7 +74,7 @@ class Schedule:
         return self._episodes - self._stored + len(self._pending)
 
     def settled(self) -> list[Decision]:
-        """Return the decisions so far that count, in order of the candidates."""
+        """Return the decisions that count, in the order of the candidates."""
         found = (self._decided.get(candidate) for candidate in range(self._next))
         return [decision for decision in found if decision is not None]
 
@@ -84,8 +84,8 @@ def run_here(job: Assignment, folder: Path, schedule: Schedule) -> Generator[lis
 
     Args:
         job: What to run.
-        folder: Of the shards.
-        schedule: Candidates; the caller settles what is yielded.
+        folder: Folder of the shards.
+        schedule: Candidates; the caller settles the yielded decisions.
 
     Yields:
         Decisions, once they are on disk.
@@ -103,12 +103,12 @@ def run_here(job: Assignment, folder: Path, schedule: Schedule) -> Generator[lis
 def run_in_processes(
     job: Assignment, folder: Path, schedule: Schedule, processes: int
 ) -> Generator[list[Decision]]:
-    """Run candidates in several processes, started afresh (spawn: safe with threads).
+    """Run candidates in several new processes (spawn: safe with threads).
 
     Args:
         job: What to run; it is pickled.
-        folder: Of the shards.
-        schedule: Candidates; the caller settles what is yielded.
+        folder: Folder of the shards.
+        schedule: Candidates; the caller settles the yielded decisions.
         processes: At least 1.
 
     Yields:
@@ -178,8 +178,8 @@ class _Worker:
         """Return the decisions that the process stored.
 
         Raises:
-            WorkerError: If it died, or failed with an error that cannot be carried over.
-            Exception: Whatever the policy, the environment or a check raised.
+            WorkerError: If it died, or raised an error that cannot be pickled.
+            Exception: What the policy, the environment or a check raised.
         """
         try:
             answer = self.connection.recv()
@@ -193,7 +193,7 @@ class _Worker:
         return list(decisions)
 
     def epitaph(self) -> str:
-        """Say how the process ended."""
+        """Describe how the process ended."""
         self.process.join(timeout=1.0)
         code = self.process.exitcode
         how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
@@ -226,7 +226,7 @@ def _shard_size(seconds: float, number: int) -> int:
 
 def _work(payload: bytes, folder: Path, pipe: Connection) -> None:
     """Main function of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says what to do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     die_with_parent()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores already
     try:
@@ -243,7 +243,7 @@ def _work(payload: bytes, folder: Path, pipe: Connection) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return the error, or a WorkerError with its text if it cannot be pickled."""
+    """Return the error, or a WorkerError with its text if pickle cannot send it."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # __reduce__ and __init__ of foreign errors may raise anything

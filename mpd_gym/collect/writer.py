@@ -1,4 +1,4 @@
-"""Writing Minari data sets, each as a whole or not at all, and without jax."""
+"""Writing Minari data sets, whole or not at all, and without jax."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ __all__ = ["Content", "DatasetInfo", "assemble", "describe", "plain", "write_dat
 @final
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set says about itself; shown by ``minari show``.
+    """Description of a data set; ``minari show`` prints it.
 
     Args:
-        author: Who made it.
-        author_email: How to reach them.
-        code_permalink: Where the code is that made it.
-        algorithm_name: What acted.
-        description: What is in it.
+        author: Name of the author.
+        author_email: Address of the author.
+        code_permalink: Code that made the data.
+        algorithm_name: Policy that acted.
+        description: Content of the data set.
         ref_min_score: Return that counts as 0 in normalised scores, usually a random policy's.
         ref_max_score: Return that counts as 1, usually an expert's.
-        requirements: Packages that the environment needs, as for pip; this package and
-            Gymnasium at their installed versions unless given.
+        requirements: Packages that the environment needs, in pip's notation; by default this
+            package and Gymnasium at their installed versions.
 
     Raises:
         ConfigError: If only one reference score is given, or they are not in order.
@@ -76,7 +76,7 @@ class DatasetInfo:
             )
 
     def metadata(self) -> dict[str, Any]:
-        """Return what is known, in the form that Minari stores."""
+        """Return the fields that are set, in the form that Minari stores."""
         known = {name: value for name, value in asdict(self).items() if value is not None}
         for name in {"author", "author_email"} & known.keys():
             known[name] = {known[name]}
@@ -102,17 +102,17 @@ def write_dataset(
     overwrite: bool = False,
     progress: bool = False,
 ) -> MinariDataset:
-    """Write episodes that exist already as a Minari data set.
+    """Write existing episodes as a Minari data set.
 
-    Every episode is checked first. The data set is assembled beside its place and renamed into it
-    when it is complete, so that a crash leaves none, or the one that was there.
+    Every episode is checked first. The data set is assembled in a staging folder and renamed when
+    it is complete, so a crash leaves the old data set, or none.
 
     Args:
         dataset_id: ``namespace/name-v0``.
-        episodes: At least one; consumed one at a time. All have costs, or none; likewise
-            `successes`.
-        env_id: Environment that they come from; gives the spaces unless these are given.
-        env_kwargs: Its arguments.
+        episodes: At least one; consumed one at a time. All have costs, or none has; the same holds
+            for `successes`.
+        env_id: Environment of the episodes; its spaces are the default.
+        env_kwargs: Arguments of the environment.
         observation_space: Space of one stored observation.
         action_space: Space of one action.
         frame_stack: Frames that the environment stacks in an observation, where `episodes` hold
@@ -127,7 +127,7 @@ def write_dataset(
 
     Raises:
         ConfigError: If an argument does not fit, or the data set exists.
-        DataError: If an episode is damaged; names it and the step.
+        DataError: If an episode is damaged; names the episode and the step.
         InputError: If there are no episodes.
     """
     place = Place(dataset_id)
@@ -154,13 +154,13 @@ def write_dataset(
 @final
 @dataclass(frozen=True)
 class Content:
-    """What the episodes of a data set are made of.
+    """Environment and spaces of a data set's episodes.
 
     Attributes:
-        spec: Environment that they come from; None if it is not known.
+        spec: Environment of the episodes; None if unknown.
         observation_space: Space of one stored observation.
         action_space: Space of one action.
-        frame_stack: Frames that the environment stacks, of which the newest is stored.
+        frame_stack: Frames that the environment stacks; only the newest is stored.
     """
 
     spec: EnvSpec | None
@@ -176,7 +176,7 @@ def describe(
     action_space: gym.Space[Any] | None,
     frame_stack: int,
 ) -> Content:
-    """Find out what the episodes of an environment are made of, by making it once.
+    """Describe the episodes of an environment, by making it once.
 
     Raises:
         ConfigError: If the arguments do not fit, or cannot be written down.
@@ -199,10 +199,10 @@ def assemble(
     """Write a whole data set into the place's staging folder.
 
     Args:
-        place: Held exclusively.
+        place: Place that is held exclusively.
         episodes: At least one.
-        content: What they are made of.
-        metadata: Entries besides those that are kept here.
+        content: Environment and spaces of the episodes.
+        metadata: Entries besides the standard ones.
 
     Raises:
         DataError: If an episode is damaged.
@@ -238,10 +238,10 @@ def assemble(
 
 
 def _spec(env: gym.Env[Any, Any]) -> EnvSpec:
-    """Return the specification that makes the same environment again, elsewhere too.
+    """Return the specification that makes the same environment again, also elsewhere.
 
-    It is the registered one with the arguments and time limit of `env`; wrappers that the entry
-    point itself applies are not listed twice.
+    It is the registered one with the arguments and time limit of `env`, so it does not list the
+    wrappers of the entry point twice.
     """
     found = env.spec
     registered = gym.registry.get(found.id) if found is not None else None
@@ -257,14 +257,14 @@ def _spec(env: gym.Env[Any, Any]) -> EnvSpec:
 
 
 def _newest(space: gym.Space[Any], frame_stack: int) -> gym.Space[Any]:
-    """Return the space of what is stored of an observation: itself, or its newest frame."""
+    """Return the space of a stored observation: the whole one, or its newest frame."""
     if frame_stack == 1:
         return space
     if isinstance(space, Box) and len(space.shape) > 1 and space.shape[0] == frame_stack:
         return Box(space.low[-1], space.high[-1], dtype=space.dtype.type)
     raise ConfigError(
-        f"frame_stack: expected the number of frames that the environment stacks first in its "
-        f"observations, got {frame_stack} with {space}"
+        "frame_stack: expected the length of the first axis of the environment's observations, "
+        f"got {frame_stack} with {space}"
     )
 
 
@@ -272,14 +272,14 @@ def plain(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return arguments as plain JSON, with arrays as lists.
 
     Raises:
-        ConfigError: If one is something else, such as an object or a function.
+        ConfigError: If an argument cannot be JSON, such as an object or a function.
     """
     try:
         result: dict[str, Any] = json.loads(json.dumps(dict(values), default=_plain_array))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{name}: expected numbers, strings, lists, mappings and arrays, which a data set can "
-            f"hold; got {dict(values)} ({error})"
+            f"{name}: expected numbers, strings, lists, mappings and arrays; got {dict(values)} "
+            f"({error})"
         ) from error
     return result
 
@@ -291,7 +291,7 @@ def _plain_array(value: Any) -> Any:
 
 
 def _buffers(episodes: Iterable[Episode], rules: EpisodeRules) -> Iterator[EpisodeBuffer]:
-    """Check the episodes and give them Minari's form."""
+    """Check the episodes and turn them into Minari's form."""
     optional: dict[str, bool] = {}
     for index, episode in enumerate(episodes):
         check_episode(episode, rules, index)

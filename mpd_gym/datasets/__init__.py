@@ -1,8 +1,8 @@
 """From recorded data to training batches.
 
-`load_episodes` reads and validates episodes; `fit_normalizers` and `fit_conditions` go through
-them once each and keep a few constants, which are saved with an agent; `WindowSampler` turns
-episodes into batches. Nothing here needs torch.
+`load_episodes` reads and validates episodes. `fit_normalizers` and `fit_conditions` read them once
+each and keep a few constants, which agents save. `WindowSampler` turns episodes into batches. This
+room does not need torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Values of conditions: along an episode for training, and from a user at prediction time."""
+"""Values of conditions, from episodes for training and from users at prediction time."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ ConditionFunction = Callable[[Episode], Array]  # episode of T steps -> [T, size
 @final
 @dataclass(frozen=True)
 class ConditionScaling:
-    """Scaling of a return or cost: `low` goes to 0 and `high` to 1.
+    """Scaling of a return or cost: `low` maps to 0 and `high` to 1.
 
     Attributes:
-        low: Value that goes to 0, in environment units.
-        high: Value that goes to 1, above `low`.
+        low: Value that maps to 0, in environment units.
+        high: Value that maps to 1, above `low`.
         minimum: Smallest value at a window's first step in the data.
         maximum: Largest such value.
 
@@ -64,14 +64,14 @@ class ConditionScaling:
 @final
 @dataclass(frozen=True, eq=False)
 class FittedConditions:
-    """Conditions with the constants that training data gave them.
+    """Conditions with constants that were fitted to training data.
 
     Args:
         config: Declares the conditions, the horizon and the discount.
-        normalizers: Of observations and goals.
+        normalizers: Normalisers of observations and goals.
         scalings: For every condition of kind ``"return"`` or ``"cost"``, by name.
-        functions: For conditions of kind ``"custom"``, by name. They are needed for `values`
-            only, and are not part of `arrays`.
+        functions: For conditions of kind ``"custom"``, by name. Only `values` needs them; `arrays`
+            does not hold them.
 
     Raises:
         ConfigError: If a scaling, a goal normaliser, or the declaration of a function is missing.
@@ -109,8 +109,8 @@ class FittedConditions:
 
         Raises:
             ConfigError: If the function of a custom condition is missing.
-            InputError: If the episode lacks what a condition needs, or a function returns
-                anything but finite numbers of shape ``[T, size]``.
+            InputError: If the episode lacks data for a condition, or a function does not return
+                finite numbers of shape ``[T, size]``.
         """
         return {spec.name: self._values(spec, episode) for spec in self.config.conditions}
 
@@ -125,14 +125,13 @@ class FittedConditions:
         return self.scalings[spec.name].scale(_sums(spec, episode, self.config))[:, None]
 
     def encode(self, name: str, value: Any) -> Array:
-        """Turn a user's value into what the networks were trained on.
+        """Turn a user's value into the networks' units.
 
         Args:
             name: Name of the condition.
-            value: ``[..., size]``, or a plain number where size is 1: for ``"return"`` and
-                ``"custom"`` in scaled units already (1 asks for the largest return), for
-                ``"cost"`` a budget, for ``"goal"`` and ``"final_state"`` a goal or observation,
-                in environment units.
+            value: ``[..., size]``, or a plain number if size is 1. ``"return"`` and ``"custom"``
+                are in scaled units (1 asks for the largest return); ``"cost"`` is a budget,
+                ``"goal"`` and ``"final_state"`` are a goal or observation, in environment units.
 
         Returns:
             float32 ``[..., size]``.
@@ -152,7 +151,7 @@ class FittedConditions:
         return array.astype(np.float32)
 
     def arrays(self) -> dict[str, Array]:
-        """Everything that `from_arrays` needs beside configuration and normalisers."""
+        """Return what `from_arrays` needs besides configuration and normalisers."""
         return {name: np.array(astuple(scaling)) for name, scaling in self.scalings.items()}
 
     @classmethod
@@ -163,10 +162,10 @@ class FittedConditions:
         arrays: Mapping[str, Array],
         functions: Mapping[str, ConditionFunction] | None = None,
     ) -> FittedConditions:
-        """Restore conditions from what `arrays` returned; no data set is needed.
+        """Restore conditions from the result of `arrays`, without a data set.
 
         Raises:
-            CheckpointError: If the arrays are not those of these conditions.
+            CheckpointError: If the arrays do not fit the configuration.
         """
         names = sorted(spec.name for spec in config.conditions if spec.scaling)
         shapes = {name: np.shape(array) for name, array in arrays.items()}
@@ -188,21 +187,21 @@ def fit_conditions(
     normalizers: Normalizers,
     functions: Mapping[str, ConditionFunction] | None = None,
 ) -> FittedConditions:
-    """Find the scaling of every return and cost condition, in one pass over the data.
+    """Fit the scaling of every return and cost condition, in one pass over the data.
 
     Only steps at which windows begin count.
 
     Args:
-        sources: Episodes, all taken together.
+        sources: Episodes of one or several data sets.
         config: Declares the conditions.
-        normalizers: Of observations and goals.
+        normalizers: Normalisers of observations and goals.
         functions: ``{name: function}`` for conditions of kind ``"custom"``.
 
     Raises:
-        ConfigError: If the functions do not match the declared conditions, if all values of a
-            condition are equal, or if the largest return is not positive where the scaling
-            ``"authors"`` divides by it.
-        DataError: If an episode lacks what a condition needs.
+        ConfigError: If the functions do not match the declared conditions, all values of a
+            condition are equal, or the scaling ``"authors"`` would divide by a return that is not
+            positive.
+        DataError: If an episode lacks data for a condition.
     """
     functions = functions or {}
     _check_functions(config.conditions, functions)
@@ -232,7 +231,7 @@ def discounted_sums(series: Array, discount: float, horizon: int | None = None) 
     Args:
         series: ``[T]``.
         discount: γ.
-        horizon: Steps to sum over; None for all up to the end. No sum goes beyond the end.
+        horizon: Steps of the sum; None for all up to the end. No sum goes beyond the end.
 
     Returns:
         float64 ``[T]``.
@@ -257,7 +256,7 @@ def _sums(spec: ConditionSpec, episode: Episode, config: WindowConfig) -> Array:
 
 
 def _failures(episode: Episode) -> Array:
-    """1.0 where a step terminated the episode without success, ``[T]``."""
+    """1.0 if a step terminated the episode without success, ``[T]``."""
     failed = episode.terminations
     if episode.successes is not None:
         failed = failed & ~episode.successes
@@ -274,13 +273,13 @@ def _scaling(spec: ConditionSpec, extremes: Array) -> ConditionScaling:
         if largest <= 0:
             raise ConfigError(
                 f"condition {spec.name!r}: scaling 'authors' divides by the largest return at "
-                f"t = 0, which is {largest:g} here and would turn best into worst; use 'range'"
+                f"t = 0, here {largest:g}, which would swap best and worst; use 'range'"
             )
         return ConditionScaling(0.0, largest, minimum, maximum)
     if maximum - minimum <= 1e-12 * max(abs(minimum), abs(maximum)):
         raise ConfigError(
             f"condition {spec.name!r}: its value is {minimum:g} everywhere in the data, so plans "
-            "cannot be conditioned on it; leave it out"
+            "cannot depend on it; remove the condition"
         )
     return ConditionScaling(minimum, maximum, minimum, maximum)
 

@@ -1,4 +1,4 @@
-"""Configuration of training windows and of what a plan is conditioned on."""
+"""Configuration of training windows and of a plan's conditions."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ _SUMS = {"return": ("to_go", ("range", "authors")), "cost": ("window", ("range",
 @final
 @dataclass(frozen=True)
 class ConditionSpec:
-    """One condition of a plan. Fields left out are filled in, so that all are explicit.
+    """One condition of a plan. Missing fields get explicit defaults.
 
     Kinds, and their value at a window's first step t (``[size]``):
 
     - ``"return"``: discounted rewards from t on, scaled.
-    - ``"cost"``: discounted costs from t on, scaled; at prediction time the remaining budget.
+    - ``"cost"``: discounted costs from t on, scaled; the remaining budget at prediction time.
     - ``"goal"``: ``desired_goal`` of a Dict observation at t, normalised.
     - ``"final_state"``: last observation of the episode, normalised like all observations.
-    - ``"custom"``: row t of ``function(episode) -> [T, size]``, taken as it is.
+    - ``"custom"``: row t of ``function(episode) -> [T, size]``, unscaled.
 
     Args:
         kind: One of the above.
-        name: Key of the condition, an identifier; the kind unless given.
-        size: Length of the value; needed for ``"custom"``, otherwise known.
-        horizon: Of a sum: ``"to_go"``, up to the end of the episode (default of ``"return"``), or
-            ``"window"``, over the H steps of the window (default of ``"cost"``). Where an episode
-            has a time limit, what is left to collect depends on the time that is left, which a
-            planner cannot see; ``"window"`` does so in the last H steps only. A number: over so
-            many steps, for tasks that take longer than a plan; with the paddings ``"terminal"`` and
-            ``"none"``, windows whose sum a time limit cuts are not drawn. ``"auto"``: half the
-            longest episode, at most 100 steps and at least H; `fit` puts the number in its place.
-        scaling: Of a sum: ``"range"``, from 0 for the smallest value in the data to 1 for the
-            largest, also where values are negative; for ``"return"`` also ``"authors"``, divided
-            by the largest value at t = 0; for ``"cost"`` also ``"raw"``, multiplied by `scale`.
+        name: Key of the condition, an identifier; the kind by default.
+        size: Length of the value; only for ``"custom"``, others have a known size.
+        horizon: Steps of a sum: ``"to_go"``, up to the end of the episode (default of
+            ``"return"``), or ``"window"``, the H steps of the window (default of ``"cost"``). With
+            a time limit, the sum to go depends on the remaining time, which a planner cannot see;
+            with ``"window"`` it does so in the last H steps only. A number of steps suits tasks
+            that take longer than a plan; with the paddings ``"terminal"`` and ``"none"``, windows
+            whose sum a time limit cuts are not drawn. ``"auto"``: half the longest episode, at
+            most 100 steps and at least H; `fit` replaces it by the number.
+        scaling: Scaling of a sum: ``"range"``, from 0 for the smallest value in the data to 1 for
+            the largest, also for negative values; for ``"return"`` also ``"authors"``, divided by
+            the largest value at t = 0; for ``"cost"`` also ``"raw"``, multiplied by `scale`.
         scale: Factor of the scaling ``"raw"``.
         terminal_penalty: At most 0; added to the reward of a step that terminates the episode
-            without success (the authors use -100 where a robot falls).
-        when: ``"always"``; or ``"goals"`` for data whose observations have a ``desired_goal``, or
-            ``"no_goals"`` for other data: `fit` leaves the condition out elsewhere.
+            without success (the authors use -100 if a robot falls).
+        when: ``"always"``; ``"goals"``, for data whose observations have a ``desired_goal``; or
+            ``"no_goals"``, for other data. `fit` drops the condition for the rest.
 
     Raises:
         ConfigError: If a field is unknown, out of range or has no meaning for the kind.
@@ -88,7 +88,7 @@ class ConditionSpec:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left for the data to decide, see `WindowConfig.settled`."""
+        """Whether it does not depend on the data, see `WindowConfig.settled`."""
         return self.when == "always" and self.horizon != "auto"
 
     def _check_size(self) -> None:
@@ -100,8 +100,8 @@ class ConditionSpec:
                 )
         elif self.size not in (None, fixed):
             raise ConfigError(
-                f"condition {self.name!r}: the size of kind {self.kind!r} is known; leave it out, "
-                f"got {self.size!r}"
+                f"condition {self.name!r}: the size of kind {self.kind!r} is known; leave out "
+                f"size, got {self.size!r}"
             )
         else:
             object.__setattr__(self, "size", fixed)
@@ -136,16 +136,15 @@ class WindowConfig:
     Args:
         horizon: Steps H of a window.
         discount: γ of returns and costs, in (0, 1].
-        padding: What follows the end of an episode: ``"repeat"``, the last observation with zero
-            actions, or ``"zeros"``, zero observations and zero actions (the authors'). Zeros are
-            in environment units; where the data never comes near them, the nearest value inside
-            the normaliser's `clip_range` stands in. ``"none"``: nothing; windows end with their
-            episode at the latest, for episodes that end by a time limit, which means nothing to a
-            plan. ``"terminal"``: as ``"repeat"`` where the environment ended the episode, as
-            ``"none"`` where a time limit did.
-        conditions: What plans are conditioned on; mappings of fields are accepted.
-        first_step_share: Probability with which a drawn window is moved to the first step of its
-            episode, for plans that are executed whole from a reset; 0 draws all steps alike.
+        padding: Steps after the end of an episode: ``"repeat"``, the last observation with zero
+            actions, or ``"zeros"``, zero observations and actions (the authors'). Zeros are in
+            environment units, clipped to the normaliser's `clip_range`. ``"none"``: no padding;
+            windows lie inside their episode. It suits episodes that end by a time limit, which
+            means nothing to a plan. ``"terminal"``: ``"repeat"`` if the environment ended the
+            episode, ``"none"`` if a time limit did.
+        conditions: Conditions of plans; mappings of fields are accepted.
+        first_step_share: Probability of moving a drawn window to the first step of its episode,
+            for plans that are executed whole from a reset; 0 draws all steps alike.
 
     Raises:
         ConfigError: If a value is out of range, or two conditions share a name.
@@ -178,22 +177,22 @@ class WindowConfig:
         object.__setattr__(self, "conditions", specs)
 
     def steps_summed(self, spec: ConditionSpec) -> int | None:
-        """Steps that a return or cost is summed over; None for all up to the episode's end.
+        """Number of steps in the sum of a return or cost; None up to the episode's end.
 
         Raises:
-            ConfigError: If that is still ``"auto"``.
+            ConfigError: If the horizon is still ``"auto"``.
         """
         if spec.horizon == "auto":
             raise ConfigError(
                 f"condition {spec.name!r}: horizon='auto' needs the lengths of the episodes; call "
-                "settled(longest, goals=...) first, as fit does"
+                "settled(longest, goals=...) first, like fit"
             )
         if isinstance(spec.horizon, int):
             return spec.horizon
         return self.horizon if spec.horizon == "window" else None
 
     def settled(self, longest: int, *, goals: bool) -> WindowConfig:
-        """Decide what depends on the data: the horizon ``"auto"``, and `when` a condition is kept.
+        """Replace what depends on the data: the horizon ``"auto"`` and the field `when`.
 
         Args:
             longest: Steps of the longest episode.
@@ -208,11 +207,11 @@ class WindowConfig:
         return replace(self, conditions=specs)
 
     def windows_in(self, length: int, terminated: bool) -> int:
-        """Number of windows in an episode: they begin at its first steps.
+        """Number of windows in an episode; they begin at its first steps.
 
         Args:
             length: Steps of the episode.
-            terminated: Whether the environment ended it, and not a time limit.
+            terminated: Whether the environment, not a time limit, ended it.
         """
         if self.padding in ("repeat", "zeros"):
             return length
@@ -223,12 +222,12 @@ class WindowConfig:
 
     @property
     def steps_ahead(self) -> int:
-        """Steps that a window and its conditions need where a time limit ends an episode."""
+        """Steps that a window and its conditions need if a time limit ends the episode."""
         ahead = (spec.horizon for spec in self.conditions)
         return max([self.horizon, *(steps for steps in ahead if isinstance(steps, int))])
 
     def no_windows(self, source: str) -> DataError:
-        """What to raise where no episode of a source is long enough."""
+        """Return the error for a source without a long enough episode."""
         return DataError(
             f"no episode has the {self.steps_ahead} steps that a window and its conditions need; "
             "shorten horizon, or set padding to 'repeat'",
@@ -237,7 +236,7 @@ class WindowConfig:
 
 
 def _spec(values: Mapping[str, Any]) -> ConditionSpec:
-    """Make a specification from a mapping that may come from a file."""
+    """Make a specification from a mapping, for example from a file."""
     for name in values:
         check_choice("condition field", name, [field.name for field in fields(ConditionSpec)])
     if "kind" not in values:

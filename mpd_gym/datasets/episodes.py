@@ -20,7 +20,7 @@ from mpd_gym.types import Episode
 
 __all__ = ["EpisodeSource", "FlatFormat", "load_episodes", "recover_env"]
 
-_OURS = "mpd_gym"  # namespace of the data sets that `mpd-gym collect` makes
+_OURS = "mpd_gym"  # namespace of `mpd-gym collect`
 _SUFFIXES = (".hdf5", ".h5")
 
 
@@ -33,30 +33,30 @@ def load_episodes(
     stack_frames: bool = True,
     download: bool = True,
 ) -> EpisodeSource:
-    """Open episodes for reading; each is checked before it is handed out.
+    """Open episodes for reading; each is checked before it is returned.
 
-    No code named in a file is run, no link in a file is followed, and nothing but what is asked
-    for is read, so that data may be larger than memory.
+    The reader runs no code named in a file, follows no link in a file, and reads only the requested
+    rows, so data may be larger than memory.
 
     Args:
-        source: A Minari id (downloaded by Minari if it is not there); a Minari data set, of which
-            the selected episodes are used; the path of a flat D4RL or DSRL file (``.hdf5``,
-            ``.h5``) or of a Minari data set's folder; or episodes in memory.
-        metadata: Overrides or adds to what the data says, for example `action_space` for flat
-            files, which do not name any bounds.
-        layout: For flat files that leave something open (see `FlatFormat`).
-        clip_actions: Clip actions into the action space instead of refusing those outside it.
-        stack_frames: Where each frame was recorded once (`frame_stack` in the metadata), return
-            observations as the environment showed them, ``[T + 1, frame_stack, …]``, instead of
-            single frames ``[T + 1, …]``.
-        download: Let Minari download ids that are not there.
+        source: A Minari id (Minari downloads a missing one); a Minari data set, with its selection
+            of episodes; the path of a flat D4RL or DSRL file (``.hdf5``, ``.h5``) or of a Minari
+            data set's folder; or episodes in memory.
+        metadata: Overrides or extends the data's own, for example `action_space` for flat files,
+            which state no bounds.
+        layout: Reading options for flat files (see `FlatFormat`).
+        clip_actions: Clip actions into the action space; by default actions outside are refused.
+        stack_frames: If each frame was recorded once (`frame_stack` in the metadata), return the
+            environment's observations ``[T + 1, frame_stack, …]`` instead of single frames
+            ``[T + 1, …]``.
+        download: Let Minari download missing ids.
 
     Returns:
         Source of the episodes.
 
     Raises:
         DataError: If the data is missing, damaged, or cannot be downloaded.
-        ConfigError: If `source` is none of the above, or `layout` is given for another kind.
+        ConfigError: If `source` is none of the above, or `layout` does not apply to it.
     """
     extra = dict(metadata or {})
     if isinstance(source, (str, Path)) and str(source).endswith(_SUFFIXES):
@@ -64,7 +64,7 @@ def load_episodes(
             Path(source), extra, layout=layout or FlatFormat(), clip_actions=clip_actions
         )
     if layout is not None:
-        raise ConfigError(f"layout: it is for flat files ({', '.join(_SUFFIXES)}), got {source!r}")
+        raise ConfigError(f"layout: only for flat files ({', '.join(_SUFFIXES)}), got {source!r}")
     if isinstance(source, (str, Path)):
         folder = source if isinstance(source, Path) else _local_folder(source, download)
         data = folder / "data" if (folder / "data").is_dir() else folder
@@ -87,18 +87,18 @@ def load_episodes(
 
 
 def recover_env(source: EpisodeSource, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make the environment that a data set was recorded in.
+    """Make the environment of a data set.
 
-    Only ids that are registered in this process are made, with the arguments and time limit from
-    the file; the file's entry points are not used, unlike Minari's `recover_environment`.
+    It makes only ids registered in this process, with the arguments and time limit from the file.
+    Unlike Minari's `recover_environment` it never uses the file's entry points.
 
     Args:
         source: Data that names its environment.
-        **kwargs: Arguments that override those of the file, such as `render_mode`.
+        **kwargs: Arguments that override the file's, such as `render_mode`.
 
     Raises:
-        DataError: If the data names no environment or an unknown one, or one with an entry point
-            or wrappers other than the registered ones.
+        DataError: If the data names no environment, an unknown one, or an entry point or wrappers
+            other than the registered ones.
     """
     known = source.metadata
     env_id, arguments = known.get("env_id"), known.get("env_kwargs", {})
@@ -116,9 +116,9 @@ def recover_env(source: EpisodeSource, **kwargs: Any) -> gym.Env[Any, Any]:
         wrappers and wrappers != ours
     ):
         raise DataError(
-            f"the file names code for {env_id!r} that is not what is registered (entry point "
-            f"{entry!r}, wrappers {wrappers}), which is not run; if you trust that the registered "
-            f"environment is the same: gymnasium.make({env_id!r}, **{arguments})",
+            f"the file names other code for {env_id!r} than the registry (entry point {entry!r}, "
+            f"wrappers {wrappers}), which is not run; if you trust the registered environment: "
+            f"gymnasium.make({env_id!r}, **{arguments})",
             source=source.name,
         )
     limit = {"max_episode_steps": known.get("max_episode_steps")}
@@ -143,7 +143,7 @@ def _local_folder(dataset_id: str, download: bool) -> Path:
         )
     if dataset_id in gym.registry:
         raise DataError(
-            "this is an environment, and no data set has its name: record a policy's episodes "
+            "this is an environment, not a data set: record a policy's episodes "
             "(mpd_gym.collect.record.record), or name a data set, as 'namespace/name-v0', or a "
             f"file ending in {' or '.join(_SUFFIXES)}",
             source=dataset_id,
@@ -160,10 +160,10 @@ def _local_folder(dataset_id: str, download: bool) -> Path:
 def _download(dataset_id: str, folder: Path) -> None:
     try:
         minari.download_dataset(dataset_id)
-    except Exception as error:  # whatever the remote's client raises without a network
+    except Exception as error:  # clients raise many errors without a network
         raise DataError(
-            f"there is no such data set in {folder.parent}, and it could not be downloaded "
-            f"({type(error).__name__}: {error}): where there is a network, run "
+            f"there is no such data set in {folder.parent}, and the download failed "
+            f"({type(error).__name__}: {error}): on a machine with a network run "
             f"'minari download {dataset_id}' (pip install 'minari[hdf5,hf]'), then copy the folder "
             f"to {folder}",
             source=dataset_id,

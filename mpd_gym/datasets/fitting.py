@@ -1,4 +1,4 @@
-"""Fitting normalisers to data, in one piece or in many."""
+"""Fitting normalisers to data, whole or in pieces."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ KNOTS = 2048  # most knots of a CDF table, per dimension
 _SKETCH = 2**16  # most distinct values that a CDF keeps per dimension between pieces
 _BUFFER = 2**22  # numbers gathered before they are merged into the sketch
 _LARGEST = 1e100  # squares of larger values, and their sums, leave the range of float64
-# Smallest step between the levels of two knots (short of it by the rounding of evenly spaced
-# levels), and between values that count as different, relative to their magnitude and absolute.
+# Smallest step between the levels of two knots (less the rounding of evenly spaced levels), and
+# between values that count as different, relative to their magnitude and absolute.
 _LEVEL_STEP = 2 / (KNOTS - 1) * (1 - 1e-9)
 _VALUE_STEP = 4 * float(np.finfo(np.float64).eps)
 _SMALLEST = 1e-100
@@ -26,7 +26,7 @@ _SMALLEST = 1e-100
 
 @final
 class NormalizerFitter:
-    """Fits a normaliser to data that comes in pieces and need not fit in memory.
+    """Fits a normaliser to data in pieces, which may be larger than memory.
 
     ``"minmax"`` is exact, ``"gaussian"`` exact to rounding. ``"cdf"`` keeps at most 65,536
     weighted values per dimension between pieces, always with the smallest and the largest.
@@ -45,15 +45,15 @@ class NormalizerFitter:
 
     @property
     def empty(self) -> bool:
-        """True until something is added."""
+        """True before the first `add`."""
         return self._size is None
 
     def add(self, data: Array) -> None:
-        """Take in M rows ``[M, d]``, in environment units.
+        """Add M rows ``[M, d]``, in environment units.
 
         Raises:
-            InputError: If they are no such array, differ in d from earlier ones, or hold a value
-                that is not finite or beyond 1e100.
+            InputError: If the shape is wrong, d differs from earlier rows, or a value is not finite
+                or beyond 1e100.
         """
         rows = np.asarray(data, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != (self._size or rows.shape[1]) or not rows.size:
@@ -67,10 +67,10 @@ class NormalizerFitter:
         self._summary.add(rows)
 
     def fit(self) -> Normalizer:
-        """Return the normaliser of everything added so far.
+        """Return the normaliser of all rows so far.
 
         Raises:
-            InputError: If nothing was added.
+            InputError: If there are no rows.
         """
         if self._size is None:
             raise InputError("data: expected at least one row to fit a normalizer to, got none")
@@ -130,7 +130,7 @@ class _Moments:
 
 @final
 class _Quantiles:
-    """Sorted weighted values of each dimension, never many more than `_SKETCH`."""
+    """Sorted weighted values of each dimension, at most about `_SKETCH`."""
 
     def __init__(self) -> None:
         self.tables: list[tuple[Array, Array]] = []
@@ -165,7 +165,7 @@ class _Quantiles:
 
 
 def _distinct(column: Array, values: Array, weights: Array) -> tuple[Array, Array]:
-    """Add a column, each entry of weight 1, to distinct sorted values with their weights."""
+    """Add a column of weight 1 to distinct sorted values with weights."""
     merged = np.concatenate([values, column])
     order = merged.argsort()
     merged = merged[order]
@@ -188,7 +188,7 @@ def _compressed(values: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def _knots(values: Array, weights: Array) -> tuple[Array, Array]:
-    """Choose the knots of one dimension from its distinct sorted values and their weights."""
+    """Choose the knots of one dimension from distinct sorted values and weights."""
     low, high = values[0], values[-1]
     value_step = float(_value_step(low, high))
     if high / 2 - low / 2 <= value_step:

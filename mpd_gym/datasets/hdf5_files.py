@@ -1,8 +1,8 @@
-"""HDF5 files of others, opened with care.
+"""Safe reading of foreign HDF5 files.
 
-A file may name other files in links, in external storage or in virtual data sets, and reading it
-would read those. Each step of a path is therefore looked at before it is followed. This is done
-with h5py's low level, which follows nothing by itself and opens an array three times as fast.
+A file may refer to other files by links, external storage or virtual data sets, and a reader would
+open those. This module checks each step of a path before it follows it. It uses h5py's low level,
+which follows nothing by itself and opens an array three times as fast.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from mpd_gym.types import Array
 __all__ = ["Hdf5File"]
 
 _KEPT_OPEN = 64  # arrays; each may hold a chunk cache of 1 MiB
+_ONE_FILE = "copy the data into one file, for example with h5repack"
 
 
 @final
 class Hdf5File:
     """One HDF5 file, open for reading, one handle in each process.
 
-    Pickled or carried over a fork it is opened anew, since handles cannot be shared.
+    After pickling or a fork it opens again, as processes cannot share handles.
 
     Args:
         path: File.
@@ -49,10 +50,10 @@ class Hdf5File:
         return {"_path": self._path, "_source": self._source, "_process": None}
 
     def exists(self, path: str) -> bool:
-        """Return whether the file holds `path`, without following any link but plain ones.
+        """Return whether the file holds `path`; only hard links are followed.
 
         Raises:
-            DataError: If the path leads over a link to elsewhere.
+            DataError: If the path contains a soft or external link.
         """
         with self.reading():
             return self._find(path, None) is not None
@@ -88,12 +89,8 @@ class Hdf5File:
                 raise DataError(f"'{path}' is missing", source=self._source, episode=episode)
             properties = found.get_create_plist()
             if properties.get_layout() == h5d.VIRTUAL or properties.get_external_count():
-                raise DataError(
-                    f"'{path}' is stored in another file, which is not opened: copy the data "
-                    "into one file, for example with h5repack",
-                    source=self._source,
-                    episode=episode,
-                )
+                problem = f"'{path}' is stored in another file, which is not opened: {_ONE_FILE}"
+                raise DataError(problem, source=self._source, episode=episode)
         if len(self._arrays) >= _KEPT_OPEN:
             self._arrays.clear()
         self._arrays[path] = found
@@ -124,12 +121,8 @@ class Hdf5File:
         except DataError:
             raise
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-            raise DataError(
-                f"cannot be read, the file is missing or damaged ({error}): download or record it "
-                "again",
-                source=self._source,
-                episode=episode,
-            ) from error
+            problem = f"the file is missing or damaged ({error}): download or record it again"
+            raise DataError(problem, source=self._source, episode=episode) from error
 
     def _open(self) -> None:
         if self._process == os.getpid():
@@ -141,18 +134,16 @@ class Hdf5File:
         self._process = os.getpid()
 
     def _find(self, path: str, episode: int | None) -> Any:
-        """Follow a path link by link; None where it ends early."""
+        """Follow a path link by link; None if it ends early."""
         self._open()
         found: Any = self._root
         for name in path.encode().split(b"/"):
             if not isinstance(found, h5g.GroupID) or not found.links.exists(name):
                 return None
             if found.links.get_info(name).type != h5l.TYPE_HARD:
-                raise DataError(
-                    f"'{path}' leads over a soft or external link, which is not followed: copy "
-                    "the data into one file, for example with h5repack",
-                    source=self._source,
-                    episode=episode,
+                problem = (
+                    f"'{path}' has a soft or external link, which is not followed: {_ONE_FILE}"
                 )
+                raise DataError(problem, source=self._source, episode=episode)
             found = h5o.open(found, name)
         return found

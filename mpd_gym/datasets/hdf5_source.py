@@ -1,7 +1,7 @@
-"""Episodes of flat HDF5 files as D4RL and DSRL publish them, read with h5py alone.
+"""Episodes of flat HDF5 files in the layout of D4RL and DSRL, read with h5py alone.
 
-All episodes stand one after the other in ``observations, next_observations, actions, rewards,
-costs, terminals, timeouts``; an episode ends where ``terminals`` or ``timeouts`` is set.
+The arrays ``observations, next_observations, actions, rewards, costs, terminals, timeouts`` hold
+all episodes in sequence; an episode ends where ``terminals`` or ``timeouts`` is set.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from mpd_gym.validation import Column, check_structure
 
 __all__ = ["FlatFormat", "FlatSource"]
 
-_BLOCK = 1 << 20  # rows of flags that are scanned at a time
+_BLOCK = 1 << 20  # rows of flags per scan
 _CONTINUITY = 1e-5  # relative and absolute rounding between two copies of an observation
 
 
 @final
 @dataclass(frozen=True)
 class FlatFormat:
-    """How to read a flat file that leaves something open.
+    """Reading options for incomplete flat files.
 
     Args:
         episode_length: Time limit of the environment, for files without ``timeouts``: an episode
-            also ends after so many steps.
-        drop_last_transition: For files without ``next_observations``: the last row of an episode
-            only serves as the final observation. What that step did, and whether it terminated
-            the episode, is lost; an episode of a single row vanishes.
+            also ends after this many steps.
+        drop_last_transition: For files without ``next_observations``: use the last row of an
+            episode only as the final observation. This loses the last step and its termination,
+            and episodes of a single row.
         check_continuity: Refuse episodes in which ``next_observations`` and the next row's
-            ``observations`` differ, since they are several episodes with no end marked between.
+            ``observations`` differ: an end between them is not marked.
 
     Raises:
         ConfigError: If `episode_length` is not positive.
@@ -59,17 +59,17 @@ class FlatFormat:
 class FlatSource(EpisodeSource):
     """Episodes of a flat D4RL or DSRL file.
 
-    Rows after the last marked end are an episode that the end of the file cut short; its last
-    step is marked as truncated.
+    Rows after the last marked end form an episode that the end of the file cuts; its last step is
+    truncated.
 
     Args:
         path: File.
-        metadata: What is known besides; spaces that are left out have no bounds.
-        layout: How to read what the file leaves open.
+        metadata: Further knowledge; missing spaces get no bounds.
+        layout: Reading options.
         clip_actions: As for `EpisodeSource`.
 
     Raises:
-        DataError: If the file is damaged, or leaves open what `layout` does not settle.
+        DataError: If the file is damaged, or incomplete and `layout` does not say how to read it.
     """
 
     def __init__(
@@ -111,15 +111,14 @@ class FlatSource(EpisodeSource):
         if not (self._has_next or self._layout.drop_last_transition):
             raise DataError(
                 "'next_observations' is missing, so the observation after the last step of each "
-                "episode is not known: pass layout=FlatFormat(drop_last_transition=True) to do "
-                "without these steps",
+                "episode is unknown: pass layout=FlatFormat(drop_last_transition=True) to drop "
+                "these steps",
                 source=name,
             )
         if not (self._has_timeouts or self._layout.episode_length):
             raise DataError(
-                "'timeouts' is missing, so the ends of episodes that did not terminate are not "
-                "known: pass layout=FlatFormat(episode_length=...) with the environment's time "
-                "limit",
+                "'timeouts' is missing, so the ends of episodes that did not terminate are "
+                "unknown: pass layout=FlatFormat(episode_length=...) with the time limit",
                 source=name,
             )
         return int(shapes["observations"][0])
@@ -161,7 +160,7 @@ class FlatSource(EpisodeSource):
             stored = self._file.array(key, index)
             rows = length + 1 if name == "observations" else length
             found[name] = _Part((rows, *stored.shape[1:]), stored.dtype)
-        found["truncations"] = found["terminations"]  # of which `_read` makes them
+        found["truncations"] = found["terminations"]  # `_read` computes them
         check_structure(found, length, self._rules, index)
         if self._has_next:
             self._check_next(found["observations"], index)
@@ -169,15 +168,14 @@ class FlatSource(EpisodeSource):
     def _check_next(self, observations: Column, index: int) -> None:
         stored = self._file.array("next_observations", index)
         if stored.shape[1:] != observations.shape[1:] or stored.dtype.kind not in "fiub":
-            raise DataError(
+            problem = (
                 f"'next_observations' must hold numbers of shape {observations.shape[1:]}, got "
-                f"{stored.dtype} of shape {stored.shape[1:]}",
-                source=self._name,
-                episode=index,
+                f"{stored.dtype} of shape {stored.shape[1:]}"
             )
+            raise DataError(problem, source=self._name, episode=index)
 
     def _stored(self) -> dict[str, str]:
-        """Return the name in an Episode and the key in the file of the arrays by step."""
+        """Return the keys of arrays in the file by their names in an Episode."""
         stored = {name: name for name in ("observations", "actions", "rewards")}
         stored |= {"costs": "costs"} if self._has_costs else {}
         return stored | {"terminations": "terminals"}
@@ -194,10 +192,10 @@ class FlatSource(EpisodeSource):
             cut = self._file.rows("timeouts", first + start, first + stop, index).astype(np.bool_)
         else:
             cut = np.zeros(stop - start, dtype=np.bool_)
-        if not self._has_next:  # the row that ended the episode is only its last observation
+        if not self._has_next:  # the episode's last row is only its last observation
             cut[:] = start + np.arange(stop - start) == length - 1
         elif stop == length and not arrays["terminations"][-1]:
-            cut[-1] = True  # by the time limit that is not marked, or by the end of the file
+            cut[-1] = True  # an unmarked time limit, or the end of the file
         return Episode(truncations=cut, seed=None, **arrays)
 
     def _observations(self, here: Array, index: int, start: int, stop: int) -> Array:
@@ -209,17 +207,15 @@ class FlatSource(EpisodeSource):
         following = self._file.rows("next_observations", first + start, first + stop, index)
         if self._layout.check_continuity:
             same = np.isclose(following[:-1], here[1:], rtol=_CONTINUITY, atol=_CONTINUITY)
-            same |= ~np.isfinite(here[1:])  # is refused for that
+            same |= ~np.isfinite(here[1:])  # refused later
             if not same.all():
                 step = start + int(np.argmin(same.reshape(len(same), -1).all(axis=1)))
-                raise DataError(
-                    "the next row does not go on from 'next_observations': the end of an episode "
-                    "is not marked here; correct 'timeouts', or pass "
-                    "layout=FlatFormat(check_continuity=False) if the file is meant to be so",
-                    source=self._name,
-                    episode=index,
-                    step=step,
+                problem = (
+                    "the next row does not continue from 'next_observations': the end of an "
+                    "episode is not marked here; correct 'timeouts', or pass "
+                    "layout=FlatFormat(check_continuity=False) if the file is right"
                 )
+                raise DataError(problem, source=self._name, episode=index, step=step)
         return np.concatenate((here, following[-1:]))
 
 

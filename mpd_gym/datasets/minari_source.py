@@ -1,7 +1,7 @@
 """Episodes of Minari data sets, read with h5py alone.
 
-Minari itself checks nothing, follows links, and creates environments from entry points that are
-written in the file; its layout (episode groups, `metadata.json`) is simple enough to be read here.
+Minari checks nothing, follows links, and creates environments from entry points in the file. Its
+layout (episode groups, `metadata.json`) is simple, so this module reads it directly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MinariSource(EpisodeSource):
         stack: Stack frames that were recorded once (the file's `frame_stack`).
 
     Raises:
-        DataError: If a file is missing or damaged, or in a format that is not supported.
+        DataError: If a file is missing, damaged, or of an unsupported format.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class MinariSource(EpisodeSource):
         self._success = next((key for key in SUCCESS_KEYS if self._has_info(key)), None)
 
     def _has_info(self, key: str) -> bool:
-        """Return whether the data has an info: what the first episode has, all must have."""
+        """Return whether the first episode has an info; then all must have it."""
         return self._file.exists(f"episode_{self._numbers[0]}/infos/{key}")
 
     def _infos(self) -> dict[str, str]:
-        """Return the name in an Episode and the key in the file of the infos."""
+        """Return the keys of infos in the file by their names in an Episode."""
         infos = {"costs": "cost"} if self._has_costs else {}
         return infos | ({"successes": self._success} if self._success else {})
 
@@ -115,16 +115,14 @@ class MinariSource(EpisodeSource):
     def _check_first_cost(self, number: int) -> None:
         first = self._file.rows(f"episode_{number}/infos/cost", 0, 1, number)[0]
         if first != 0:
-            raise DataError(
-                f"'infos/cost' has T + 1 values, of which the first, at the reset, must be 0; got "
-                f"{first}: it is not clear which step each cost belongs to",
-                source=self._name,
-                episode=number,
-                step=0,
+            problem = (
+                f"'infos/cost' has T + 1 values; the first, at the reset, must be 0, got {first}: "
+                "it is not clear which step each cost belongs to"
             )
+            raise DataError(problem, source=self._name, episode=number, step=0)
 
     def _first_info_row(self, key: str, index: int) -> int:
-        """Return the row of the first step: 1 where an info has a value for the reset too."""
+        """Return the row of the first step: 1 if an info also has a value for the reset."""
         number = self._numbers[index]
         rows = self._file.array(f"episode_{number}/infos/{key}", number).shape[0]
         return int(rows) - int(self._lengths[index])
@@ -164,7 +162,7 @@ class MinariSource(EpisodeSource):
 @final
 @dataclass(frozen=True)
 class _Declared:
-    """Shape and dtype that a stored array has once it is decoded."""
+    """Shape and dtype of a stored array after decoding."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -179,7 +177,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _read_metadata(folder: Path, name: str) -> dict[str, Any]:
-    """Read ``metadata.json``; spaces are built, the environment is only named."""
+    """Read ``metadata.json``; build the spaces, but not the environment."""
     try:
         raw = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
         metadata = {key: value for key, value in raw.items() if not key.endswith("env_spec")}
@@ -196,7 +194,7 @@ def _read_metadata(folder: Path, name: str) -> dict[str, Any]:
     return metadata
 
 
-# What parsing JSON and building spaces of it can raise.
+# Errors of parsing JSON and building spaces from it.
 _MALFORMED = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
     NotImplementedError, RecursionError, TypeError, ValueError,

@@ -1,4 +1,4 @@
-"""Maps between the environment's units and the range that diffusion works in.
+"""Maps between environment units and the normalised range of diffusion.
 
 | kind | normalised data | outside the data's range | constant dimension |
 |---|---|---|---|
@@ -6,9 +6,9 @@
 | ``"minmax"`` | linear, [-1, 1] | linear | 0 |
 | ``"gaussian"`` | linear, mean 0, standard deviation 1 | linear | 0 |
 
-Each dimension is mapped by itself. Inside the data's range ``unnormalize`` inverts ``normalize``
-to float64 rounding (for the CDF about 1e-12 of the range, as its slope goes up to 1000). A
-constant dimension goes to 0, and everything goes back to the constant.
+Each dimension has its own map. Inside the data's range ``unnormalize`` inverts ``normalize`` to
+float64 rounding (for the CDF about 1e-12 of the range, as its slope is up to 1000). A constant
+dimension maps to 0, and every value maps back to the constant.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Normalizer(ABC):
     def clip_range(self) -> tuple[Array, Array]:
         """Smallest and largest normalised value of the data, each ``[d]``.
 
-        This is the range that a sampler may clip its x̂_0 to: [-1, 1] for ``"cdf"`` and
-        ``"minmax"``, wider for ``"gaussian"``, and [0, 0] for constant dimensions.
+        A sampler may clip its x̂_0 to this range: [-1, 1] for ``"cdf"`` and ``"minmax"``, wider for
+        ``"gaussian"``, and [0, 0] for constant dimensions.
         """
 
     @abstractmethod
@@ -72,11 +72,11 @@ class Normalizer(ABC):
 
     @abstractmethod
     def arrays(self) -> dict[str, Array]:
-        """Everything that `normalizer_from_arrays` needs beside the kind."""
+        """Return what `normalizer_from_arrays` needs besides the kind."""
 
 
 class Normalizers(NamedTuple):
-    """The normalisers of one task; `goal` is None where the data has no ``desired_goal``."""
+    """The normalisers of one task; `goal` is None if the data has no ``desired_goal``."""
 
     observation: Normalizer
     action: Normalizer
@@ -90,7 +90,7 @@ class AffineNormalizer(Normalizer):
 
     Attributes:
         kind: ``"minmax"`` or ``"gaussian"``.
-        shift: ``[d]``; the constant, where `scale` is 0.
+        shift: ``[d]``; the constant if `scale` is 0.
         scale: ``[d]``, 0 for constant dimensions.
         low: Smallest value of the data, ``[d]``.
         high: Largest value of the data, ``[d]``.
@@ -142,7 +142,7 @@ class AffineNormalizer(Normalizer):
         return _checked(z, self.size) * self.scale + self.shift
 
     def arrays(self) -> dict[str, Array]:
-        """Everything that `normalizer_from_arrays` needs beside the kind."""
+        """Return what `normalizer_from_arrays` needs besides the kind."""
         return {"shift": self.shift, "scale": self.scale, "low": self.low, "high": self.high}
 
 
@@ -151,10 +151,10 @@ class AffineNormalizer(Normalizer):
 class CdfNormalizer(Normalizer):
     """Piecewise-linear empirical CDF, strictly increasing between its knots.
 
-    A value that occurs several times has the level of its middle rank; levels are stretched so
-    that the smallest value goes to -1 and the largest to 1. `fit_normalizer` keeps at most 2048
-    knots per dimension, whose levels lie at least 2 / 2047 apart: the inverse is well conditioned,
-    and normalised data is uniform to within two such steps, apart from ties.
+    A repeated value has the level of its middle rank. Levels are stretched so that the smallest
+    value maps to -1 and the largest to 1. `fit_normalizer` keeps at most 2048 knots per dimension
+    with levels at least 2 / 2047 apart: the inverse is well conditioned, and normalised data is
+    uniform to within two such steps, apart from ties.
 
     Attributes:
         values: Knots in environment units, all dimensions in one vector, ``[P]``.
@@ -162,7 +162,7 @@ class CdfNormalizer(Normalizer):
         counts: Number of knots of each dimension, ``[d]``.
 
     Raises:
-        CheckpointError: If the arrays are no such table.
+        CheckpointError: If the arrays do not form such a table.
     """
 
     values: Array
@@ -178,8 +178,8 @@ class CdfNormalizer(Normalizer):
         shape = (int(counts.sum()),) if whole else None
         if any(a.shape != shape or not np.isfinite(a).all() for a in vectors):
             raise CheckpointError(
-                "cdf normalizer: expected finite values and levels with one entry for each of "
-                f"the counted knots, got shapes {[a.shape for a in vectors]} for {counts}"
+                "cdf normalizer: expected finite values and levels, one for each counted knot, got "
+                f"shapes {[a.shape for a in vectors]} for {counts}"
             )
         ends = np.cumsum(counts)[:-1]
         tables = tuple(zip(*(np.split(a, ends) for a in vectors), strict=True))
@@ -217,16 +217,16 @@ class CdfNormalizer(Normalizer):
         return out
 
     def arrays(self) -> dict[str, Array]:
-        """Everything that `normalizer_from_arrays` needs beside the kind."""
+        """Return what `normalizer_from_arrays` needs besides the kind."""
         return {"values": self.values, "levels": self.levels, "counts": self.counts}
 
 
 def normalizer_from_arrays(kind: str, arrays: Mapping[str, Array]) -> Normalizer:
-    """Make a normaliser from what `Normalizer.arrays` returned; no data set is needed.
+    """Make a normaliser from the result of `Normalizer.arrays`, without a data set.
 
     Raises:
         ConfigError: If `kind` is unknown.
-        CheckpointError: If the arrays are not those of such a normaliser.
+        CheckpointError: If the arrays do not fit the kind.
     """
     check_choice("normalizer kind", kind, KINDS)
     names = {"values", "levels", "counts"} if kind == "cdf" else {"shift", "scale", "low", "high"}
@@ -238,7 +238,7 @@ def normalizer_from_arrays(kind: str, arrays: Mapping[str, Array]) -> Normalizer
 
 
 def _freeze(normalizer: Normalizer, fields: Mapping[str, Array]) -> None:
-    """Set the fields of a frozen normaliser to arrays that nobody can change."""
+    """Set the fields of a frozen normaliser to read-only arrays."""
     for name, value in fields.items():
         value.flags.writeable = False
         object.__setattr__(normalizer, name, value)

@@ -1,4 +1,4 @@
-"""Training windows: H steps of an episode from any of its steps on, normalised and padded."""
+"""Training windows: H successive steps of an episode, normalised and padded."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ def fit_normalizers(sources: EpisodeSource | Sequence[EpisodeSource], kind: str)
     """Fit the normalisers of observations, actions and goals, in one pass over the data.
 
     Args:
-        sources: Episodes, all taken together: models that work on the same trajectories share
-            their normalisers.
+        sources: Episodes of one or several data sets, which share the normalisers.
         kind: ``"cdf"``, ``"minmax"`` or ``"gaussian"``.
 
     Returns:
-        (observation, action, goal); goal is None where no episode has a ``desired_goal``.
+        (observation, action, goal); goal is None if no episode has a ``desired_goal``.
 
     Raises:
         ConfigError: If `kind` is unknown.
@@ -58,31 +57,31 @@ def fit_normalizers(sources: EpisodeSource | Sequence[EpisodeSource], kind: str)
 
 @final
 class WindowSampler:
-    """Draws windows from episodes. None crosses an episode's end.
+    """Draws windows from episodes; no window crosses an episode's end.
 
-    Windows start at every step; without padding at every step with H steps left, and as many as a
-    condition sums over where a time limit ended the episode.
+    Windows start at every step. Without padding they start where H steps remain; if a time limit
+    ended the episode, where the steps of each condition's sum remain too.
 
-    A window at step t has x_0 = observation t, targets x_1 … x_H and actions u_0 … u_{H-1}; steps
-    after the episode's end are padded as the configuration says and have mask 0. For Dict
+    A window at step t has x_0 = observation t, targets x_1 … x_H and actions u_0 … u_{H-1}. The
+    configuration says how to pad steps after the episode's end; they have mask 0. For Dict
     observations x is the part ``observation``.
 
-    If they fit into `memory_limit`, all steps are normalised once and kept as float32, and a
-    batch costs tens of microseconds. Otherwise windows are read from the source and normalised
-    at each draw; only the conditions stay in memory. Both ways give the same batches.
+    If all normalised steps fit into `memory_limit`, they are kept as float32, and a batch costs
+    tens of microseconds. Otherwise each draw reads windows from the source and normalises them;
+    only the conditions stay in memory. Both ways give the same batches.
 
     Args:
         sources: Episodes of one or several data sets with equal spaces.
         config: Shape of the windows.
-        normalizers: Of observations and actions.
-        conditions: What `fit_conditions` made of `config`; needed if it declares conditions.
-        weights: Share of each source among the drawn windows, any positive scale; in proportion
-            to their steps unless given.
-        memory_limit: Bytes that the normalised steps may take.
+        normalizers: Normalisers of observations and actions.
+        conditions: Result of `fit_conditions` for `config`; needed if it declares conditions.
+        weights: Share of each source among the drawn windows, in any positive scale; by default
+            in proportion to the steps.
+        memory_limit: Most bytes of normalised steps.
 
     Raises:
         ConfigError: If arguments contradict each other.
-        DataError: If an episode does not fit the normalisers, or lacks what a condition needs; if
+        DataError: If an episode does not fit the normalisers or lacks data for a condition, or if
             windows are not padded and a source has no episode of H steps.
     """
 
@@ -113,7 +112,7 @@ class WindowSampler:
         self._load()
 
     def _load(self) -> None:
-        """Go through the data once, if anything is learned from it, and settle the windows."""
+        """Read the data once if needed, and settle where windows begin."""
         terminated: list[bool] = []
 
         def visit(episode: Episode) -> None:
@@ -131,7 +130,7 @@ class WindowSampler:
         return len(self._index.windows)
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
-        """Draw windows with replacement: uniformly, or by the sources' weights.
+        """Draw windows with replacement, uniformly or by the sources' weights.
 
         Args:
             batch_size: Number of windows B.
@@ -155,7 +154,7 @@ class WindowSampler:
         return self._batch(steps)
 
     def windows(self, indices: Sequence[int] | Array) -> Batch:
-        """Return chosen windows, for example of a validation set.
+        """Return the windows with given numbers, for example for validation.
 
         Args:
             indices: ``[B]``, from 0 to ``len(self) - 1``, in the order of sources, episodes, steps.
@@ -172,7 +171,7 @@ class WindowSampler:
         return self._batch(self._index.windows[chosen])
 
     def _batch(self, indices: Array) -> Batch:
-        """Windows that begin at steps counted through all episodes."""
+        """Return windows by their first steps, numbered through all episodes."""
         episodes, steps = self._index.locate(indices)
         block = self._blocks.read(episodes, steps)  # [B, H + 1, nx + nu + 4]
         now, sides = block[:, :-1], self._nx + self._nu
@@ -190,12 +189,12 @@ class WindowSampler:
 
 @final
 class _Index:
-    """Where each window begins. Steps and episodes are numbered through all sources."""
+    """First step of each window. Steps and episodes are numbered through all sources."""
 
     windows: Array
     """First step of each window."""
     source_bounds: Array
-    """Numbers of the windows of each source: from one bound to the next."""
+    """Bounds between the window numbers of the sources."""
 
     def __init__(self, sources: tuple[EpisodeSource, ...]) -> None:
         self.sources = sources
@@ -212,10 +211,10 @@ class _Index:
 
         Args:
             config: Shape of the windows.
-            terminated: Whether the environment ended each episode, and not a time limit.
+            terminated: Whether the environment, not a time limit, ended each episode.
 
         Raises:
-            DataError: If a source has none.
+            DataError: If a source has no windows.
         """
         counts = map(config.windows_in, self.lengths.tolist(), terminated)
         lasts = self.starts + np.fromiter(counts, np.int64, len(self.lengths))
@@ -271,7 +270,7 @@ class _Encoder:
         return self.nx + self.nu + _EXTRA
 
     def write(self, part: Episode, rows: Array) -> None:
-        """Write n steps and n + 1 observations to the first of `rows`; pad the rest."""
+        """Write n steps and n + 1 observations to the first rows; pad the rest."""
         n, x, u = len(part), rows[:, : self.nx], rows[:, self.nx : self.nx + self.nu]
         x[: n + 1] = self.normalizers.observation.normalize(flat_observations(part.observations))
         x[n + 1 :] = x[n] if self.repeat else self.no_observation
@@ -309,7 +308,7 @@ class _MemoryBlocks:
 
 @final
 class _DiskBlocks:
-    """Steps that stay in their source until they are drawn."""
+    """Steps that are read from their source at each draw."""
 
     def __init__(self, index: _Index, encoder: _Encoder, horizon: int) -> None:
         self._index, self._encoder, self._horizon = index, encoder, horizon
@@ -326,7 +325,7 @@ class _DiskBlocks:
 
 @final
 class _ConditionTable:
-    """Condition values of all windows; one row per episode where they do not change in it."""
+    """Condition values by step, or by episode if they are constant in an episode."""
 
     def __init__(self, index: _Index, conditions: FittedConditions | None) -> None:
         self._index, self._conditions = index, conditions
@@ -362,7 +361,7 @@ class _ConditionTable:
 
 
 def _normalized_zeros(normalizer: Normalizer) -> Array:
-    """Zeros of the environment, normalised, or what the data has that is nearest to them."""
+    """Normalised zeros of the environment, clipped to the range of the data."""
     return np.clip(normalizer.normalize(np.zeros(normalizer.size)), *normalizer.clip_range)
 
 

@@ -1,4 +1,4 @@
-"""Where episodes are read from: the abstract source, a selection of one, and memory."""
+"""Sources of episodes: the abstract one, a selection, and memory."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ __all__ = [
 
 
 class EpisodeSource(ABC):
-    """Episodes that are read when asked for, each checked before it is handed out.
+    """Episodes that are read on demand and checked before they are returned.
 
-    The structure of an episode (names, shapes, dtypes) is checked when it is first touched, the
-    values of all rows that are read each time they are.
+    The first access checks the structure of an episode (names, shapes, dtypes); each read checks
+    the values of the rows it reads.
 
     Args:
         name: File or data set id.
         lengths: Steps of each episode, ``[E]``.
-        metadata: What is known about the data. Always there: `observation_space` and
-            `action_space` (of stored rows), `frame_stack`. Where known: `env_id`, `env_kwargs`,
-            `max_episode_steps`, `ref_min_score`, `ref_max_score` and whatever a file adds.
-        clip_actions: Clip actions into the action space instead of refusing those outside it.
+        metadata: Facts about the data. Always `observation_space` and `action_space` (of stored
+            rows) and `frame_stack`; if known `env_id`, `env_kwargs`, `max_episode_steps`,
+            `ref_min_score`, `ref_max_score` and further entries of a file.
+        clip_actions: Clip actions into the action space; by default actions outside are refused.
         frames: Frames to stack in each observation when reading.
-        numbers: Number of each episode in its file, for messages; from 0 on unless given.
+        numbers: Number of each episode in its file, for messages; by default from 0 on.
 
     Raises:
         DataError: If the spaces are not supported.
@@ -93,14 +93,14 @@ class EpisodeSource(ABC):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What is known about the data; spaces are those of the episodes as read."""
+        """Facts about the data; spaces describe the episodes as read."""
         return self._metadata
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells the data apart, those collected anew under the same name as well; JSON values.
+        """JSON values that distinguish the data, also from data collected again under its name.
 
-        The first episode stands for what is in all of them, so that large data is not read twice.
+        Only the first episode is read, as the data may be large.
 
         Raises:
             DataError: If the first episode is damaged.
@@ -136,7 +136,7 @@ class EpisodeSource(ABC):
         """Read and check steps `start` … `stop` - 1 of an episode, and no other rows.
 
         Args:
-            index: Episode; negative ones count from the end.
+            index: Episode; negative numbers count from the end.
             start: First step.
             stop: Step after the last.
 
@@ -180,13 +180,13 @@ class EpisodeSource(ABC):
             progress: Show a progress bar.
 
         Raises:
-            DataError: For the first damaged one.
+            DataError: For the first damaged episode.
         """
         for index in tqdm(range(len(self)), "checking", unit="episode", disable=not progress):
             self.episode(index)
 
     def select(self, indices: Iterable[int]) -> EpisodeSource:
-        """Return the source of some of the episodes, in the given order.
+        """Return a source of the given episodes, in the given order.
 
         Raises:
             InputError: If there is no such episode.
@@ -194,14 +194,14 @@ class EpisodeSource(ABC):
         return Selection(self, [self._valid(int(index)) for index in indices])
 
     def where(self, keep: Callable[[Episode], bool], *, progress: bool = False) -> EpisodeSource:
-        """Return the source of the episodes that a function keeps; reads each of them once.
+        """Return a source of the episodes that a function accepts; it reads each episode once.
 
         Args:
-            keep: True for the episodes wanted, for example `cost_at_most`'s.
+            keep: True for the episodes to keep, for example `cost_at_most(10)`.
             progress: Show a progress bar.
 
         Raises:
-            DataError: If it keeps none.
+            DataError: If it accepts none.
         """
         order = tqdm(range(len(self)), "selecting", unit="episode", disable=not progress)
         indices = [index for index in order if keep(self.episode(index))]
@@ -238,8 +238,8 @@ class Selection(EpisodeSource):
 
     Args:
         parent: Source of all episodes.
-        indices: Episodes of it, in order.
-        name: For messages, and to tell it from other selections; the parent's by default.
+        indices: Its episodes to use, in order.
+        name: Name of the selection; the parent's by default.
     """
 
     def __init__(
@@ -267,13 +267,12 @@ class MemorySource(EpisodeSource):
 
     Args:
         episodes: At least one.
-        metadata: What is known about them; spaces that are left out have no bounds and the shapes
-            of the first episode.
-        name: For messages.
+        metadata: Facts about them; missing spaces get no bounds and the first episode's shapes.
+        name: Name for messages.
         clip_actions: As for `EpisodeSource`.
 
     Raises:
-        InputError: If there are no episodes, or something else.
+        InputError: If there are no episodes, or other objects.
     """
 
     def __init__(
@@ -316,10 +315,9 @@ class MemorySource(EpisodeSource):
 
 
 def cost_at_most(limit: float) -> Callable[[Episode], bool]:
-    """Condition for `EpisodeSource.where`: episodes whose undiscounted cost is `limit` at most.
+    """Return a function for `EpisodeSource.where`: is an episode's undiscounted cost <= `limit`?
 
-    Raises:
-        InputError: From the condition, if an episode has no costs.
+    The function raises `InputError` if an episode has no costs.
     """
 
     def keep(episode: Episode) -> bool:
@@ -331,10 +329,10 @@ def cost_at_most(limit: float) -> Callable[[Episode], bool]:
 
 
 def stack_frames(frames: Array, number: int) -> Array:
-    """Stack each frame on the ones before it, as an environment that stacks frames shows them.
+    """Stack each frame on its predecessors, as an environment with stacked frames does.
 
     Args:
-        frames: ``[M, …]``; the first one is repeated before the start.
+        frames: ``[M, …]``; the first frame is repeated before the start.
         number: Frames in each stack.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Going through episodes: loops that locate errors, parts of observations, splits."""
+"""Loops over episodes that locate errors, parts of observations, and splits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def split_episodes(
 
     Args:
         source: At least two episodes.
-        fraction: Share held out for validation, in (0, 1); at least one episode is on each side.
-        seed: Of the choice.
+        fraction: Share held out for validation, in (0, 1); each side gets at least one episode.
+        seed: Seed of the choice.
 
     Returns:
         Views of the training and of the validation episodes, each in the source's order.
@@ -51,7 +51,7 @@ def as_sources(sources: EpisodeSource | Sequence[EpisodeSource]) -> tuple[Episod
     """Return one or several sources as a tuple.
 
     Raises:
-        InputError: If there is none, or something else.
+        InputError: If there is no source, or another object.
     """
     found = (sources,) if isinstance(sources, EpisodeSource) else tuple(sources)
     if not found or not all(isinstance(source, EpisodeSource) for source in found):
@@ -68,7 +68,7 @@ def visit_episodes(
     """Call `visit` with every episode, one in memory at a time.
 
     Raises:
-        DataError: With source and episode, where `visit` raised an `InputError`.
+        DataError: With source and episode, if `visit` raises an `InputError`.
     """
     for source in as_sources(sources):
         for index in range(len(source)):
@@ -80,9 +80,7 @@ def visit_episodes(
 
 
 def flat_observations(observations: Observation) -> Array:
-    """Rows ``[n, nx]`` of what a planner sees.
-
-    For Dict observations that is the key ``observation``; arrays of any shape are flattened.
+    """Return rows ``[n, nx]`` for a planner: the key ``observation`` of a Dict, flattened.
 
     Raises:
         InputError: If there is no such key.
@@ -98,7 +96,7 @@ def flat_observations(observations: Observation) -> Array:
 
 
 def goal_observations(observations: Observation) -> Array | None:
-    """Rows ``[n, ng]`` of ``desired_goal``; None where observations have none."""
+    """Return rows ``[n, ng]`` of ``desired_goal``; None if the observations have no goal."""
     if not isinstance(observations, Mapping) or "desired_goal" not in observations:
         return None
     goals = observations["desired_goal"]

@@ -57,7 +57,7 @@ def test_a_non_finite_step_is_named_and_overwrites_nothing(
 
 def test_a_non_finite_loss_without_a_directory() -> None:
     poisoned = FailsAt(3, lambda loss: loss * torch.nan)
-    with pytest.raises(TrainingError, match="without a directory nothing was kept"):
+    with pytest.raises(TrainingError, match="nothing was saved without a directory"):
         fit(network(), poisoned, sampler, CONFIG, **QUICK)
 
 

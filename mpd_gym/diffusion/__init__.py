@@ -1,6 +1,6 @@
 """Diffusion over trajectories: schedules, loss, guidance, samplers and compositions.
 
-Denoisers are callables, so that nothing here depends on a network.
+Denoisers are callables, so this room depends on no network.
 """
 
 from mpd_gym.diffusion.composition import (

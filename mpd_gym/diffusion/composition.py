@@ -1,21 +1,20 @@
 """Compositions: how planner and dynamics model share a reverse step.
 
-Each composition is a function of two denoisers that returns a `Step` for `samplers.sample`; all are
-called alike and listed in `COMPOSITIONS`. A trajectory holds the states in its first nx columns and
-the actions in the rest; the dynamics model reads both and predicts the states.
+Each composition is a function of two denoisers that returns a `Step` for `samplers.sample`.
+`COMPOSITIONS` lists them; all have the same signature. A trajectory holds the states in its first
+nx columns and the actions in the rest; the dynamics model reads both and predicts the states.
 
-What they sample, where both denoisers are exact and agree: `alternating` moves the states twice per
-level against one draw of noise, so that they come out too narrow however many levels there are; for
-Gaussian data with about half their variance (`ddpm_posterior`). `alternating_matched` loses about a
-third with `ddpm_posterior` and nothing with `ddim_move`. All others keep the distribution, with an
-error that falls as levels are added.
+Sampled distribution. With exact denoisers, `alternating` halves the state variance (Gaussian data,
+`ddpm_posterior`) at any K: it moves the states twice per level with one draw of noise.
+`alternating_matched` loses about a third of the variance with `ddpm_posterior` and nothing with
+`ddim_move`. All others keep the distribution, with an error that falls as K grows.
 
-Skipped levels. With a move from k to k_next < k − 1, `alternating` moves the states over the whole
-gap before the planner sees them, far below the level of the actions, and then once more.
+Skipped levels. When levels are skipped (k_next < k − 1), `alternating` moves states across the
+whole gap twice, first to a level far below the actions, before the planner sees both.
 `combined_score` with weight 1 replaces the states' x̂_0 by the dynamics model's and stays at level
-k; as `ddim_move` derives the noise from τ^k and x̂_0, this replaces their noise too.
-`alternating_resampled` is level-consistent as well, at the price of fresh noise at each step, also
-with a deterministic move.
+k; `ddim_move` derives the noise from τ^k and x̂_0, so this replaces their noise too.
+`alternating_resampled` is also level-consistent, but draws new noise at each step, even with a
+deterministic move.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ __all__ = [
 @final
 @dataclass(frozen=True)
 class Parts:
-    """What every composition is made of.
+    """Arguments of every composition.
 
     Attributes:
         planner: Predicts x̂_0 of states and actions, ``[M, H, D]``.
@@ -63,7 +62,7 @@ class Parts:
         schedule: Noise schedule of both.
         nx: Columns of the states.
         move: `ddpm_posterior`, or `ddim_move` with its eta bound; see `make_move`.
-        temperature: Factor on the variance of every draw, >= 0.
+        temperature: Factor of the variance of every draw, >= 0.
 
     Raises:
         ConfigError: If `temperature` is negative or not finite.
@@ -98,8 +97,8 @@ def planner_resampled(parts: Parts) -> Step:
     """The planner alone, twice at each level: as many network calls as `alternating`.
 
     For comparisons at equal cost (appendix H). The trajectory takes a reverse step, is noised back
-    to its level (Lugmayr et al. 2022), and takes the step again; the first draw and the noising are
-    drawn as one. Takes two noise tensors.
+    to its level (Lugmayr et al. 2022), and takes the step again. One draw serves the first step and
+    the noising. Takes two noise tensors.
     """
 
     def step(trajectory: Tensor, k: int, k_next: int, noise: Noise) -> Tensor:
@@ -120,8 +119,8 @@ def combined_score(parts: Parts, weight: float = 0.5) -> Step:
 
     Args:
         parts: Denoisers, schedule and move.
-        weight: Of the dynamics model, in [0, 1]: at 1 the states follow it alone, at 0 this is
-            `planner_only`. The actions follow the planner.
+        weight: Weight of the dynamics model in the states, in [0, 1]; 0 is `planner_only`. The
+            actions follow the planner.
 
     Raises:
         ConfigError: If `weight` is outside [0, 1], or there is no dynamics model.
@@ -144,8 +143,8 @@ def combined_score(parts: Parts, weight: float = 0.5) -> Step:
 def alternating(parts: Parts) -> Step:
     """Algorithm 1 to the letter, as the authors run it.
 
-    The dynamics model moves the states to their mean at the next level; the planner, still at level
-    k, sees those states beside the noisy actions and moves both; then one draw. Takes one noise
+    The dynamics model moves the states to their mean at the next level. The planner, still at level
+    k, sees these states with the noisy actions and moves both. Then one draw. Takes one noise
     tensor.
 
     Raises:
@@ -159,13 +158,12 @@ def alternating(parts: Parts) -> Step:
 
 
 def alternating_matched(parts: Parts) -> Step:
-    """Alternation in which the planner sees states that are noised back to level k.
+    """Alternation that noises the states back to level k for the planner.
 
-    As `alternating`, but the states' mean at the next level is noised by one forward move to level
-    k, so that states and actions reach the planner at one level. With `ddpm_posterior` the noise is
-    short, because the mean lacks the spread of the posterior; `alternating_resampled` adds it, and
-    is the same with a deterministic move. Takes two noise tensors, of the first only the states'
-    columns.
+    As `alternating`, but one forward move noises the states' mean from the next level back to level
+    k, so the planner sees states and actions at one level. With `ddpm_posterior` the noise is too
+    small, as the mean lacks the spread of the posterior. `alternating_resampled` adds it, and is
+    equal with a deterministic move. Takes two noise tensors; the first for the states only.
 
     Raises:
         ConfigError: If there is no dynamics model.
@@ -182,9 +180,9 @@ def alternating_resampled(parts: Parts) -> Step:
     """Alternation with exact noise levels: the states are sampled down, then noised back.
 
     As `alternating_matched`, but the states take a full reverse step, mean and draw, before the
-    forward move; the two Gaussians are drawn as one. With an exact dynamics model, small steps and
-    temperature 1 this resampling (Lugmayr et al. 2022) leaves the states' distribution at level k
-    unchanged. Takes two noise tensors, of the first only the states' columns.
+    forward move; one draw serves both Gaussians. With an exact dynamics model, small steps and
+    temperature 1 this resampling (Lugmayr et al. 2022) keeps the states' distribution at level k.
+    Takes two noise tensors; the first for the states only.
 
     Raises:
         ConfigError: If there is no dynamics model.
@@ -201,7 +199,7 @@ PLANNER_COMPOSITIONS: dict[str, Composition] = {
     "planner_only": planner_only,
     "planner_resampled": planner_resampled,
 }
-"""Those that need no dynamics model."""
+"""Compositions without a dynamics model."""
 
 COMPOSITIONS: dict[str, Composition] = {
     **PLANNER_COMPOSITIONS,
@@ -224,9 +222,9 @@ def compose(
     Args:
         name: A key of `COMPOSITIONS`.
         parts: Denoisers, schedule and move.
-        dynamics_weight: Weight of ``"combined_score"``; the others have none.
-        dynamics_levels: Part of the levels at which the dynamics model takes part, as a range of
-            k / K: ``(0.5, 1.0)`` is the first, noisy half of a reverse pass. Elsewhere the planner
+        dynamics_weight: Weight of ``"combined_score"``; others ignore it.
+        dynamics_levels: Levels at which the dynamics model takes part, as a range of k / K:
+            ``(0.5, 1.0)`` is the first, noisy half of a reverse pass. At other levels the planner
             acts alone.
 
     Raises:
@@ -248,7 +246,7 @@ def compose(
 
 
 def at_levels(inside: Step, outside: Step, condition: Callable[[int], bool]) -> Step:
-    """Return the step that is `inside` at levels k that meet the condition, `outside` elsewhere."""
+    """Return a step that is `inside` at levels k that meet the condition, else `outside`."""
 
     def step(trajectory: Tensor, k: int, k_next: int, noise: Noise) -> Tensor:
         chosen = inside if condition(k) else outside
@@ -260,14 +258,13 @@ def at_levels(inside: Step, outside: Step, condition: Callable[[int], bool]) -> 
 def inpaint(step: Step, mask: Tensor, values: Tensor) -> Step:
     """Hold entries of a trajectory at known values at every level (Janner et al. 2022).
 
-    What the step starts from and what it returns holds the values. A composition that calls a
-    second denoiser on a trajectory of its own making needs `inpaint_denoiser` on both denoisers as
-    well, so that no network sees anything else.
+    The step's input and output hold the values. If a step calls two denoisers, also wrap both with
+    `inpaint_denoiser`.
 
     Args:
         step: Step to wrap.
-        mask: True where an entry is held, broadcasts to ``[M, H, D]``.
-        values: Normalised values, broadcasts to ``[M, H, D]``; read under the mask only.
+        mask: True for held entries, broadcasts to ``[M, H, D]``.
+        values: Normalised values, broadcasts to ``[M, H, D]``; only masked entries are read.
     """
 
     def held(trajectory: Tensor, k: int, k_next: int, noise: Noise) -> Tensor:
@@ -278,12 +275,12 @@ def inpaint(step: Step, mask: Tensor, values: Tensor) -> Step:
 
 
 def inpaint_denoiser(denoiser: Denoiser, mask: Tensor, values: Tensor) -> Denoiser:
-    """Hold entries at known values in what a denoiser sees and in what it predicts.
+    """Hold entries at known values in a denoiser's input and prediction.
 
     Args:
-        denoiser: Planner or dynamics model, of D or of the first nx columns.
-        mask: True where an entry is held, ``[H, D]`` or ``[M, H, D]``.
-        values: Normalised values, broadcasts to ``[M, H, D]``; read under the mask only.
+        denoiser: Planner or dynamics model, with D or nx output columns.
+        mask: True for held entries, ``[H, D]`` or ``[M, H, D]``.
+        values: Normalised values, broadcasts to ``[M, H, D]``; only masked entries are read.
     """
 
     def held(trajectory: Tensor, k: int) -> Tensor:
@@ -308,7 +305,7 @@ def _moved(
 
 
 def _alternation(parts: Parts, refined: Callable[[Tensor, float, int, int, Noise], Tensor]) -> Step:
-    """Dynamics model, then planner; `refined` makes the planner's states from the moved ones."""
+    """Apply the dynamics model, then the planner; `refined` turns moved states into its input."""
     dynamics, nx = _dynamics(parts), parts.nx
 
     def step(trajectory: Tensor, k: int, k_next: int, noise: Noise) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: from a network to a denoiser bound to its conditions."""
+"""Classifier-free guidance: binds a network to its conditions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mpd_gym.types import Denoiser
 __all__ = ["PREDICTIONS", "ConditionalNetwork", "clean_prediction", "guided"]
 
 PREDICTIONS = ("noise", "x0")
-FEW_ROWS = 32  # whose conditioning is prepared before its size is known
+FEW_ROWS = 32  # rows of the first preparation, before their size is known
 
 Modulations = list[tuple[Tensor, Tensor]]
 
 
 class ConditionalNetwork(Protocol):
-    """A network whose conditioning is computed apart, as `mpd_gym.models.TrajectoryDenoiser`."""
+    """A network with separate conditioning, such as `mpd_gym.models.TrajectoryDenoiser`."""
 
     def embed(self, k: Tensor, initial: Tensor, conditions: Tensor, present: Tensor) -> Tensor:
         """Embed levels ``[G]``, x_0 ``[G, nx]``, conditions ``[G, ny]``, presence ``[G, nc]``."""
@@ -51,33 +51,32 @@ def guided(
 ) -> Denoiser:
     """Bind a network to x_0 and conditions; the result predicts x̂_0 (Balim et al. 2025, eq. 1).
 
-    ε = ε_∅ + ω (ε_y − ε_∅) with both halves in one batch. ω = 1 evaluates the conditional half
-    alone, ω = 0 the unconditional, as does a network without conditions. Noise and x̂_0 are affine
-    in each other, so guiding one guides the other.
+    ε = ε_∅ + ω (ε_y − ε_∅) with both halves in one batch. ω = 1 evaluates the conditional half only,
+    ω = 0 the unconditional half only; so does a network without conditions. Noise and x̂_0 are
+    affine in each other, so guiding one guides the other.
 
-    All conditioning is computed in batched products before the levels that need it: for all
-    `levels` at once, or for as many as fit into `modulation_bytes`.
+    The function prepares conditioning in batched products, for all `levels` at once or for as many
+    as fit into `modulation_bytes`.
 
     Args:
         network: Planner or dynamics model.
         schedule: Noise schedule that the network was trained with.
         initial: x_0, normalised, ``[E, nx]``.
         conditions: ``[E, ny]``; ny may be 0.
-        present: 1 where a condition is given, else 0, ``[E, number of conditions]``.
+        present: 1 if a condition is given, else 0, ``[E, number of conditions]``.
         guidance_scale: ω >= 0.
-        levels: Levels at which the denoiser will be called, in that order.
-        prediction: What the network predicts, ``"noise"`` or ``"x0"``.
-        clip: Range that x̂_0 is cut to, numbers or tensors that broadcast to ``[…, D]``; None
-            leaves it as it is.
-        modulation_bytes: Memory for prepared conditioning; that of `FEW_ROWS` rows is always taken.
+        levels: Levels of the denoiser's calls, in their order.
+        prediction: Output of the network, ``"noise"`` or ``"x0"``.
+        clip: Range of x̂_0, numbers or tensors that broadcast to ``[…, D]``; None does not clip.
+        modulation_bytes: Memory for prepared conditioning; `FEW_ROWS` rows are always prepared.
 
     Returns:
         Denoiser of ``[M, H, D]``, M = E · N: each row of `initial` owns N consecutive candidates,
-        which share its conditioning. Its output has the network's number of columns.
+        which share its conditioning. The output has the network's columns. It raises `InputError`
+        at a level outside `levels`.
 
     Raises:
         ConfigError: If `guidance_scale` is negative, `prediction` unknown or `levels` empty.
-        InputError: From the denoiser, at a level that is not among `levels`.
     """
     check_choice("prediction", prediction, PREDICTIONS)
     if not guidance_scale >= 0:
@@ -116,7 +115,7 @@ def clean_prediction(
     """Convert a network's output to x̂_0.
 
     Args:
-        noisy: τ^k, ``[…, D]``; its first columns are those of `output`.
+        noisy: τ^k, ``[…, D]``; its first columns correspond to `output`.
         output: Noise or clean trajectory, ``[…, D_out]``.
         k: Level.
         schedule: Noise schedule.
@@ -142,7 +141,7 @@ def _prepare(
     present: Tensor,
     levels: Sequence[int],
 ) -> dict[int, Modulations]:
-    """Modulations of each level, views into one batched result."""
+    """Return the modulations of each level, as views of one batched result."""
     rows, count = len(initial), len(levels)
     k = torch.tensor(levels, device=initial.device).repeat_interleave(rows)  # [count · rows]
     embedding = network.embed(
@@ -164,7 +163,7 @@ def _prepared(
     levels: Sequence[int],
     limit: int,
 ) -> Callable[[int], Modulations]:
-    """Modulations by level, prepared for as many levels ahead as fit into `limit` bytes."""
+    """Return a function from level to modulations; it prepares ahead up to `limit` bytes."""
     order = {level: index for index, level in enumerate(levels)}
     first = max(FEW_ROWS // len(initial), 1)
     ready = _prepare(network, initial, conditions, present, levels[:first])
@@ -187,6 +186,6 @@ def _prepared(
 
 
 def _bounds(clip: tuple[float | Tensor, float | Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Clip range as tensors of at least one axis, made before the loop."""
+    """Return the clip range as tensors, made once before the loop."""
     low, high = (torch.as_tensor(bound, dtype=like.dtype, device=like.device) for bound in clip)
     return low[None, None], high[None, None]

@@ -27,14 +27,14 @@ class LossConfig:
     """Options of the denoising loss; the defaults are the authors'.
 
     Attributes:
-        prediction: What the network predicts, ``"noise"`` or ``"x0"``; ``"auto"`` leaves it to
-            `mpd_gym.agents.config.DiffusionConfig.resolved`.
-        first_action_weight: Weight of u_0, the action that is executed. Plays no part for the
-            dynamics model, which predicts no actions.
-        condition_dropout: Probability that an example loses all its conditions at once, so that
-            the network is trained for exactly the two cases that guidance compares.
-        padding_weight: Weight of entries after the end of an episode. 1 trains on the padding as on
-            data, 0 leaves it out.
+        prediction: Target of the network, ``"noise"`` or ``"x0"``;
+            `mpd_gym.agents.config.DiffusionConfig.resolved` replaces ``"auto"``.
+        first_action_weight: Weight of u_0, the executed action. The dynamics model predicts no
+            actions and ignores it.
+        condition_dropout: Probability that an example loses all conditions at once; so the network
+            learns exactly the two cases that guidance compares.
+        padding_weight: Weight of entries after the end of an episode; 1 treats padding as data, 0
+            ignores it.
 
     Raises:
         ConfigError: If a value is unknown or out of range.
@@ -64,13 +64,12 @@ class Examples:
     Attributes:
         trajectory: τ^0, ``[B, H, D]``, states before actions.
         initial: x_0, ``[B, nx]``.
-        conditions: All conditions side by side, ``[B, ny]``.
-        present: 1 where a condition is given, ``[B, number of conditions]``.
-        recorded: 1 where an entry of `trajectory` was recorded, 0 where it is padding,
-            ``[B, H, D]``.
-        fixed: True where an entry is known at sampling time, ``[H, D]``: it is not noised and
-            carries no loss.
-        executed: True where an entry is of u_0, ``[H, D]``.
+        conditions: All conditions, concatenated, ``[B, ny]``.
+        present: 1 if a condition is given, ``[B, number of conditions]``.
+        recorded: 1 for recorded entries of `trajectory`, 0 for padding, ``[B, H, D]``.
+        fixed: True for entries that are known at sampling time, ``[H, D]``; they get no noise and
+            no loss.
+        executed: True for the entries of u_0, ``[H, D]``.
     """
 
     trajectory: Tensor
@@ -90,14 +89,14 @@ def assemble(
     actions_given: bool = False,
     device: torch.device | str = "cpu",
 ) -> Examples:
-    """Lay out a batch of windows as trajectories.
+    """Arrange a batch of windows as trajectories.
 
     Args:
         batch: Normalised windows.
         condition_names: Conditions that the network declares, in its order.
-        initial_state: ``"film"``: row t is (x_{t+1}, u_t). ``"inpaint"``: row t is (x_t, u_t), so
-            that x_0 is part of the trajectory and x_H is not; x_0 is fixed.
-        actions_given: Whether the actions are fixed as well.
+        initial_state: ``"film"``: row t is (x_{t+1}, u_t). ``"inpaint"``: row t is (x_t, u_t); the
+            trajectory then holds x_0, which is fixed, and lacks x_H.
+        actions_given: Whether the actions are fixed too.
         device: Device of the tensors.
 
     Raises:
@@ -119,9 +118,8 @@ def assemble(
     executed[0, nx:] = True
     if initial_state == "inpaint":
         states = np.concatenate((batch.initial[:, None], states[:, :-1]), axis=1)
-        states_recorded = np.concatenate(
-            (np.ones_like(batch.mask[:, :1]), batch.mask[:, :-1]), axis=1
-        )
+        first = np.ones_like(batch.mask[:, :1])
+        states_recorded = np.concatenate((first, batch.mask[:, :-1]), axis=1)
         fixed[0, :nx] = True
     recorded = (
         np.broadcast_to(states_recorded[..., None], states.shape),
@@ -154,7 +152,7 @@ def denoising_loss(
 ) -> Tensor:
     """Weighted mean squared error of the predicted noise or clean trajectory.
 
-    Levels are uniform over 1 … K. The generator is used three times: levels, noise, dropout.
+    Levels are uniform over 1 … K. The generator draws levels, noise and dropout, in this order.
 
     Args:
         network: ``(τ^k [B, H, D], k [B], initial, conditions, present) -> [B, H, D_out]``, whose
@@ -165,10 +163,10 @@ def denoising_loss(
         generator: Source of randomness.
 
     Returns:
-        Scalar; the mean over all entries, each times its weight.
+        Scalar; the weighted mean over all entries.
 
     Raises:
-        ConfigError: If it is not settled what the network predicts.
+        ConfigError: If `config.prediction` is ``"auto"``.
     """
     check_choice("prediction", config.prediction, PREDICTIONS)
     clean = examples.trajectory

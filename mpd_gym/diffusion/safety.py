@@ -5,17 +5,16 @@ A reverse step that takes a state z to z' is a control u = z' − z of the trivi
 
     ∇h(z) · u + rate · h(z) >= 0        for each constraint h,
 
-a projection onto half-spaces. With rate 1 and a linear h the new state is in the set whatever the
-old one was; with a smaller rate, or from outside, h comes closer to 0 by that share at each step.
+a projection onto half-spaces. With rate 1 and a linear h the new state is in the set, whatever the
+old state was; with a smaller rate, or from outside, each step brings h closer to 0 by that share.
 Three variants differ in how early this binds:
 
 - robust (RoS): at every level, with h lowered by a margin;
-- relaxed (ReS): with a slack r in the condition, at a price r², which is taken away at the last
-  levels;
+- relaxed (ReS): with a slack r in the condition, at a price r², which the last levels remove;
 - time-varying (TVS): for a larger set {h >= γ_k} that shrinks to the set itself at level 0.
 
-Where h is not linear the condition holds to first order; the states of the last level are
-projected again until they are in the set (Newton's method, thirty times at most).
+If h is not linear, the condition holds to first order. The states of the last level are then
+projected again until they are in the set (Newton's method, at most thirty times).
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from mpd_gym.types import Noise, Step
 __all__ = ["VARIANTS", "Barrier", "SafetyConfig", "box_barrier", "function_barrier", "projected"]
 
 VARIANTS = ("robust", "relaxed", "time_varying")
-MOST_SWEEPS = 100  # over constraints that are not orthogonal; for those that are, one is exact
-SETTLED = 1e-7  # change of the multipliers in a sweep after which there is no other
+MOST_SWEEPS = 100  # over the constraints; for orthogonal ones the first is exact
+SETTLED = 1e-7  # change of the multipliers in the last sweep
 MOST_FINAL_PROJECTIONS = 30
 TOLERANCE = 1e-6  # of h
 TINY = 1e-12
@@ -47,14 +46,14 @@ Barrier = Callable[[Tensor], tuple[Tensor, Tensor]]
 @final
 @dataclass(frozen=True)
 class SafetyConfig:
-    """How states are projected; the defaults are those of the SafeDiffuser authors.
+    """Options of the projection; the defaults are the SafeDiffuser authors'.
 
     Attributes:
         variant: ``"robust"`` (RoS), ``"relaxed"`` (ReS) or ``"time_varying"`` (TVS).
-        rate: Share of the way to the boundary that one step may go, in (0, 1].
-        margin: Subtracted from h, in its units: a distance to keep from the boundary.
+        rate: Largest share of the way to the boundary in one step, in (0, 1].
+        margin: Distance to keep from the boundary, in units of h.
         slack: Weight w of the slack in ∇h · u + rate · h >= −w r (relaxed).
-        strict_levels: Lowest levels, where there is no slack (relaxed).
+        strict_levels: Number of lowest levels without slack (relaxed).
         looseness: −γ at high levels, in the units of h (time-varying).
         tightening_level: Level around which γ goes to 0 (time-varying).
 
@@ -80,7 +79,7 @@ class SafetyConfig:
         check_integer("strict_levels", self.strict_levels, 0)
 
     def bound(self, k: int) -> float:
-        """γ_k, the value that h is to keep above at level k; `margin` at level 0."""
+        """γ_k, the lower bound of h at level k; `margin` at level 0."""
         if self.variant != "time_varying":
             return self.margin
         start = _sigmoid(self.tightening_level)
@@ -129,14 +128,14 @@ def _inside(states: Tensor, barrier: Barrier, margin: float) -> Tensor:
 
 
 def box_barrier(low: Tensor, high: Tensor) -> Barrier:
-    """Constraints low <= z <= high; infinite bounds are none.
+    """Constraints low <= z <= high; infinite bounds do not constrain.
 
     Args:
         low: ``[nx]``.
         high: ``[nx]``.
 
     Raises:
-        ConfigError: If no bound is finite, or one is not below the other.
+        ConfigError: If no bound is finite, or `low` is not below `high`.
     """
     if not bool((low < high).all()):
         raise ConfigError(f"limits: expected low < high in every dimension; got {low} and {high}")
@@ -158,12 +157,11 @@ def box_barrier(low: Tensor, high: Tensor) -> Barrier:
 def function_barrier(function: Callable[[Tensor], Tensor]) -> Barrier:
     """Constraints of a differentiable function, with gradients by automatic differentiation.
 
+    The barrier raises `InputError` if the function is not differentiable.
+
     Args:
         function: ``states [..., nx] -> [...]``, or ``[..., C]`` for several constraints; each
             value depends on its own state only.
-
-    Raises:
-        InputError: From the barrier, if the function is not differentiable.
     """
 
     def barrier(states: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,8 +170,8 @@ def function_barrier(function: Callable[[Tensor], Tensor]) -> Barrier:
             h = function(point)
             if not h.requires_grad:
                 raise InputError(
-                    "constraint: expected a differentiable function of the states, made of torch "
-                    "operations on its argument; got a result without a gradient"
+                    "constraint: expected a function of the states in torch operations, which "
+                    "gives gradients; got a result without one"
                 )
             h = h[..., None] if h.ndim == point.ndim - 1 else h
             gradients = [
@@ -190,9 +188,9 @@ def _nearest(control: Tensor, normals: Tensor, needed: Tensor, slack: float) -> 
 
     Args:
         control: ``[..., nx]``.
-        normals: ``[..., C, nx]``; a constraint whose normal is 0 is left out.
+        normals: ``[..., C, nx]``; constraints with normal 0 are ignored.
         needed: ``[..., C]``.
-        slack: w; each constraint may be missed by w r at the price r².
+        slack: w; a constraint may be violated by w r at the price r².
     """
     count = normals.shape[-2]
     gram = normals @ normals.transpose(-1, -2)  # [..., C, C]

@@ -1,9 +1,9 @@
-"""Noise schedules: how much of a trajectory is left at each diffusion level.
+"""Noise schedules: the share of a trajectory that remains at each diffusion level.
 
-Coefficients are Python floats, computed in double precision. A product of a tensor and a float
-needs no copy to the device and no synchronisation, works in every precision, and is a constant to
-a compiler or a captured CUDA graph. Training, which needs a different level for each example, gets
-the same numbers as a tensor from `NoiseSchedule.table`.
+Coefficients are Python floats in double precision. A product of a tensor and a float needs no copy
+to the device and no synchronisation, works in every precision, and is a constant for a compiler or
+a CUDA graph. Training needs a different level for each example and reads the same numbers as a
+tensor from `NoiseSchedule.table`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mpd_gym.errors import ConfigError, check_choice, check_integer
 
 __all__ = ["MIN_LOG_RATIO", "SCHEDULES", "SPACINGS", "NoiseSchedule", "Posterior", "make_schedule"]
 
-MAX_BETA = 0.999  # keeps a trace of the signal at level K, which x̂_0 is divided by
+MAX_BETA = 0.999  # keeps √ᾱ_K, by which x̂_0 is divided, above 0
 MIN_LOG_RATIO = -3.0
 """λ (see `NoiseSchedule.log_ratio`) below which the signal is less than a 400th of a trajectory's
-variance: a network's x̂_0 is a guess there, and steps are not spent on it."""
+variance. A network's x̂_0 is a guess there, so ``"log_snr"`` spends no steps on it."""
 
 SPACINGS = ("even", "log_snr")
 COSINE_OFFSET = 0.008
@@ -100,8 +100,8 @@ class NoiseSchedule:
     def posterior(self, k: int, k_next: int) -> Posterior:
         """Gaussian of a less noisy level given level k and the clean trajectory.
 
-        For k_next = k − 1 this is Ho et al. 2020, eq. 6 and 7; for a longer move the same with the
-        betas of the two levels alone (respacing, Nichol and Dhariwal 2021, section 4).
+        For k_next = k − 1 this is Ho et al. 2020, eq. 6 and 7. A longer move uses the same
+        equations with the betas of the two levels (respacing, Nichol and Dhariwal 2021, section 4).
 
         Args:
             k: Level of the noisy trajectory, 1 … K.
@@ -122,7 +122,7 @@ class NoiseSchedule:
 
         Args:
             num_steps: Reverse steps, 1 … `start`; None for all of them.
-            start: First level, 1 … K; None for K, less for a warm start.
+            start: First level, 1 … K; None for K. A warm start begins lower.
             spacing: ``"even"`` in k, or ``"log_snr"``: even in the logarithm of the signal-to-noise
                 ratio, cut at `MIN_LOG_RATIO`.
 
@@ -138,15 +138,15 @@ class NoiseSchedule:
         if not 1 <= first <= self.num_levels:
             raise ConfigError(f"start: expected a level in 1 … {self.num_levels}; got {first}")
         if not 1 <= steps <= first:
-            raise ConfigError(f"num_steps: expected 1 … {first}, the levels there are; got {steps}")
+            raise ConfigError(f"num_steps: expected 1 … {first}, the start level; got {steps}")
         if spacing == "log_snr":
             return self._even_in_log_snr(first, steps)
         gaps = max(steps - 1, 1)
-        # rounded in integers, so that two levels never coincide
+        # integer rounding keeps levels distinct
         return tuple(first - (2 * i * (first - 1) + gaps) // (2 * gaps) for i in range(steps))
 
     def _even_in_log_snr(self, first: int, steps: int) -> tuple[int, ...]:
-        """Nearest levels, moved apart where two would coincide."""
+        """Return the nearest levels, moved apart if two would coincide."""
         ratios = [max(self.log_ratio(k), MIN_LOG_RATIO) for k in range(1, first + 1)]
         found = [first]
         for left in range(steps - 1, 0, -1):
@@ -157,7 +157,7 @@ class NoiseSchedule:
         return tuple(found)
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:
-        """ᾱ_0 … ᾱ_K as a float32 tensor, ``[K + 1]``, kept for the next call."""
+        """ᾱ_0 … ᾱ_K as a float32 tensor, ``[K + 1]``, cached."""
         return _table(self.alphas_bar, torch.device(device))
 
 

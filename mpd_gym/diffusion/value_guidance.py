@@ -35,12 +35,12 @@ def ascend(
     times exp(r); more ascents multiply r.
 
     Args:
-        step: Reverse step to take from there.
+        step: Reverse step that follows the ascents.
         value: Predicts values from noisy trajectories.
         schedule: Noise schedule of both.
-        scale: >= 0; at 0 the result is `step`.
+        scale: >= 0; 0 returns `step`.
         num_ascents: Ascents at each level.
-        free_levels: Lowest levels, which have none.
+        free_levels: Number of lowest levels without ascents.
         hold: Restores known entries after each ascent.
 
     Raises:

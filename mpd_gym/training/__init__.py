@@ -1,4 +1,4 @@
-"""The only optimisation loop: `fit` one module, or several side by side with `fit_parallel`."""
+"""The only optimisation loop: `fit` trains one module, `fit_parallel` several at once."""
 
 from __future__ import annotations
 

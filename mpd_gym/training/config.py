@@ -1,4 +1,4 @@
-"""How a module is trained: one frozen configuration, and the two schedules that follow from it."""
+"""Configuration of a training, and its schedules of learning rate and averaging."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT_LEAST_ONE = (
     *("checkpoint_every", "threads"),
 )
 _MAY_BE_NONE = {"gradient_clip", "checkpoint_every", "threads"}
-# What a resumed training may change without becoming another training.
+# Fields that a resumed training may change.
 _FREE = {
     *("validation_every", "validation_batches", "checkpoint_every", "checkpoint_seconds"),
     *("log_every", "threads"),
@@ -29,28 +29,28 @@ _FREE = {
 @final
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of `fit`; the defaults are those of the MPDiffuser authors, except `ema_warmup`.
+    """Settings of `fit`; the defaults are the MPDiffuser authors', except `ema_warmup`.
 
     Attributes:
-        steps: Optimisation steps in all, those before an interruption included.
-        batch_size: B, windows for each step.
+        steps: Total optimisation steps, also over interruptions.
+        batch_size: B, windows in each step.
         learning_rate: Peak learning rate of Adam.
         weight_decay: Decoupled weight decay (AdamW); 0 is plain Adam.
-        gradient_clip: Largest Euclidean norm of the gradient; None leaves it alone.
+        gradient_clip: Largest Euclidean norm of the gradient; None does not clip.
         schedule: ``"constant"``, or ``"cosine"`` decay to 0 at `steps`.
-        warmup_steps: Steps over which the learning rate first rises linearly.
-        ema_rate: Share of the present weights in each update of the moving average, in (0, 1].
+        warmup_steps: Steps of the initial linear rise of the learning rate.
+        ema_rate: Share of the new weights in each update of the moving average, in (0, 1].
         ema_every: Steps between two updates of the moving average.
-        ema_warmup: Begin the average with larger shares, see `averaging_rate`; False is the
-            authors' fixed one.
-        validation_every: Steps between two validations; one comes at the end in any case.
-        validation_batches: Batches of each validation, the same ones every time.
-        checkpoint_every: Steps between two checkpoints; None leaves it to `checkpoint_seconds`.
-        checkpoint_seconds: Longest time between two checkpoints; one comes at the end, too.
+        ema_warmup: Start the average with larger shares, see `averaging_rate`; False keeps the
+            authors' fixed share.
+        validation_every: Steps between two validations; the last step always validates.
+        validation_batches: Batches of each validation, always the same ones.
+        checkpoint_every: Steps between two checkpoints; with None only `checkpoint_seconds` counts.
+        checkpoint_seconds: Longest time between two checkpoints; the last step always writes one.
         log_every: Steps between two records of the training loss, each a mean over these steps.
-        seed: Of batches and noise.
+        seed: Seed of batches and noise.
         precision: ``"fp32"``, or ``"bf16"`` for autocast of the loss; weights stay float32.
-        threads: torch threads of this process while it trains; None leaves them as they are.
+        threads: torch threads of this process during training; None does not change them.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -93,7 +93,7 @@ class TrainingConfig:
         self._check("ema_every", self.ema_every <= self.steps, reason)
 
     def with_steps(self, steps: int) -> TrainingConfig:
-        """The same settings for another number of steps, with a warm-up that ends before them.
+        """Return the settings for another number of steps, with a warm-up that fits.
 
         Raises:
             ConfigError: If `steps` is not a whole number of at least 1.
@@ -119,10 +119,10 @@ class TrainingConfig:
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """Share of the peak learning rate in optimisation step number `step`, counted from 0.
+    """Share of the peak learning rate in optimisation step `step`, counted from 0.
 
-    A linear rise over `warmup_steps`, then 1, or half a cosine wave from 1 down to 0 at `steps`
-    (Loshchilov and Hutter 2017, without restarts).
+    It rises linearly over `warmup_steps`, then stays 1, or falls along half a cosine wave to 0 at
+    `steps` (Loshchilov and Hutter 2017, without restarts).
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -133,13 +133,13 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
 
 
 def averaging_rate(config: TrainingConfig, update: int) -> float:
-    """Share of the present weights in update number `update` (from 0) of the moving average.
+    """Share of the new weights in update `update` (from 0) of the moving average.
 
-    With the fixed rate r, the random initialisation still weighs (1 - r)^n after n updates: 8 %
-    at r = 0.005 after 5,000 steps. With `ema_warmup` the share is max(r, 9 / (10 + n)), which
-    forgets it like n^-9 and spans the last tenth or so of the training (a power-function average
-    with exponent 8, relative width 0.09; Karras et al. 2024, section 3.1), until the fixed rate
-    takes over at n = 9 / r - 10.
+    With the fixed rate r, the random initialisation still has weight (1 - r)^n after n updates: 8 %
+    at r = 0.005 after 5,000 steps. With `ema_warmup` the share is max(r, 9 / (10 + n)). It forgets
+    the initialisation like n^-9 and averages over about the last tenth of the training (a
+    power-function average with exponent 8, relative width 0.09; Karras et al. 2024, section 3.1),
+    until the fixed rate takes over at n = 9 / r - 10.
     """
     if not config.ema_warmup:
         return config.ema_rate
@@ -149,16 +149,15 @@ def averaging_rate(config: TrainingConfig, update: int) -> float:
 def check_continues(
     config: TrainingConfig, saved: Mapping[str, Any], step: int, source: str
 ) -> None:
-    """Check that `config` continues the training that `saved` began.
+    """Check that `config` continues a saved training.
 
-    Steps may be added where the learning rate is constant. A cosine that had its end elsewhere
-    would jump, so there they may not.
+    `steps` may change if the learning rate is constant; a cosine with another end would jump.
 
     Args:
-        config: The configuration now.
-        saved: The fields of the one then.
+        config: Present configuration.
+        saved: Fields of the saved configuration.
         step: Steps done.
-        source: File that they come from, for messages.
+        source: File of the training, for messages.
 
     Raises:
         ConfigError: Naming the first field that differs.

@@ -1,4 +1,4 @@
-"""All parameters of a module in one piece of memory, so that one operation does for all."""
+"""All parameters of a module in one piece of memory, for one operation instead of many."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _ALIGNMENT = 16  # numbers; a cache line of float32
 class FlatParameters:
     """Parameters and their gradients as views of one vector each.
 
-    The vectors hold the parameters one after the other, each as its strides order it, with zeros
-    in the gaps that align them.
+    The vectors hold the parameters in sequence, each in the order of its strides, with zeros in the
+    gaps that align them.
 
     Args:
-        parameters: Named, of one device and dtype. Until `release`, each is a view of `values`
-            and its ``grad`` one of `gradients`.
+        parameters: Named, on one device and of one dtype. Until `release`, each is a view of
+            `values` and its ``grad`` a view of `gradients`.
 
     Attributes:
-        values: ``[P]``, a parameter itself, for an optimiser; its ``grad`` is `gradients`.
-        gradients: ``[P]``; parameters that a loss does not reach have gradient 0.
+        values: ``[P]``, a parameter for an optimiser; its ``grad`` is `gradients`.
+        gradients: ``[P]``; 0 for parameters that the loss does not depend on.
 
     Raises:
         InputError: If the parameters are of several dtypes.
@@ -40,7 +40,7 @@ class FlatParameters:
         if any(other.dtype != first.dtype for other in others):
             found = sorted({str(parameter.dtype) for parameter in self._parameters.values()})
             raise InputError(f"module: expected parameters of one dtype; got {found}")
-        # Strides that empty_like keeps are those without gaps; others become contiguous.
+        # empty_like keeps strides without gaps and makes others contiguous
         self._strides = {n: torch.empty_like(p).stride() for n, p in self._parameters.items()}
         self._offsets: dict[str, int] = {}
         total = 0
@@ -58,14 +58,14 @@ class FlatParameters:
         self._views = list(gradients.values())
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """View parts of a vector ``[P]`` under the names and in the shapes of the parameters."""
+        """View parts of a vector ``[P]`` with the names and shapes of the parameters."""
         return {
             name: vector.as_strided(parameter.shape, self._strides[name], self._offsets[name])
             for name, parameter in self._parameters.items()
         }
 
     def gather(self, loss: Tensor) -> None:
-        """Write the gradients of a loss; where it does not reach, zeros."""
+        """Compute the gradients of a loss; zeros for parameters it does not depend on."""
         found = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)
         views, gradients = [], []
         for view, gradient in zip(self._views, found, strict=True):
@@ -85,7 +85,7 @@ class FlatParameters:
         return vector
 
     def release(self) -> None:
-        """Give every parameter contiguous memory of its own, and no gradient."""
+        """Give every parameter its own contiguous memory, and no gradient."""
         for parameter in self._parameters.values():
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
             parameter.grad = None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request that the loop answers between two steps."""
+"""SIGINT and SIGTERM as a request that the loop reads between two steps."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class StopRequest:
 def catch_interrupts() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; the same signal again acts as before.
 
-    A different second signal changes nothing: whoever stops a group of processes may send one
-    after the other. The handlers are put back at the end. Outside the main thread, where Python
-    allows no handlers, the request is never set.
+    A different second signal changes nothing, as tools that stop a group of processes may send
+    both. The old handlers return at the end. Outside the main thread Python allows no handlers,
+    and the request is never set.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""What a training writes down about itself."""
+"""The log of a training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ __all__ = ["History", "Log", "Record"]
 @final
 @dataclass(frozen=True)
 class Record:
-    """One row of the log, as callbacks receive it.
+    """One row of the log; callbacks receive it.
 
     Attributes:
         step: Optimisation steps done.
-        split: ``"training"``: means over the steps since the last record, of the raw weights; or
-            ``"validation"``: means over the validation batches, of the averaged weights.
-        values: ``"loss"`` and the other parts; ``"gradient_norm"``, before clipping, for training.
+        split: ``"training"``: means of the raw weights over the steps since the last record; or
+            ``"validation"``: means of the averaged weights over the validation batches.
+        values: ``"loss"`` and the other parts; for training also ``"gradient_norm"``, before
+            clipping.
     """
 
     step: int
@@ -36,10 +37,10 @@ class Record:
 @final
 @dataclass(frozen=True)
 class History:
-    """All records of one split, L of them.
+    """All L records of one split.
 
     Attributes:
-        names: Of the columns.
+        names: Names of the columns.
         steps: ``[L]`` int64.
         values: ``[L, len(names)]`` float64.
     """
@@ -61,7 +62,7 @@ class History:
 
 @final
 class Log:
-    """Rows of named scalars, gathered on the device so that no step waits for it.
+    """Rows of named scalars, gathered on the device so that no step waits.
 
     Args:
         split: ``"training"`` or ``"validation"``.
@@ -74,7 +75,7 @@ class Log:
         self._pending: list[Tensor] = []  # [len(names)] for each step since the last record
 
     def add(self, parts: Mapping[str, Tensor]) -> None:
-        """Take the scalars of one step, under the same names every time; none is waited for."""
+        """Add the scalars of one step, with the same names every time, without waiting."""
         self.names = tuple(parts)
         self._pending.append(torch.stack(list(parts.values())))
 
@@ -121,7 +122,7 @@ class Log:
         return np.array(self._table, np.float64).reshape(len(self._table), 1 + len(self.names))
 
     def tensors(self, step: int) -> dict[str, Tensor]:
-        """What a checkpoint keeps, besides `names`."""
+        """Return the tensors of a checkpoint; `names` is saved separately."""
         pending = self.check(step)
         table = {"table": torch.from_numpy(self._as_array())}
         return table if pending is None else table | {"pending": pending}
@@ -129,7 +130,7 @@ class Log:
     def restore(
         self, names: list[str], tensors: Mapping[str, Tensor], device: torch.device
     ) -> None:
-        """Continue from `names` and `tensors`, gathering on `device`."""
+        """Continue from `names` and `tensors`, and gather on `device`."""
         self.names = tuple(names)
         self._table = tensors["table"].tolist()
         self._pending = list(tensors["pending"].to(device)) if "pending" in tensors else []

@@ -34,14 +34,14 @@ BAR_POSITION: ContextVar[int] = ContextVar("BAR_POSITION", default=0)
 @final
 @dataclass(frozen=True)
 class TrainingResult:
-    """Outcome of `fit`.
+    """Result of `fit`.
 
     Attributes:
-        name: Of the training.
+        name: Name of the training.
         step: Optimisation steps done.
-        seconds: Time that they took, interruptions left out.
-        weights: The module's ``state_dict`` with averaged weights, a copy.
-        training: Training loss at every `log_every` steps.
+        seconds: Duration of these steps, without interruptions.
+        weights: Copy of the module's ``state_dict`` with averaged weights.
+        training: Training loss every `log_every` steps.
         validation: Validation loss; empty without validation data.
     """
 
@@ -70,25 +70,25 @@ def fit(
 ) -> TrainingResult:
     """Train a module by Adam, and leave the moving average of its weights in it.
 
-    Interrupted at any time, even by kill −9, and called again with the same arguments, it goes on
-    from the last checkpoint and ends, on a CPU, with the same bits as without the interruption,
-    provided that `loss_fn` and `sampler` draw from the generators that they are given only. To
-    fine-tune, call it with trained weights and another `name`.
+    A call with the same arguments resumes an interrupted training, also after kill −9, from the
+    last checkpoint. On a CPU it ends with the same bits as without the interruption, if `loss_fn`
+    and `sampler` draw only from the given generators. To fine-tune, call it with trained weights
+    and another `name`.
 
     Args:
-        module: Trained in place: its present weights are the start. Parameters that require no
-            gradient keep every bit. At the end it is in evaluation mode.
+        module: Trained in place from its present weights. Parameters that require no gradient keep
+            every bit. At the end it is in evaluation mode.
         loss_fn: ``(module, batch, noise generator)`` to named scalars; ``"loss"`` is minimised
             and all are logged.
-        sampler: ``(batch size, random numbers)`` to a batch of NumPy arrays, a dataclass or
+        sampler: ``(batch size, random numbers)`` to a batch of NumPy arrays in a dataclass or
             mapping, which `loss_fn` receives as tensors.
         config: All settings.
-        name: Names the training's folder, progress bar and TensorBoard run.
+        name: Name of the training's folder, progress bar and TensorBoard run.
         validation: Sampler of held-out data. The averaged weights see the same batches and noise
-            every time, and the training does not notice.
-        directory: Checkpoints and TensorBoard files go to its sub-folder `name`; None keeps
+            every time; the training does not change.
+        directory: Parent of the folder `name` for checkpoints and TensorBoard files; None keeps
             nothing.
-        device: Of module, batches and noise generator.
+        device: Device of module, batches and noise generator.
         resume: Continue from a checkpoint, if there is one; False deletes it.
         identity: JSON values that a resumed training must share, such as the data set's name.
         callbacks: Called with every record.
@@ -98,13 +98,13 @@ def fit(
         Averaged weights and the history of the losses.
 
     Raises:
-        InputError: If an argument or what a callable returns is unusable.
-        ConfigError: If the checkpoint belongs to another training; names what differs.
+        InputError: If an argument, or the result of a callable, is unusable.
+        ConfigError: If the checkpoint belongs to another training; names the difference.
         CheckpointError: If the checkpoint is damaged, of another module, or cannot be written.
         TrainingError: If loss or gradient is not finite. Names the step and the last checkpoint,
-            which stays as it was.
-        KeyboardInterrupt: On SIGINT or SIGTERM, in the main thread: after the step at hand and
-            its checkpoint, saying how to continue. The module then holds the raw weights.
+            which does not change.
+        KeyboardInterrupt: On SIGINT or SIGTERM, in the main thread: after the current step and
+            its checkpoint, with a hint how to continue. The module then holds the raw weights.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise InputError(f"name must be usable as a folder's name; got '{name}'")
@@ -147,7 +147,7 @@ def _run(
     report: _Report,
     request: StopRequest,
 ) -> None:
-    """Take steps until all are done or `request` is set; keep the books in between."""
+    """Take steps, log, validate and save, until all steps are done or `request` is set."""
     saved = time.monotonic()
     started = saved - state.seconds
     while state.step < config.steps and request.signal is None:
@@ -169,7 +169,7 @@ def _run(
 
 
 def _kept(checkpoints: Checkpoints | None) -> str:
-    return "without a directory nothing was kept" if checkpoints is None else checkpoints.summary
+    return "nothing was saved without a directory" if checkpoints is None else checkpoints.summary
 
 
 @final
@@ -228,8 +228,8 @@ class _Report:
 def _keep_memory() -> None:
     """Make the C library keep the memory that one step frees for the next.
 
-    By default glibc gives free memory at the end of the heap back to the system and takes it again
-    in every step, page by page: a tenth of the time of a width-64 network. It stops doing so below
+    By default glibc returns free memory at the end of the heap to the system and requests it again
+    in every step, page by page: a tenth of the time of a width-64 network. It stops this below
     twice the size of the largest block freed so far, if that is at most 32 MiB (``mallopt(3)``,
     M_MMAP_THRESHOLD). The block is never touched; other allocators are not affected.
     """
@@ -238,7 +238,7 @@ def _keep_memory() -> None:
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Use `count` torch threads for the time being; None leaves them as they are."""
+    """Use `count` torch threads inside the block; None does not change them."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:

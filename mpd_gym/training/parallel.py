@@ -1,4 +1,4 @@
-"""Several trainings side by side, each in a process of its own."""
+"""Several trainings at once, each in its own process."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _POLL_SECONDS = 0.2
 
 
 def fit_parallel(jobs: Mapping[str, Callable[[], R]], *, threads: int = 1) -> dict[str, R]:
-    """Run jobs, each of which calls `fit`, at the same time in one process each.
+    """Run jobs that call `fit`, each in its own process.
 
-    Processes start afresh (``spawn``), so a script calls this under
-    ``if __name__ == "__main__":``. Jobs and results travel by value: what a job trains is not
-    changed here, so it returns the weights, as `TrainingResult` does. Progress bars stand below
-    one another. A process whose parent dies saves and ends.
+    Processes are new (``spawn``), so a script must call this under
+    ``if __name__ == "__main__":``. Jobs and results are copied: modules in this process do not
+    change, so a job returns the weights, as in `TrainingResult`. Progress bars stack. If the
+    parent dies, its processes save and end.
 
     Args:
         jobs: Named functions without arguments that pickle can send: functions at the top of a
@@ -45,17 +45,17 @@ def fit_parallel(jobs: Mapping[str, Callable[[], R]], *, threads: int = 1) -> di
         threads: torch threads of each process.
 
     Returns:
-        What each job returned, in the order of `jobs`.
+        Results of the jobs, in the order of `jobs`.
 
     Raises:
-        InputError: If a job cannot be sent.
+        InputError: If pickle cannot send a job.
         WorkerError: If a process dies; the others save and end first.
         KeyboardInterrupt: On SIGINT or SIGTERM, after every process has saved and ended.
         Exception: What a job raised, with its traceback as a note; the others save and end first.
     """
     payloads = {name: _pickled(name, job) for name, job in jobs.items()}
     context = multiprocessing.get_context("spawn")
-    lock = context.RLock()  # of the terminal
+    lock = context.RLock()  # for the terminal
     workers: list[_Worker] = []
     with catch_interrupts() as request:
         try:
@@ -65,7 +65,7 @@ def fit_parallel(jobs: Mapping[str, Callable[[], R]], *, threads: int = 1) -> di
                 process = context.Process(target=_work, args=arguments, name=name, daemon=True)
                 with _interrupts_later():
                     process.start()
-                there.close()  # so that the end of the process closes the pipe
+                there.close()  # now the end of the process closes the pipe
                 workers.append(_Worker(name, process, here))
             for worker in workers:
                 _send(worker, payloads[worker.name])
@@ -83,7 +83,7 @@ class _Worker:
 
 
 def _pickled(name: str, job: Callable[[], Any]) -> bytes:
-    # Not by multiprocessing, which would share the memory of tensors instead of copying it.
+    # multiprocessing itself would share the memory of tensors instead of copying it
     try:
         return pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -113,7 +113,7 @@ def _collect(workers: list[_Worker], request: StopRequest) -> dict[str, Any]:
 
 
 def _send(worker: _Worker, payload: bytes) -> None:
-    """Give a process its job, which as an argument would block for ever if the process dies."""
+    """Send a process its job; as an argument it would block forever if the process dies."""
     try:
         worker.connection.send_bytes(payload)
     except OSError:
@@ -141,7 +141,7 @@ def _cause(worker: _Worker) -> str:
 
 
 def _stop(workers: list[_Worker]) -> None:
-    """Ask those that still run to save and end; kill what is left after the grace time."""
+    """Ask running processes to save and end; kill the rest after the grace time."""
     for worker in workers:
         worker.process.terminate()
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -155,7 +155,7 @@ def _stop(workers: list[_Worker]) -> None:
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Let a process be born with SIGINT held back, so that Ctrl-C spares its imports."""
+    """Start a process with SIGINT blocked, so that Ctrl-C does not interrupt its imports."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -176,7 +176,7 @@ def _work(connection: Connection, position: int, threads: int, lock: Any) -> Non
 
 
 def _outcome(job: bytes) -> bytes:
-    """The job's result or what it raised, pickled."""
+    """Run the job; return its result or exception, pickled."""
     try:
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -193,7 +193,7 @@ def _outcome(job: bytes) -> bytes:
 
 
 def _follow_parent() -> None:
-    """End this process, by the signal that makes `fit` save, when its parent is gone."""
+    """When the parent ends, stop this process by the signal that makes `fit` save."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker only"
     parent.join()

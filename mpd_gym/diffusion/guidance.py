@@ -51,8 +51,8 @@ def guided(
 ) -> Denoiser:
     """Bind a network to x_0 and conditions; the result predicts x̂_0 (Balim et al. 2025, eq. 1).
 
-    ε = ε_∅ + ω (ε_y − ε_∅) with both halves in one batch. ω = 1 evaluates the conditional half only,
-    ω = 0 the unconditional half only; so does a network without conditions. Noise and x̂_0 are
+    ε = ε_∅ + ω (ε_y − ε_∅) with both halves in one batch. ω = 1 evaluates the conditional half,
+    ω = 0 the unconditional half alone; so does a network without conditions. Noise and x̂_0 are
     affine in each other, so guiding one guides the other.
 
     The function prepares conditioning in batched products, for all `levels` at once or for as many

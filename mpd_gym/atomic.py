@@ -15,13 +15,13 @@ __all__ = ["atomic_path", "sync_directory", "write_csv"]
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary file beside `path` that takes its place when the block succeeds.
+    """Yield a temporary file in the folder of `path`; rename it to `path` if the block succeeds.
 
-    The data is flushed to disk before the rename and the folder after it, so that after a crash
-    or kill −9 `path` holds either its old or its new content, never a part.
+    The data reaches the disk before the rename, the folder's entry after it. So after a crash or
+    kill −9 `path` holds its old or its new content, never a part.
 
     Args:
-        path: Final path; its folder is made if missing.
+        path: Final path; its folder is created if missing.
 
     Yields:
         Path to write to, with the same suffix as `path`.
@@ -45,7 +45,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as a CSV file, with a column for every key; what a row lacks is empty."""
+    """Write rows as a CSV file, with a column for every key and empty cells for missing keys."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, restval="")
@@ -55,7 +55,7 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
 
 def sync_directory(path: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it survives a crash."""
-    if os.name == "nt":  # Windows cannot open folders; its renames are journalled
+    if os.name == "nt":  # Windows cannot open folders, and journals renames
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,6 +1,6 @@
-"""Errors of the package, and the one way to import an optional dependency.
+"""Errors of the package, checks of arguments, and imports of optional dependencies.
 
-Every message names the argument or file, what was expected, what came and what to do.
+Every message names the argument or file, the expectation, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class MpdError(Exception):
 
 
 class InputError(MpdError, ValueError):
-    """A caller's array or argument has the wrong shape, type or a non-finite value."""
+    """An array or argument has the wrong shape or type, or a non-finite value."""
 
 
 class ConfigError(MpdError, ValueError):
@@ -46,10 +46,10 @@ class DataError(MpdError, ValueError):
     """A data set is damaged or incomplete.
 
     Args:
-        problem: What was expected, what came, and what to do.
+        problem: The expectation, the value, and the remedy.
         source: File or data set id.
-        episode: Index of the episode, if one is to blame.
-        step: Step within the episode, if one is to blame.
+        episode: Index of the damaged episode, if there is one.
+        step: Step within the episode, if there is one.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ def _rebuild_data_error(
 
 
 class CheckpointError(MpdError, ValueError):
-    """A file is truncated, tampered with, of another kind, or does not match its configuration."""
+    """A file is truncated, altered, of another kind, or does not match its configuration."""
 
 
 class PlanningError(MpdError, RuntimeError):
@@ -90,7 +90,7 @@ class TrainingError(MpdError, RuntimeError):
 
 
 class WorkerError(MpdError, RuntimeError):
-    """A worker process died; episodes that were reported as stored are kept."""
+    """A worker process died; stored episodes are kept."""
 
 
 class MissingExtraError(MpdError, ImportError):
@@ -103,7 +103,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     Args:
         module: Name to import, for example ``"casadi"``.
         extra: Extra of this package that installs it.
-        purpose: What it is needed for; opens the message.
+        purpose: Feature that needs it; the start of the message.
 
     Raises:
         MissingExtraError: With the exact pip line, if the module is not installed.
@@ -112,7 +112,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise  # the module is there; one of its own imports is missing
+            raise  # the module exists; one of its own imports is missing
         raise MissingExtraError(
             f"{purpose} needs '{module}', which is not installed: pip install 'mpd-gym[{extra}]'"
         ) from error
@@ -122,7 +122,7 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """Check that the argument `name` is one of the `known` words.
 
     Raises:
-        ConfigError: Naming the known words and the one most like `value`.
+        ConfigError: With the known words and the closest one.
     """
     words = sorted(known)
     if isinstance(value, str) and value in words:
@@ -133,10 +133,10 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
 
 
 def check_function(name: str, value: object) -> None:
-    """Check that the argument `name` can be called, or is None.
+    """Check that the argument `name` is callable or None.
 
     Raises:
-        ConfigError: Naming what came.
+        ConfigError: With the value.
     """
     if value is not None and not callable(value):
         raise ConfigError(f"{name}: expected a function or None; got {value!r}")
@@ -146,7 +146,7 @@ def check_policy(value: object) -> None:
     """Check that a policy has Stable-Baselines3's `predict`.
 
     Raises:
-        ConfigError: Naming what came, and what opens files.
+        ConfigError: With the value, and for a file name the functions that open files.
     """
     if not callable(getattr(value, "predict", None)):
         is_name = isinstance(value, (str, os.PathLike))
@@ -161,7 +161,7 @@ def check_integer(name: str, value: object, low: int) -> None:
     """Check that the argument `name` is an integer of at least `low`.
 
     Raises:
-        ConfigError: Naming the bound and the value.
+        ConfigError: With the bound and the value.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ConfigError(f"{name}: expected an integer >= {low}; got {value!r}")

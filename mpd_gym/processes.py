@@ -1,4 +1,4 @@
-"""What worker processes of all kinds do."""
+"""Behaviour of all worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["die_with_parent"]
 
 
 def die_with_parent() -> None:
-    """End this process at once when its parent ends, however that happens."""
+    """End this process at once when its parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker only"
 

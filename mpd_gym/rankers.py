@@ -1,8 +1,8 @@
-"""Rankers: which of N candidate plans is executed. NumPy only, in the environment's units.
+"""Rankers: choose one of N candidate plans. NumPy only, in the environment's units.
 
-A candidate with a non-finite observation, action, return, cost or score never wins; if no candidate
-is finite there is no plan. Ties go to the lowest index. `highest_return`, `within_budget` and
-`first` are rankers; `nearest_goal` and `custom` make one.
+A candidate with a non-finite observation, action, return, cost or score never wins; without a
+finite candidate there is no plan. Ties go to the lowest index. `highest_return`, `within_budget`
+and `first` are rankers; `nearest_goal` and `custom` make one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Candidates:
             raise InputError("budget: expected a number or None; got NaN")
 
     def needed(self, name: str) -> Array:
-        """Return an argument that this ranker cannot do without."""
+        """Return an argument that this ranker needs."""
         value = getattr(self, name)
         if value is None:
             raise InputError(f"{name}: this ranker needs them; got None")
@@ -68,7 +68,7 @@ class _Candidates:
         return array
 
     def finite(self, scores: Array) -> BoolArray:
-        """True where everything known about a candidate is finite, ``[N]``."""
+        """Whether everything known about a candidate is finite, ``[N]``."""
         finite = np.ones(len(scores), bool)
         for value in (self.observations, self.actions, self.returns, self.costs, scores):
             if value is not None:
@@ -76,13 +76,13 @@ class _Candidates:
         return finite
 
     def feasible(self) -> BoolArray:
-        """True where the cost keeps the budget, ``[N]``; everywhere without a budget or costs."""
+        """Whether the cost keeps the budget, ``[N]``; all True without a budget or costs."""
         if self.budget is None or self.costs is None:
             return np.ones(len(self.actions), bool)
         return np.isfinite(self.costs) & (np.asarray(self.costs) <= self.budget)
 
     def choose(self, scores: Array, eligible: BoolArray | None = None) -> Ranking:
-        """Rank by `scores` ``[N]``; the winner is `eligible`, where those are given."""
+        """Rank by `scores` ``[N]``; only `eligible` candidates win, if given."""
         finite = self.finite(scores)
         if not finite.any():
             raise PlanningError(
@@ -126,7 +126,7 @@ def _array(value: Array | None) -> Array | None:
 
 @_ranker
 def highest_return(candidates: _Candidates) -> Ranking:
-    """Choose the highest predicted return, whatever it costs. Scores are the returns.
+    """Choose the highest predicted return, at any cost. Scores are the returns.
 
     Raises:
         InputError: If a shape is wrong or `returns` missing.
@@ -158,7 +158,7 @@ def within_budget(candidates: _Candidates) -> Ranking:
 
 @_ranker
 def first(candidates: _Candidates) -> Ranking:
-    """Choose the first finite candidate: no ranking. Scores are 0.
+    """Choose the first finite candidate, without ranking. Scores are 0.
 
     Raises:
         InputError: If a shape is wrong.
@@ -171,11 +171,10 @@ def nearest_goal(dims: Sequence[int] | None = None, when: str = "final") -> Rank
     """Make a ranker that chooses the plan that ends, or comes, nearest to the goal.
 
     Scores are the negative Euclidean distances between `dims` of the predicted observations and the
-    goal. The ranker raises `InputError` if the goal is missing or its size is not that of `dims`.
+    goal. The ranker raises `InputError` if the goal is missing or has another size than `dims`.
 
     Args:
-        dims: Columns of the observation that the goal describes; None for the first ones, as many
-            as the goal has.
+        dims: Columns of the observation that the goal describes; None for the first ones.
         when: ``"final"`` for the distance at x_H, ``"closest"`` for the least over x_1 … x_H.
 
     Raises:
@@ -204,7 +203,7 @@ def nearest_goal(dims: Sequence[int] | None = None, when: str = "final") -> Rank
 
 
 def custom(score: Callable[[Array, Array], Array]) -> Ranker:
-    """Make a ranker from a caller's function.
+    """Make a ranker from a scoring function.
 
     Args:
         score: ``score(observations [N, H + 1, nx], actions [N, H, nu]) -> [N]``, higher is better.

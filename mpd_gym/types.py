@@ -43,7 +43,7 @@ SUCCESS_KEYS = ("is_success", "success")
 
 
 def succeeded(info: Mapping[str, Any]) -> bool | None:
-    """What the infos of a step say of success; None where they do not."""
+    """Return the success that a step's infos report; None if they report none."""
     return next((bool(info[key]) for key in SUCCESS_KEYS if key in info), None)
 
 
@@ -55,11 +55,11 @@ class Episode:
         observations: ``[T + 1, …]``, or one such array for each key of a Dict space.
         actions: ``[T, nu]``.
         rewards: ``[T]``.
-        terminations: ``[T]``, True where the environment ended the episode.
-        truncations: ``[T]``, True where a time limit did.
-        costs: ``[T]``, ``info["cost"]`` after each step; None where the data has no costs.
-        successes: ``[T]``, whether `succeeded` after each step; None where the data does not say.
-        seed: Seed that the episode was reset with, if known.
+        terminations: ``[T]``, True if the environment ended the episode.
+        truncations: ``[T]``, True if a time limit ended it.
+        costs: ``[T]``, ``info["cost"]`` after each step; None without costs.
+        successes: ``[T]``, result of `succeeded` after each step; None if unknown.
+        seed: Seed of the episode's reset, if known.
     """
 
     observations: Observation
@@ -85,8 +85,8 @@ class Batch:
         actions: u_0 … u_{H-1}, ``[B, H, nu]``.
         conditions: For each declared condition ``[B, size]``, at the window's first step.
         rewards: ``[B, H]``, in the environment's units.
-        costs: ``[B, H]``, in the environment's units; zeros where the data has no costs.
-        terminations: ``[B, H]``, 1.0 where step t ended the episode by failure or success.
+        costs: ``[B, H]``, in the environment's units; zeros without costs.
+        terminations: ``[B, H]``, 1.0 if step t ended the episode by failure or success.
         mask: ``[B, H]``, 1.0 for recorded steps, 0.0 for padding after the end of an episode.
     """
 
@@ -105,11 +105,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Outcome of ranking N candidates.
+    """Result of ranking N candidates.
 
     Attributes:
         scores: ``[N]``, higher is better; −inf for candidates that are not finite.
-        feasible: ``[N]``, True where the candidate keeps the budget (all, without one).
+        feasible: ``[N]``, True if the candidate keeps the budget; all True without a budget.
         chosen: Index of the winner.
     """
 
@@ -125,8 +125,8 @@ class Plan:
     Attributes:
         observations: x_1 … x_H, ``[N, H, nx]``; the ``observation`` part for Dict spaces.
         actions: u_0 … u_{H-1}, ``[N, H, nu]``.
-        scores: ``[N]``, the ranker's; higher is better.
-        feasible: ``[N]``, True where the predicted cost is within the budget.
+        scores: ``[N]``, from the ranker; higher is better.
+        feasible: ``[N]``, True if the predicted cost is within the budget.
         chosen: Index of the candidate that is executed.
         returns: ``[N]``, predicted discounted return; None without a reward model or function.
         costs: ``[N]``, predicted discounted cost; None without a cost model or function.

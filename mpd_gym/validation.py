@@ -1,8 +1,8 @@
-"""Checks of episodes that recording and reading share.
+"""Checks of episodes, for recording and reading.
 
-Every array is checked against the spaces and the episode's length before anything uses it: shapes
-and dtypes first (`check_structure`, which reads no rows), then values (`check_values`, for the rows
-at hand). Minari and Gymnasium check none of this themselves.
+Every array is checked against the spaces and the episode's length before use: `check_structure`
+checks shapes and dtypes and reads no rows, `check_values` checks the values of given rows. Minari
+and Gymnasium check none of this.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = [
     "observation_leaves",
 ]
 
-_ACTION_TOLERANCE = 1e-5  # float32 rounding of actions at a bound
+_ACTION_TOLERANCE = 1e-5  # for float32 rounding at a bound
 _FLAGS = ("terminations", "truncations", "successes")
 
 
 class Column(Protocol):
-    """What the structure of an array is judged by; NumPy arrays and HDF5 data sets have it."""
+    """Structure of an array; NumPy arrays and HDF5 data sets have it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ class Column(Protocol):
 
 @dataclass(frozen=True)
 class EpisodeRules:
-    """What the episodes of one source must look like.
+    """Requirements on the episodes of one source.
 
     Attributes:
         source: File or data set id, for messages.
@@ -68,13 +68,13 @@ def observation_leaves(space: gym.Space[Any]) -> dict[str, Box]:
     """Return the boxes of an observation space by key.
 
     Args:
-        space: A Box, or a Dict of such, nested to any depth.
+        space: A Box, or a Dict of boxes, nested to any depth.
 
     Returns:
         ``{"": space}`` for a Box; for a Dict, its boxes by key, nested keys joined by ``/``.
 
     Raises:
-        ConfigError: If the space holds anything else.
+        ConfigError: If the space holds another kind of space.
     """
     if isinstance(space, Box):
         return {"": space}
@@ -94,7 +94,7 @@ def action_box(space: gym.Space[Any]) -> Box:
     """Return the action space as a Box of shape ``(nu,)``.
 
     Raises:
-        ConfigError: If it is anything else.
+        ConfigError: If it is another space.
     """
     if isinstance(space, Box) and len(space.shape) == 1:
         return space
@@ -125,12 +125,12 @@ def columns(episode: Episode) -> dict[str, Array]:
 def check_structure(
     found: Mapping[str, Column], length: int, rules: EpisodeRules, episode: int
 ) -> None:
-    """Check names, shapes and dtypes of an episode's arrays; no rows are read.
+    """Check names, shapes and dtypes of an episode's arrays without reading rows.
 
     Args:
-        found: Arrays by name, as `columns` gives them.
+        found: Arrays by name, as from `columns`.
         length: Steps T of the episode.
-        rules: What they must be.
+        rules: Requirements.
         episode: Index of the episode, for messages.
 
     Raises:
@@ -168,14 +168,14 @@ def check_values(
     length: int | None = None,
     lead: int = 0,
 ) -> None:
-    """Check the values of an episode, or of a window of one.
+    """Check the values of an episode, or of a window of it.
 
     Args:
         episode: Steps `start` … of the episode, with `lead` more observations before them.
-        rules: What they must be.
+        rules: Requirements.
         index: Index of the episode, for messages.
         start: First step of the window.
-        length: Steps of the whole episode; None means that `episode` is the whole one.
+        length: Steps of the whole episode; None if `episode` is the whole one.
         lead: Extra observations before `start`.
 
     Raises:
@@ -206,14 +206,14 @@ def check_episode(episode: Episode, rules: EpisodeRules, index: int) -> None:
     """Check the structure and all values of one episode.
 
     Raises:
-        DataError: Naming the source, the episode and, where there is one, the step.
+        DataError: With the source, the episode and, if there is one, the step.
     """
     check_structure(columns(episode), len(episode), rules, index)
     check_values(episode, rules, index)
 
 
 def inside(actions: Array, box: Box) -> Array:
-    """Return for each row whether it lies in the box, up to float32 rounding.
+    """Whether each row lies in the box, up to float32 rounding.
 
     Args:
         actions: ``[…, nu]``.
@@ -249,7 +249,7 @@ def _check_shape(
         problem += f": T = {shape[0]} rows where T + 1 are needed; the final observation is missing"
     step = None
     if shape[1:] == wanted[1:]:
-        step = min(shape[0], wanted[0])  # the first row that is missing, or too many
+        step = min(shape[0], wanted[0])  # the first missing or surplus row
     raise DataError(problem, source=source, episode=episode, step=step)
 
 

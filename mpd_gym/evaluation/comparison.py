@@ -1,4 +1,4 @@
-"""Policies side by side: the same seeds for all, a table, CSV files and a film."""
+"""Comparison of policies on the same seeds, with a table, CSV files and a film."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 
 SHIPPED = "shipped"
 SB3 = "sb3:"
-SUFFIXES = {".safetensors", ".zip"}  # of files of policies
+SUFFIXES = {".safetensors", ".zip"}  # policy files
 MAX_FRAMES = 200
 _NEXT_OPTION = re.compile(r",(?=[A-Za-z_]\w*=)")
 _LABEL = re.compile(r"[^/\\:]+")
@@ -51,7 +51,7 @@ class Entry:
     """One policy of a comparison.
 
     Attributes:
-        label: Its name in tables and files.
+        label: Name in tables and files.
         policy: Anything with Stable-Baselines3's `predict`.
         deterministic: Passed to `predict`.
 
@@ -76,23 +76,23 @@ def load_entries(
     deterministic: bool | None = None,
     device: str = "auto",
 ) -> list[Entry]:
-    """Load policies and check that they fit the environment; nothing is played.
+    """Load policies and check that they fit the environment, without playing.
 
     Args:
-        texts: ``[LABEL=]SOURCE[,OPTION=VALUE…]`` each, see `parse_entry`. A source is a file of an
-            agent, the id of a shipped one, ``shipped`` for the one that ships for the environment,
-            or ``sb3:FILE`` for a Stable-Baselines3 zip, of which nothing pickled is opened.
+        texts: ``[LABEL=]SOURCE[,OPTION=VALUE…]`` each, see `parse_entry`. A source is an agent's
+            file, the id of a shipped agent, ``shipped`` for the agent that ships for the
+            environment, or ``sb3:FILE`` for a Stable-Baselines3 zip, whose pickles stay closed.
         env_id: Registered id.
-        options: Sampling options of all agents; an entry's own go before.
+        options: Sampling options of all agents; an entry's own override them.
         env_kwargs: Keyword arguments of the environment.
-        deterministic: Passed to `predict`; by default True for policies of Stable-Baselines3, as
+        deterministic: Passed to `predict`. By default True for policies of Stable-Baselines3, as
             in its `evaluate_policy`, and False for agents, which draw from their own seed. An
-            entry's own option ``deterministic`` goes before.
-        device: Of the agents.
+            entry's own option ``deterministic`` overrides it.
+        device: Device of the agents.
 
     Raises:
-        ConfigError: If there is no such environment, an option is unknown or out of range, two
-            labels are equal, or an agent's spaces are not those of the environment.
+        ConfigError: If the environment does not exist, an option is unknown or out of range, two
+            labels are equal, or an agent's spaces differ from the environment's.
         CheckpointError: If a file is missing, damaged, or does not fit the environment.
     """
     env = make_env(env_id, env_kwargs)
@@ -105,15 +105,14 @@ def load_entries(
     labels = [entry.label for entry in entries]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"label: {label!r} is there twice; write OTHER_LABEL={label}")
+            raise ConfigError(f"label: {label!r} appears twice; write OTHER_LABEL={label}")
     return entries
 
 
 def parse_entry(text: str) -> tuple[str, str, dict[str, Any]]:
     """Split ``[LABEL=]SOURCE[,OPTION=VALUE…]`` into label, source and options.
 
-    Where no label is given it is the text without folder and file suffix. Values are JSON, or else
-    words.
+    The default label is the text without folder and file suffix. Values are as in `parse_options`.
     """
     head, *pairs = _NEXT_OPTION.split(text)
     label, separator, source = head.partition("=")
@@ -126,7 +125,7 @@ def parse_entry(text: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["temperature=0.5"]`` to ``{"temperature": 0.5}``: JSON, Python's literals, or else words.
+    """``["temperature=0.5"]`` to ``{"temperature": 0.5}``; values are JSON, Python, or else words.
 
     Raises:
         ConfigError: If there is no ``=``.
@@ -166,19 +165,19 @@ def compare(
         entries: The policies.
         env_id: Registered id.
         seeds: One for each episode; the film shows the first.
-        num_envs: Copies of the environment that one call of `predict` serves.
+        num_envs: Copies of the environment per call of `predict`.
         env_kwargs: Keyword arguments of the environment.
-        folder: Where ``summary.csv``, ``episodes.csv`` and the film ``side-by-side.gif`` go; None
-            writes nothing.
-        film: Whether a film is made.
+        folder: Folder for ``summary.csv``, ``episodes.csv`` and the film ``side-by-side.gif``;
+            None writes nothing.
+        film: Whether to make a film.
         progress: Show bars.
 
     Returns:
-        Each policy's measures by its label; `seconds` are those of an episode in one environment
-        alone, the film's if there is one, after a first call that is not counted.
+        Each policy's measures by label. `seconds` are from one more episode in a single
+        environment (the film's, if there is one), after an uncounted first call.
 
     Raises:
-        ConfigError: If there is no such environment, or it cannot be filmed.
+        ConfigError: If the environment does not exist, or draws no pictures for the film.
     """
     filmed = film and folder is not None
     first = _first_observation(env_id, env_kwargs, seeds, film=filmed)
@@ -207,7 +206,7 @@ def compare(
 def _timed(
     entry: Entry, env_id: str, seed: int, env_kwargs: Mapping[str, Any] | None, *, film: bool
 ) -> tuple[list[Array], Array]:
-    """Pictures of one episode in one environment, none without `film`, and seconds per action."""
+    """Play one episode in one environment; return pictures, if `film`, and seconds per action."""
     watch = Stopwatch(entry.policy)
     settings: dict[str, Any] = {"env_kwargs": env_kwargs, "deterministic": entry.deterministic}
     pictures: list[Array] = []
@@ -226,27 +225,27 @@ def check_fits(label: str, policy: Any, env: gym.Env[Any, Any]) -> None:
     """Check that observations and actions of a policy have the environment's shapes.
 
     Args:
-        label: Of the policy, for the message.
-        policy: With `observation_space` and `action_space`.
+        label: Name of the policy, for the message.
+        policy: Policy with `observation_space` and `action_space`.
         env: The environment.
 
     Raises:
-        ConfigError: If they have not.
+        ConfigError: If they differ.
     """
     for part in ("observation_space", "action_space"):
         wanted, there = getattr(policy, part), getattr(env, part)
-        encoder = getattr(policy, "encoder", None)  # then frames are taken beside latents
+        encoder = getattr(policy, "encoder", None)  # takes frames instead of latents
         encoded = encoder is not None and _alike(encoder.image_space, there)
         if not (_alike(wanted, there) or encoded):
             name = "?" if env.spec is None else env.spec.id
             raise ConfigError(
-                f"{label}: its {part.replace('_', ' ')} is {wanted}, that of {name} is {there}; "
-                "compare it in the environment that it was trained for"
+                f"{label}: its {part.replace('_', ' ')} is {wanted}, {name} has {there}; compare "
+                "it in the environment that it was trained for"
             )
 
 
 def _alike(wanted: spaces.Space[Any], there: spaces.Space[Any]) -> bool:
-    """Equal shapes, key by key; keys that a policy does not want may be there."""
+    """Whether shapes are equal, key by key; the environment may have more keys."""
     if isinstance(wanted, spaces.Dict):
         return isinstance(there, spaces.Dict) and all(
             key in there.spaces and _alike(part, there.spaces[key]) for key, part in wanted.items()
@@ -260,7 +259,7 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, 
     """Make an environment.
 
     Raises:
-        ConfigError: If Gymnasium knows none of that id or arguments.
+        ConfigError: If Gymnasium cannot make it with this id and arguments.
     """
     try:
         return gym.make(env_id, **(env_kwargs or {}))
@@ -287,7 +286,7 @@ def _load_entry(
         return Entry(label, policy, chosen)
     if own:
         raise ConfigError(
-            f"{label}: a policy of Stable-Baselines3 has no option but deterministic, got "
+            f"{label}: a policy of Stable-Baselines3 has only the option deterministic, got "
             f"{sorted(own)}"
         )
     from mpd_gym.collect.sb3_zip import load_sb3
@@ -299,14 +298,14 @@ def _load_agent(source: str, device: str, options: Mapping[str, Any]) -> Any:
     from mpd_gym.agents.serialization import load_agent
 
     if source.endswith(".zip"):
-        raise CheckpointError(f"{source}: a Stable-Baselines3 zip is written {SB3}{source}")
+        raise CheckpointError(f"{source}: for a Stable-Baselines3 zip write {SB3}{source}")
     return load_agent(source, device, **options)
 
 
 def _first_observation(
     env_id: str, env_kwargs: Mapping[str, Any] | None, seeds: Sequence[int], *, film: bool
 ) -> Any:
-    """What the first episode begins with, after a check that it can be filmed if it must be."""
+    """Return the first episode's first observation; for a `film`, check that pictures exist."""
     if not len(seeds):
         raise InputError("seeds: expected at least one, got none")
     env = make_env(env_id, env_kwargs)

@@ -17,7 +17,7 @@ from mpd_gym.types import Policy
 
 __all__ = ["REFERENCES", "run_demo", "scenes"]
 
-FIRST_SEED = 1_000_000  # far from all that anything was trained or tuned on
+FIRST_SEED = 1_000_000  # far from the seeds of training and tuning
 
 
 def _optimal_gain(env: gym.Env[Any, Any]) -> Policy:
@@ -35,13 +35,13 @@ REFERENCES: dict[str, tuple[str, Callable[[gym.Env[Any, Any]], Policy]]] = {
     "CarUMaze-v0": ("nonlinear MPC, knows the car", _nonlinear_mpc),
     "LQR-v0": ("optimal gain, knows the system", _optimal_gain),
 }
-"""Controllers that know an environment's equations: its bound, by environment id."""
+"""Controllers that know an environment's equations, as a bound, by environment id."""
 
 
 def scenes() -> dict[str, list[str]]:
-    """What plays in each environment for which an agent ships, as `load_entries` reads it.
+    """Return the entries of each environment with a shipped agent, for `load_entries`.
 
-    Stable-Baselines3 policies are the zips beside the agents, ``NAME-ENV.zip``.
+    Stable-Baselines3 policies are zips in the agents' folder, ``NAME-ENV.zip``.
 
     Raises:
         CheckpointError: If no agent ships with this installation.
@@ -56,22 +56,22 @@ def scenes() -> dict[str, list[str]]:
     if not found:
         raise CheckpointError(
             "pretrained: this installation holds no trained agents, so there is nothing to play; "
-            "install the package anew from its repository"
+            "install the package again from its repository"
         )
     return found
 
 
 def run_demo(folder: Path, *, episodes: int = 10) -> Iterator[tuple[str, dict[str, Evaluation]]]:
-    """Play every shipped agent against its rivals, the same unseen starts for all.
+    """Play every shipped agent and its rivals from the same unseen starts.
 
-    All files are loaded before anything is played.
+    All files are loaded before the first episode.
 
     Args:
-        folder: Each environment gets a folder in it, with what `compare` writes.
-        episodes: Episodes that each policy plays.
+        folder: Parent of one folder per environment, with the files of `compare`.
+        episodes: Episodes of each policy.
 
     Yields:
-        Environment id and the measures of its policies, one environment after the other.
+        Environment id and the measures of its policies, one environment at a time.
 
     Raises:
         CheckpointError: If a file is missing or damaged.

@@ -1,4 +1,4 @@
-"""What a person looks at: tables in the terminal, plots, and GIFs of rollouts."""
+"""Tables for the terminal, plots, and GIFs of rollouts."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ SHARES = {"success", "violation", "collision"}
 def evaluation_table(
     title: str, evaluations: Mapping[str, Evaluation], measures: Sequence[str] | None = None
 ) -> Table:
-    """One row for each policy: each measure with its 95 % interval, milliseconds per action.
+    """One row for each policy: measures with 95 % intervals, and milliseconds per action.
 
     Args:
         title: Heading, for example the environment's id.
-        evaluations: Policy name to its evaluation.
-        measures: Columns; all that are known but the length by default.
+        evaluations: Evaluations by policy name.
+        measures: Columns; by default all known measures but the length.
     """
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     found = dict.fromkeys(key for summary in summaries.values() for key in summary)
@@ -97,17 +97,17 @@ def _three_digits(number: float) -> str:
 
 
 def plan_errors_table(title: str, found: Mapping[str, PlanErrors]) -> Table:
-    """One row for each agent: how far its plans are off after some steps, and how long they hold.
+    """One row for each agent: errors of its plans after some steps, and how long they hold.
 
     Args:
         title: Heading.
-        found: Of `mpd_gym.evaluation.open_loop.open_loop_error`.
+        found: Result of `mpd_gym.evaluation.open_loop.open_loop_error`.
     """
     plans = len(next(iter(found.values())).seeds)
     caption = (
-        f"{plans} plans each, executed without looking: root mean square error of the states in "
-        "units of their standard deviation, mean with its 95 % interval. Good for: steps up to "
-        "which 95 % of the plans are off by at most 0.1"
+        f"{plans} plans each, executed open loop: root mean square error of the states in units of "
+        "their standard deviation, mean with its 95 % interval. Good for: number of steps in which "
+        "95 % of the plans are off by at most 0.1"
     )
     horizon = max(errors.gaps.shape[1] for errors in found.values())
     steps = sorted({1, max(1, horizon // 4), max(1, horizon // 2), horizon})
@@ -125,10 +125,10 @@ def plan_errors_table(title: str, found: Mapping[str, PlanErrors]) -> Table:
 
 
 def dataset_table(names: Sequence[str]) -> Table:
-    """One row for each data set: episodes, steps, returns, lengths, and costs and success if told.
+    """One row for each data set: episodes, steps, returns, lengths; costs and success if known.
 
     Args:
-        names: Minari ids or files; each is read through once and checked.
+        names: Minari ids or files; each is read once and checked.
     """
     table = Table(title="data sets", caption="mean ± standard deviation over episodes")
     columns = ("data set", "episodes", "steps", "return", "length", "cost", "violating", "success")
@@ -136,7 +136,7 @@ def dataset_table(names: Sequence[str]) -> Table:
     told = [i for i in range(len(columns)) if any(row[i] != UNKNOWN for row in rows)]
     for i in told:
         kind: Any = {"justify": "right"} if i else {"min_width": 16}
-        table.add_column(columns[i], overflow="fold", **kind)  # numbers are never cut
+        table.add_column(columns[i], overflow="fold", **kind)  # never cuts numbers
     for row in rows:
         table.add_row(*(row[i] for i in told))
     return table
@@ -171,7 +171,7 @@ def _spread(values: Any) -> str:
 
 
 def _plain(number: float, digits: int) -> str:
-    """At least so many digits, never an exponent: ``12345``, ``1.234``."""
+    """Format with at least `digits` digits and no exponent: ``12345``, ``1.234``."""
     whole = len(str(int(abs(number))))
     return np.format_float_positional(
         number, precision=max(digits, whole), unique=False, fractional=False, trim="-"
@@ -179,7 +179,7 @@ def _plain(number: float, digits: int) -> str:
 
 
 def agent_table(path: str, agent: TrainedAgent[Any]) -> Table:
-    """What an agent's file holds.
+    """Describe the content of an agent's file.
 
     Args:
         path: The file, for the title.
@@ -233,7 +233,7 @@ def rollout_frames(
         draw: Called with the environment and the policy's state before each picture, for example
             `draws_plan(policy)`.
         deterministic: Passed to `predict`.
-        max_frames: Pictures at most.
+        max_frames: Most pictures.
     """
     env = gym.make(env_id, render_mode="rgb_array", **(env_kwargs or {}))
     try:
@@ -253,14 +253,14 @@ def rollout_frames(
 
 
 def draws_plan(policy: Any) -> Draw | None:
-    """What `rollout_frames` takes as `draw` to show the plan that a policy is executing.
+    """Return a `draw` function for `rollout_frames` that shows the executed plan.
 
     Args:
-        policy: An agent of this package; for anything without `planned` there is nothing to draw.
+        policy: An agent of this package; policies without `planned` have nothing to draw.
 
     Returns:
-        A function that hands the states to come to the environment's `draw_plan`; it does nothing
-        in an environment that has none. Latents are decoded, and their newest frames handed on.
+        A function that passes the future states to the environment's `draw_plan`, if it has one.
+        It decodes latents and passes their newest frames.
     """
     planned, encoder = getattr(policy, "planned", None), getattr(policy, "encoder", None)
     if planned is None:
@@ -286,7 +286,7 @@ def save_gif(
 
     Args:
         frames: uint8 ``[height, width, 3]`` each.
-        path: File to write; its folder is made if missing.
+        path: File to write; its folder is created if missing.
         fps: Pictures per second, at most 50 (a limit of the format).
 
     Raises:
@@ -303,11 +303,11 @@ def save_gif(
 
 
 def side_by_side(columns: Sequence[Sequence[Array]], gap: int = 8) -> list[Array]:
-    """Join rollouts in one film; those that ended earlier keep their last picture.
+    """Join rollouts in one film; shorter ones keep their last picture.
 
     Args:
         columns: Frames of each rollout, all of one size.
-        gap: White pixels between them.
+        gap: Width of the white gap, pixels.
     """
     length = max(len(column) for column in columns)
     white = np.full((columns[0][0].shape[0], gap, 3), 255, np.uint8)
@@ -321,7 +321,7 @@ def side_by_side(columns: Sequence[Sequence[Array]], gap: int = 8) -> list[Array
 
 
 def captioned(frames: Sequence[Array], text: str) -> list[Array]:
-    """Frames with a line of text above them; of a text that is too long the end is kept."""
+    """Put a line of text above frames; of a long text it keeps the end."""
     width = frames[0].shape[1]
     fitting = width // 9
     text = text if len(text) <= fitting else f"…{text[1 - fitting :]}"
@@ -344,7 +344,7 @@ def state_error_figure(errors: Mapping[str, Array], unit: str = "m") -> Figure:
     """State error between plan and execution, per step (paper, Fig. 2 and 4).
 
     Args:
-        errors: Method name to ``[trials, H]`` errors; NaN after an episode ended.
+        errors: Errors ``[trials, H]`` by method name; NaN after the end of an episode.
         unit: Unit of the error.
     """
     from matplotlib.figure import Figure
@@ -365,7 +365,7 @@ def state_error_figure(errors: Mapping[str, Array], unit: str = "m") -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG (or by the path's suffix), whole or not at all."""
+    """Write a figure, as PNG or by the path's suffix, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
     return Path(path)

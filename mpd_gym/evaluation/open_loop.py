@@ -1,4 +1,4 @@
-"""How far what happens is from what was planned, when whole plans are executed without looking."""
+"""Open-loop error: the gap between a plan and its execution without new observations."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PlanErrors:
     """Planned minus executed states of one agent's plans.
 
     Attributes:
-        seeds: ``[E]``, of the reset that each plan begins with.
-        gaps: ``[E, H, nx]``, x̂_1 − x_1 … x̂_H − x_H in the environment's units; NaN after an
-            episode ended.
+        seeds: ``[E]``, seed of the reset before each plan.
+        gaps: ``[E, H, nx]``, x̂_1 − x_1 … x̂_H − x_H in the environment's units; NaN after the end
+            of an episode.
         scale: ``[nx]``, standard deviation of each state dimension over all executed steps.
     """
 
@@ -33,16 +33,16 @@ class PlanErrors:
 
     @property
     def relative(self) -> Array:
-        """Root mean square over the dimensions of the gaps in units of `scale`, ``[E, H]``."""
+        """Root mean square of the gaps over dimensions, in units of `scale`, ``[E, H]``."""
         root: Array = np.sqrt(np.mean((self.gaps / self.scale) ** 2, axis=-1))
         return root
 
     def good_for(self, tolerance: float = 0.1, share: float = 0.95) -> int:
-        """Steps for which plans can be trusted: a bound for `action_chunk`.
+        """Return the number of steps for which plans hold, a bound for `action_chunk`.
 
         Args:
-            tolerance: Largest `relative` error that counts as good.
-            share: Of the plans that must be good at every step so far.
+            tolerance: Largest good `relative` error.
+            share: Share of the plans that must be good at every step so far.
         """
         good = (self.relative <= tolerance) | np.isnan(self.relative)
         enough = np.logical_and.accumulate(good, axis=1).mean(axis=0) >= share
@@ -60,17 +60,17 @@ def open_loop_error(
     """Plan once from each start, execute all actions of the plan, and compare (paper, Fig. 2).
 
     Args:
-        agents: By label; anything with `predict` and `planned`.
-        env_id: Registered id, whose state is what the agents plan.
-        seeds: One for each plan, of the environment's reset.
+        agents: Agents by label, with `predict` and `planned`.
+        env_id: Registered id; the agents plan its observations.
+        seeds: Seed of the reset before each plan.
         env_kwargs: Keyword arguments of the environment.
         deterministic: Passed to `predict`.
 
     Returns:
-        What was found for each agent, all in units of one `scale`.
+        Errors of each agent, with one common `scale`.
 
     Raises:
-        InputError: If there is no seed, or an agent makes no plans of what the environment shows.
+        InputError: If there is no seed, or an agent does not plan the environment's observations.
     """
     if not len(seeds):
         raise InputError("seeds: expected at least one, got none")
@@ -90,8 +90,8 @@ def open_loop_error(
         if executed[0].shape[-1] != planned.shape[-1]:
             raise InputError(
                 f"{label}: plans states of {planned.shape[-1]} numbers, {env_id} shows "
-                f"{executed[0].shape[-1]}: take the environment that shows what is planned; for "
-                "agents of ImagePendulum-v0 that is LatentPendulum-v0"
+                f"{executed[0].shape[-1]}: use the environment whose observations it plans; for "
+                "agents of ImagePendulum-v0 this is LatentPendulum-v0"
             )
         visited += executed
         gaps[label] = np.full(planned.shape, np.nan)
@@ -106,7 +106,7 @@ def error_rows(found: Mapping[str, PlanErrors]) -> list[dict[str, Any]]:
     """Mean, median and 95th percentile of the absolute gaps, in the environment's units.
 
     Args:
-        found: Of `open_loop_error`.
+        found: Result of `open_loop_error`.
 
     Returns:
         One row for each agent, step and state dimension.

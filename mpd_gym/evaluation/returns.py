@@ -1,4 +1,4 @@
-"""Returns, costs, success and their confidence intervals, for anything with `predict`."""
+"""Returns, costs and success with confidence intervals, for anything with `predict`."""
 
 from __future__ import annotations
 
@@ -79,19 +79,19 @@ def proportion_interval(flags: Array, confidence: float = 0.95) -> Interval:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outcome of E episodes, one entry each, in the order of their seeds.
+    """Measures of E episodes, one entry each, in the order of their seeds.
 
     Attributes:
         seeds: Seed of each episode's reset.
         returns: Undiscounted return.
         lengths: Steps.
-        costs: Sum of ``info["cost"]``; None where the environment gives none.
-        successes: Success as of the last step; None where the environment does not tell it.
-        collisions: ``info["collision"]`` at any step; None where it gives none.
-        seconds: Wall-clock time of each call of `predict`, divided by the environments it
-            served, ``[calls]``.
+        costs: Sum of ``info["cost"]``; None without costs.
+        successes: Success at the last step; None if the environment does not report it.
+        collisions: ``info["collision"]`` at any step; None if the environment does not report it.
+        seconds: Wall-clock time of each call of `predict`, divided by its number of environments,
+            ``[calls]``.
         final_errors: Distance between ``achieved_goal`` and ``desired_goal`` at the last step, in
-            the environment's units; None where an observation has no goals.
+            the environment's units; None without goals.
     """
 
     seeds: Array
@@ -104,7 +104,7 @@ class Evaluation:
     final_errors: Array | None = None
 
     def summary(self) -> dict[str, Interval]:
-        """Mean and 95 % interval of every measure that the environment gives."""
+        """Return mean and 95 % interval of every measure that the environment reports."""
         table = {"return": mean_interval(self.returns), "length": mean_interval(self.lengths)}
         if self.successes is not None:
             table["success"] = proportion_interval(self.successes)
@@ -120,10 +120,10 @@ class Evaluation:
 
 @final
 class Stopwatch:
-    """A policy that notes how long each call of another's `predict` takes.
+    """A policy that measures the time of each call of another's `predict`.
 
     Args:
-        policy: The other.
+        policy: The other policy.
 
     Attributes:
         seconds: Wall-clock time of each call.
@@ -140,7 +140,7 @@ class Stopwatch:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Any, Any]:
-        """Return what the other policy returns."""
+        """Call the other policy's `predict`."""
         began = time.perf_counter()
         answer = self._policy.predict(observation, state, episode_start, deterministic)
         self.seconds.append(time.perf_counter() - began)
@@ -158,11 +158,10 @@ def evaluate(
     deterministic: bool = False,
     progress: bool | str = False,
 ) -> Evaluation:
-    """Play one episode for each seed and measure it.
+    """Play and measure one episode for each seed.
 
-    Episodes are played in rounds of `num_envs` copies that one call of `predict` serves. Each copy
-    is reset with its own seed and plays one episode, so that with a deterministic policy the
-    outcome does not depend on `num_envs`.
+    Rounds of `num_envs` copies share each call of `predict`. Each copy is reset with its own seed
+    and plays one episode, so with a deterministic policy the result does not depend on `num_envs`.
 
     Args:
         policy: Anything with Stable-Baselines3's `predict`; it gets ``state`` and
@@ -173,7 +172,7 @@ def evaluate(
         env_kwargs: Keyword arguments of the environment.
         reset_options: One `options` mapping for each episode, for exact starts.
         deterministic: Passed to `predict`.
-        progress: Show a bar with rate and estimate, under this name if it is one.
+        progress: Show a bar with rate and estimate; a string is its name.
 
     Raises:
         ConfigError: If the policy has no `predict`.
@@ -242,7 +241,7 @@ def _play(
     options: Sequence[Mapping[str, Any] | None],
     deterministic: bool,
 ) -> list[_Record]:
-    """One episode in each environment; those that ended keep showing their last observation."""
+    """Play one episode in each environment; ended ones keep their last observation."""
     observations = [
         env.reset(seed=int(seed), options=None if option is None else dict(option))[0]
         for env, seed, option in zip(envs, seeds, options, strict=False)
@@ -261,7 +260,7 @@ def _play(
 
 
 def stacked(observations: Sequence[Any]) -> Any:
-    """One batch from single observations, arrays or mappings of arrays."""
+    """Stack observations, arrays or mappings of arrays, to one batch."""
     if isinstance(observations[0], Mapping):
         return {key: np.stack([row[key] for row in observations]) for key in observations[0]}
     return np.stack(observations)
@@ -293,16 +292,16 @@ def execute_plans(
     seeds: Sequence[int],
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Rollout]:
-    """Execute whole plans open loop: no observation is used after the first.
+    """Execute whole plans open loop, without new observations.
 
     Args:
         plans: Actions ``[H, nu]`` for each seed, in environment units.
         env_id: Registered id.
-        seeds: Seed of each reset; the plan must start from that reset's observation.
+        seeds: Seed of the reset before each plan.
         env_kwargs: Keyword arguments of the environment.
 
     Returns:
-        One rollout for each plan; it is shorter than its plan where the episode ended early.
+        One rollout for each plan, shorter than the plan if the episode ended early.
     """
     env = gym.make(env_id, **(env_kwargs or {}))
     rollouts = []
@@ -322,10 +321,10 @@ def execute_plans(
 
 @dataclass(frozen=True)
 class Rollout:
-    """What really happened when a plan was executed.
+    """Execution of a plan.
 
     Attributes:
-        observations: ``[t + 1, nx]``, the ``observation`` part for Dict spaces.
+        observations: ``[t + 1, nx]``; of Dict spaces the part ``observation``.
         rewards: ``[t]``.
         infos: One for each step.
     """

@@ -1,4 +1,4 @@
-"""A window in which policies play side by side, each with its plan drawn in."""
+"""A window that shows policies side by side with their plans."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mpd_gym.types import Array
 __all__ = ["KEYS", "watch"]
 
 KEYS = "space: pause; right: one step; N: next start; R: again; + and -: speed; Q: end"
-_WIDEST = 1600  # pixels; pictures are halved where more would stand side by side
-_LINGER = 0.7  # seconds that the last picture of an episode stays
+_WIDEST = 1600  # pixels; wider pictures are halved
+_LINGER = 0.7  # seconds that an episode's last picture stays
 _SLOWEST, _FASTEST = 1.0, 240.0  # pictures per second
 
 
@@ -32,23 +32,22 @@ def watch(
     env_kwargs: Mapping[str, Any] | None = None,
     fps: float | None = None,
 ) -> int:
-    """Play in a window until it is closed; `KEYS` says what can be done there.
+    """Play in a window until it is closed; `KEYS` lists its keys.
 
     Args:
-        entries: Policies, which play the same starts side by side.
+        entries: Policies that play the same starts side by side.
         env_id: Registered id of an environment that draws pictures.
-        seed: Of the first start; each further one has the next.
-        episodes: Starts at most; None for no end.
+        seed: Seed of the first start; it rises by 1 for each further start.
+        episodes: Most starts; None for no end.
         env_kwargs: Keyword arguments of the environment.
-        fps: Pictures per second at most; the environment's own by default.
+        fps: Most pictures per second; the environment's own by default.
 
     Returns:
         The number of starts that were played to their end.
 
     Raises:
-        InputError: If there is nothing to watch, or `fps` is not positive.
-        ConfigError: If there is no such environment, it draws no pictures, or no window can be
-            opened.
+        InputError: If there are no entries, or `fps` is not positive.
+        ConfigError: If the environment does not exist or draws no pictures, or no window can open.
     """
     if not entries:
         raise InputError("entries: expected at least one policy, got none")
@@ -58,7 +57,7 @@ def watch(
     metadata = env.metadata
     env.close()
     if "rgb_array" not in metadata.get("render_modes", ()):
-        raise ConfigError(f"env: {env_id} draws no pictures, so that there is nothing to watch")
+        raise ConfigError(f"env: {env_id} draws no pictures, so there is nothing to watch")
     ended, start = 0, seed
     with _Window(fps or metadata.get("render_fps") or 30) as window:
         while episodes is None or start < seed + episodes:
@@ -76,7 +75,7 @@ def watch(
 def _film(
     entry: Entry, env_id: str, seed: int, env_kwargs: Mapping[str, Any] | None, *, alone: bool
 ) -> Iterator[Array]:
-    """Pictures of one policy's episode, made as they are asked for."""
+    """Yield the pictures of one policy's episode."""
     frames = rollout_frames(
         entry.policy,
         env_id,
@@ -89,7 +88,7 @@ def _film(
 
 
 def _play(window: _Window, films: Sequence[Iterator[Array]]) -> str:
-    """Show one start to its end, or until something else is wished for."""
+    """Show one start until it ends or the user wishes otherwise."""
     shown = [next(film) for film in films]
     while True:
         window.show(side_by_side([[picture] for picture in shown])[0])
@@ -110,7 +109,7 @@ class _Window:
     """A pygame window and its keys.
 
     Args:
-        fps: Pictures per second at most.
+        fps: Most pictures per second.
     """
 
     def __init__(self, fps: float) -> None:
@@ -142,7 +141,7 @@ class _Window:
         self._pygame.display.set_caption(f"{self.title} | {state} | {KEYS}")
 
     def _opened(self, size: tuple[int, int]) -> Any:
-        """The window in a size; opened again where an environment's `close` ended pygame."""
+        """Return the window in a size; open it again if an environment's `close` ended pygame."""
         display = self._pygame.display
         surface = display.get_surface() if display.get_init() else None
         if surface is None or surface.get_size() != size:
@@ -158,9 +157,9 @@ class _Window:
         return surface
 
     def wish(self) -> str:
-        """What to do next: ``"step"``, which takes its time, ``"next"``, ``"again"``, ``"quit"``.
+        """Wait for the next picture, or the end of a pause; return the user's wish.
 
-        It waits while the film is paused.
+        It is ``"step"``, ``"next"``, ``"again"`` or ``"quit"``.
         """
         while True:
             self._clock.tick(self._fps if self._running else 30)
@@ -171,7 +170,7 @@ class _Window:
                 return "step"
 
     def linger(self) -> str:
-        """Leave the last picture for a moment, and say ``"ended"`` or what was wished meanwhile."""
+        """Leave the last picture for a moment; return ``"ended"`` or the user's wish."""
         left = _LINGER
         while left > 0:
             left -= self._clock.tick(30) / 1000
@@ -181,7 +180,7 @@ class _Window:
         return "ended"
 
     def _asked(self) -> str | None:
-        """The first thing that was asked for and is not done yet."""
+        """Return the first open wish."""
         if self._pygame.display.get_init():
             self._events.extend(self._pygame.event.get())
         while self._events:
@@ -191,7 +190,7 @@ class _Window:
         return None
 
     def _answer(self, event: Any) -> str | None:
-        """What an event asks for; None where it changes nothing but the window itself."""
+        """Return the wish of an event; None if it only changes the window."""
         game = self._pygame
         if event.type == game.QUIT:
             return "quit"

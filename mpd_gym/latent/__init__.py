@@ -1,9 +1,8 @@
 """Planning in the latent space of stacked frames (MPDiffuser, section 4.3).
 
-`fit_autoencoder` trains an `ImageEncoder`; `encode_episodes` turns recorded frames into episodes
-of latents, from which every agent of this package learns with no change; `LatentObservation` shows
-latents instead of frames. Environments here are registered by name only, so that torch is loaded
-when one is made.
+`fit_autoencoder` trains an `ImageEncoder`. `encode_episodes` turns recorded frames into episodes of
+latents, from which every agent of this package learns unchanged. `LatentObservation` shows latents
+instead of frames. The environment here is registered by name only, so making it loads torch.
 """
 
 from __future__ import annotations

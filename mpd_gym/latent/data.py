@@ -20,9 +20,9 @@ from mpd_gym.types import Array, Episode
 
 __all__ = ["encode_episodes", "encoded_rows", "encoder_of"]
 
-_KEY = "encoder"  # in the metadata of encoded episodes: it, or its id and digest
+_KEY = "encoder"  # metadata of encoded episodes: the encoder, or its id and digest
 _KIND = "latents"
-# What the metadata of the frames say about observations, and no longer holds for latents.
+# Metadata about frames that do not hold for latents.
 _OF_IMAGES = ("env_id", "env_kwargs", "env_entry_point", "env_wrappers", "frame_stack")
 
 
@@ -33,17 +33,17 @@ def encode_episodes(
     cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> EpisodeSource:
-    """View recorded frames as episodes whose observations are latents.
+    """Turn recorded frames into episodes whose observations are latents.
 
-    Every observation is encoded once; the latents stay in memory, and in a file if one is named.
-    An agent that learns from the result keeps the encoder, so that its `predict` takes frames too.
+    Every observation is encoded once; the latents stay in memory, and in the cache file if given.
+    An agent that learns from the result keeps the encoder, so its `predict` also takes frames.
 
     Args:
-        dataset: Minari id or data set, episodes, or an `EpisodeSource`, with observations that
-            `encoder` takes.
+        dataset: Minari id or data set, episodes, or an `EpisodeSource`, with the encoder's
+            observations.
         encoder: Its latents become the observations, float32 ``[T + 1, latent_dim]``.
-        cache: Path of a ``.safetensors`` file for the latents. It is written if missing, and
-            written anew if it is of other episodes or another encoder.
+        cache: Path of a ``.safetensors`` file for the latents. It is written if it is missing, or
+            belongs to other episodes or another encoder.
         progress: Show a progress bar.
 
     Returns:
@@ -51,7 +51,7 @@ def encode_episodes(
 
     Raises:
         DataError: If the data is damaged.
-        InputError: If the observations are none of the encoder's.
+        InputError: If the observations do not fit the encoder.
         CheckpointError: If the cache is damaged.
     """
     source = dataset if isinstance(dataset, EpisodeSource) else load_episodes(dataset)
@@ -78,15 +78,15 @@ def encode_episodes(
 
 
 def encoded_rows(dataset: Any, env_id: str) -> tuple[Iterator[Episode], dict[str, Any]]:
-    """Prepare a data set of latents that is made with a shipped encoder.
+    """Prepare a data set of latents from a shipped encoder.
 
     Args:
         dataset: Stacked frames, as for `encode_episodes`.
         env_id: Environment whose encoder ships with the package.
 
     Returns:
-        The episodes with latents, encoded as they are asked for; and what the new data set's
-        metadata must say, so that agents which learn from it keep the encoder.
+        The episodes with latents, encoded on demand; and metadata for the new data set, with which
+        agents that learn from it keep the encoder.
 
     Raises:
         DataError: If the data is damaged.

@@ -1,4 +1,4 @@
-"""The encoder as environments, data sets and agents use it, and its file."""
+"""The image encoder of environments, data sets and agents, and its file."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _ROWS = 256  # stacks that are encoded at once
 
 @final
 class ImageEncoder:
-    """Turns stacks of frames into latents, and back for a look at them.
+    """Turns stacks of frames into latents, and latents back into frames to look at.
 
     Make one with `fit_autoencoder` or `load`.
 
     Args:
         model: A trained autoencoder; kept, in evaluation mode.
-        history: What it was trained on and how, JSON values.
+        history: Data and settings of its training, JSON values.
 
     Attributes:
-        image_space: Of the stacks, uint8 ``[frames, size, size]``.
-        latent_space: Of the latents, float32 ``[latent_dim]``.
+        image_space: Space of the stacks, uint8 ``[frames, size, size]``.
+        latent_space: Space of the latents, float32 ``[latent_dim]``.
     """
 
     def __init__(self, model: Autoencoder, history: Mapping[str, Any] | None = None) -> None:
-        # Batches take 0.6 times the time with weights in this order.
+        # batches take 0.6 times the time with weights in this order
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.eval().requires_grad_(False)
         self.history = dict(history or {})
@@ -64,14 +64,14 @@ class ImageEncoder:
             float32 ``[latent_dim]`` or ``[M, latent_dim]``, of mean 0 and mean square 1.
 
         Raises:
-            InputError: If the shape is wrong or a value outside 0 … 255.
+            InputError: If the shape is wrong or a value is outside 0 … 255.
         """
         images = np.asarray(images)
         shape = self.image_space.shape
         if images.shape[-3:] != shape or images.ndim not in (3, 4):
             raise InputError(f"images: expected shape {shape} or (n, *{shape}); got {images.shape}")
         if images.dtype != np.uint8 and not ((images >= 0) & (images <= 255)).all():
-            raise InputError("images: expected values from 0 to 255, got others")
+            raise InputError("images: expected values from 0 to 255, got values outside")
         rows = images.reshape(-1, *shape)
         parts = [self._encoded(rows[i : i + _ROWS]) for i in range(0, len(rows), _ROWS)]
         size = self.model.config.latent_dim
@@ -79,7 +79,7 @@ class ImageEncoder:
         return latents if images.ndim == 4 else latents[0]
 
     def decode(self, latents: Array) -> Array:
-        """Draw the stacks that latents ``[..., latent_dim]`` stand for, uint8 ``[..., F, H, W]``.
+        """Decode latents ``[..., latent_dim]`` into stacks, uint8 ``[..., F, H, W]``.
 
         Raises:
             InputError: If the last axis has the wrong size or a value is not finite.
@@ -108,7 +108,7 @@ class ImageEncoder:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that differ where the weights do."""
+        """16 hexadecimal digits that identify configuration and weights."""
         digest = hashlib.sha256(repr(self.model.config).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -125,7 +125,7 @@ class ImageEncoder:
         save_file(path, self.model.state_dict(), self.header(), kind=_KIND)
 
     def header(self) -> dict[str, Any]:
-        """Configuration and history, as files keep them."""
+        """Return configuration and history for a file."""
         return {"config": asdict(self.model.config), "history": self.history}
 
     @classmethod
@@ -148,16 +148,16 @@ class ImageEncoder:
     def restored(
         cls, header: Mapping[str, Any], tensors: Mapping[str, Any], prefix: str, source: str
     ) -> ImageEncoder:
-        """Build an encoder from what a file holds.
+        """Build an encoder from the content of a file.
 
         Args:
-            header: As `header` gives it.
-            tensors: Of the whole file.
+            header: Result of `header`.
+            tensors: All tensors of the file.
             prefix: Opens the names of the encoder's tensors.
             source: The file, for messages.
 
         Raises:
-            CheckpointError: If they do not match.
+            CheckpointError: If header and tensors do not match.
         """
         try:
             config, history = AutoencoderConfig(**header["config"]), dict(header["history"])
@@ -165,20 +165,20 @@ class ImageEncoder:
             raise CheckpointError(
                 f"{source}: its encoder's header is incomplete ({error!r}); train again"
             ) from error
-        with torch.random.fork_rng(devices=[]):  # the first weights are drawn and overwritten
+        with torch.random.fork_rng(devices=[]):  # the constructor draws weights
             model = Autoencoder(config)
         load_into(model, tensors, prefix, source=source)
         return cls(model, history)
 
 
 def encoder_path(source: str | os.PathLike[str]) -> Path:
-    """Path of an encoder's file.
+    """Return the path of an encoder's file.
 
     Args:
         source: A path, or the id of an environment whose encoder ships with the package.
 
     Raises:
-        CheckpointError: If there is neither.
+        CheckpointError: If neither exists.
     """
     path = Path(source)
     if not path.exists() and str(source) in SHIPPED:

@@ -24,9 +24,9 @@ def make_latent_pendulum(
     """Swing a pendulum up and balance it, seeing the latents of its pictures.
 
     ## Description
-    `ImagePendulum-v0`, whose stacks of four frames go through an encoder that was trained to
-    reconstruct them and to make the next latent predictable (paper: MPDiffuser, section 4.3). The
-    environment is `make_image_pendulum`'s inside the wrapper `LatentObservation`.
+    `ImagePendulum-v0` inside the wrapper `LatentObservation`. An encoder, trained to reconstruct
+    the stacks of four frames and to make the next latent predictable, turns them into latents
+    (paper: MPDiffuser, section 4.3).
 
     ## Action Space
     `Box(-2, 2, (1,), float32)`; values outside are clipped.
@@ -53,16 +53,15 @@ def make_latent_pendulum(
     −(angle² + 0.1·velocity² + 0.001·torque²) at the state before the step, angle in [−π, π).
 
     ## Starting State
-    As in `ImagePendulum-v0`: angle uniform in [−π, π], velocity in [−1, 1] rad/s; the frames of
+    As in `ImagePendulum-v0`: angle uniform in [−π, π], velocity in [−1, 1] rad/s; all frames of
     the first stack are equal. `reset(options=…)` takes the same options.
 
     ## Episode End
     Truncated after 200 steps, never terminated.
 
     ## Arguments
-    `encoder`: path of an encoder's file, or the id of an environment whose encoder ships with the
-    package. `g`, `m`, `l`, `dt`, `max_speed`, `max_torque` and `render_mode` as in
-    `ImagePendulum-v0`.
+    `encoder`: path of an encoder's file, or the id of an environment with a shipped encoder. `g`,
+    `m`, `l`, `dt`, `max_speed`, `max_torque` and `render_mode` as in `ImagePendulum-v0`.
 
     ```python
     >>> import gymnasium as gym
@@ -81,18 +80,18 @@ def make_latent_pendulum(
 
 
 class LatentObservation(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Observe the latents of an environment that shows stacked frames.
+    """Observe the latents of an environment with stacked frames.
 
-    Encoding takes one thread, so that equal frames give equal bits whatever torch is set to, and a
-    forked worker of a vector environment does not wait for threads that it does not have.
+    Encoding uses one thread. So equal frames give equal bits for any thread setting of torch, and
+    a forked worker of a vector environment does not wait for threads that it lacks.
 
     Args:
-        env: Environment whose observations the encoder takes, such as one inside `StackedFrames`.
-        encoder: The encoder; or a path or id, as `ImageEncoder.load` takes, which keeps the
-            environment's specification writable as JSON.
+        env: Environment with the encoder's observations, such as one inside `StackedFrames`.
+        encoder: The encoder; or its path or id for `ImageEncoder.load`, with which the
+            environment's specification can be written as JSON.
 
     Raises:
-        InputError: If the observations are none of the encoder's.
+        InputError: If the observations do not fit the encoder.
         CheckpointError: If there is no such encoder, or its file is damaged.
     """
 

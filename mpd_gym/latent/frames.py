@@ -1,4 +1,4 @@
-"""Pairs of successive frame stacks, drawn from frames that are each kept once."""
+"""Pairs of successive frame stacks, drawn from memory that holds each frame once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["FramePairs", "StackPairs", "stack_shape"]
 @final
 @dataclass(frozen=True)
 class StackPairs:
-    """B steps of an environment that shows stacked frames.
+    """B steps of an environment with stacked frames.
 
     Attributes:
-        frames: All frames of the stacks before and after the step, uint8 ``[B, F + 1, H, W]``.
+        frames: Frames of the stacks before and after the step, uint8 ``[B, F + 1, H, W]``.
         actions: u, in the environment's units, float32 ``[B, nu]``.
     """
 
@@ -33,14 +33,14 @@ class StackPairs:
 class FramePairs:
     """Draws steps from episodes whose observations are stacks of their last frames.
 
-    Stacks overlap, so each frame is kept once, as uint8.
+    Stacks overlap, so memory holds each frame once, as uint8.
 
     Args:
         source: Episodes with observations uint8 ``[T + 1, F, H, W]``, the newest frame last; the
-            first stack may hold anything, the others must follow from the ones before.
+            first stack is free, each other stack must continue the one before.
 
     Raises:
-        DataError: If observations are anything else.
+        DataError: If the observations have another form.
     """
 
     def __init__(self, source: EpisodeSource) -> None:
@@ -69,7 +69,7 @@ class FramePairs:
 
     @property
     def actions(self) -> Array:
-        """Of all steps, float32 ``[steps, nu]``."""
+        """Actions of all steps, float32 ``[steps, nu]``."""
         return self._actions
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> StackPairs:
@@ -85,10 +85,10 @@ class FramePairs:
 
 
 def stack_shape(source: EpisodeSource) -> tuple[int, int, int]:
-    """Shape (F, H, W) of the observations of a source.
+    """Return the shape (F, H, W) of a source's observations.
 
     Raises:
-        DataError: If they are no uint8 stacks of square frames.
+        DataError: If they are not uint8 stacks of square frames.
     """
     space = source.metadata["observation_space"]
     shape: Any = space.shape or ()
@@ -102,12 +102,12 @@ def stack_shape(source: EpisodeSource) -> tuple[int, int, int]:
 
 
 def _single_frames(episode: Episode) -> Array:
-    """Frames ``[T + F, H, W]`` of an episode: those of the first stack, then the newest of each."""
+    """Return frames ``[T + F, H, W]`` of an episode: the first stack, then the newest of each."""
     stacks = episode.observations
     assert isinstance(stacks, np.ndarray)  # stack_shape has refused Dict spaces
     if not np.array_equal(stacks[1:, :-1], stacks[:-1, 1:]):
         raise InputError(
-            "a stack does not hold the last frames of the one before it; frames must be stacked "
-            "one by one, the newest last"
+            "a stack does not continue the one before it; frames must be stacked one by one, the "
+            "newest last"
         )
     return np.concatenate((stacks[0], stacks[1:, -1]))

@@ -1,4 +1,4 @@
-"""How the data set of latents is made; `mpd_gym.collect.recipes` lists it with all others."""
+"""Recipe of the data set of latents; `mpd_gym.collect.recipes` lists it with all others."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ IMAGES = "mpd_gym/image-pendulum/replay-v0"
 
 
 def collect_latent_pendulum(collection: Collection) -> Any:
-    """Encode the frames of the image pendulum, which are collected first if they are missing.
+    """Encode the frames of the image pendulum; collect these first if they are missing.
 
     Args:
-        collection: Of latents; its `fraction` is that of the episodes with frames.
+        collection: Settings of the data set; `fraction` is the share of episodes to encode.
     """
     if IMAGES not in minari.list_local_datasets():
         RECIPES[IMAGES].load()(replace(collection, dataset_id=IMAGES, overwrite=False))
@@ -32,7 +32,7 @@ def collect_latent_pendulum(collection: Collection) -> Any:
         islice(episodes, collection.size(total)),
         env_id="LatentPendulum-v0",
         info=info(
-            "SAC replay buffer", f"{IMAGES} as latents of the encoder that ships.", PENDULUM_RETURNS
+            "SAC replay buffer", f"{IMAGES} as latents of the shipped encoder.", PENDULUM_RETURNS
         ),
         metadata=metadata,
         overwrite=collection.overwrite,

@@ -25,7 +25,7 @@ __all__ = ["EncoderConfig", "encoder_preset", "fit_autoencoder"]
 @final
 @dataclass(frozen=True)
 class EncoderConfig:
-    """How an autoencoder is built and trained.
+    """Configuration of an autoencoder and its training.
 
     Attributes:
         latent_dim: Size of a latent (the paper's is 32).
@@ -33,8 +33,8 @@ class EncoderConfig:
         dynamics_hidden: See `AutoencoderConfig`.
         dynamics_weight: Weight of the latent-dynamics loss, see `autoencoder_loss`.
         training: Settings of the training.
-        validation_fraction: Share of the episodes that is held out, in (0, 1).
-        seed: Of the weights and of the choice of the held-out episodes.
+        validation_fraction: Share of held-out episodes, in (0, 1).
+        seed: Seed of the weights and of the choice of held-out episodes.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -78,13 +78,13 @@ class EncoderConfig:
 def encoder_preset(
     *, steps: int | None = None, seed: int = 0, precision: str | None = None
 ) -> EncoderConfig:
-    """Configuration that trains on a laptop.
+    """Return a configuration that trains on a laptop.
 
     Args:
-        steps: Optimisation steps; None for the usual number.
-        seed: Of weights, held-out episodes and batches.
-        precision: See `TrainingConfig`; None is ``"bf16"`` where the CPU computes in it, which
-            takes 0.6 times the time.
+        steps: Optimisation steps; None for the default.
+        seed: Seed of weights, held-out episodes and batches.
+        precision: See `TrainingConfig`; None is ``"bf16"`` if the CPU computes in it, which takes
+            0.6 times the time.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -108,26 +108,25 @@ def fit_autoencoder(
     resume: bool = True,
     progress: bool = True,
 ) -> ImageEncoder:
-    """Train an encoder of stacked frames; reconstruction and latent dynamics together.
+    """Train an encoder of stacked frames on reconstruction and latent dynamics together.
 
-    Interrupted at any time and called again with the same arguments and `directory`, it goes on
-    where it was.
+    A call with the same arguments and `directory` resumes an interrupted training.
 
     Args:
         dataset: Minari id or data set, episodes, or an `EpisodeSource`, with stacked frames.
         config: Network and training.
-        directory: Where checkpoints and TensorBoard files go; None keeps nothing.
-        name: Of the training, and of its folder.
-        device: Of the network and the batches; ``"auto"`` takes a GPU where there is one.
+        directory: Folder for checkpoints and TensorBoard files; None keeps nothing.
+        name: Name of the training and its folder.
+        device: Device of the network and the batches; ``"auto"`` takes a GPU if there is one.
         resume: Continue from a checkpoint in `directory`.
         progress: Show a progress bar.
 
     Returns:
-        The encoder, on the CPU; its history tells data, steps, seconds and held-out losses.
+        The encoder, on the CPU; its history holds data, steps, seconds and held-out losses.
 
     Raises:
         DataError: If the data is damaged or holds no stacked frames.
-        ConfigError: If frames are too small for the network, or there is no such device.
+        ConfigError: If frames are too small for the network, or the device does not exist.
         TrainingError: If the loss becomes non-finite.
         KeyboardInterrupt: After Ctrl-C, with everything saved.
     """
@@ -138,6 +137,7 @@ def fit_autoencoder(
     )
     model = _untrained(source, training, config)
     told = {"data": source.name, "seed": config.seed, "dynamics_weight": config.dynamics_weight}
+    identity = {"data": source.identity, "validation_fraction": config.validation_fraction}
     result = fit(
         model,
         _loss(config.dynamics_weight),
@@ -148,34 +148,23 @@ def fit_autoencoder(
         directory=directory,
         device=find_device(device),
         resume=resume,
-        identity={
-            **told,
-            "data": source.identity,
-            "validation_fraction": config.validation_fraction,
-        },
+        identity={**told, **identity},
         progress=progress,
     )
-    held_out_losses = {
-        part: float(result.validation[part][-1]) for part in ("reconstruction", "dynamics")
-    }
-    history = {
-        **told,
-        "precision": config.training.precision,
-        "steps": result.step,
-        "seconds": round(result.seconds, 1),
-        "held_out": held_out_losses,
-    }
+    losses = {part: float(result.validation[part][-1]) for part in ("reconstruction", "dynamics")}
+    effort = {"steps": result.step, "seconds": round(result.seconds, 1), "held_out": losses}
+    history = {**told, "precision": config.training.precision, **effort}
     return ImageEncoder(model.cpu(), history)
 
 
 def _untrained(source: EpisodeSource, training: FramePairs, config: EncoderConfig) -> Autoencoder:
-    """The network as its training begins, for the frames and actions of the data."""
+    """Return a new network for the frames and actions of the data."""
     frames, size, _ = stack_shape(source)
     action_dim = source.metadata["action_space"].shape[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Autoencoder(config.network(frames, size, action_dim))
-    # A sixth faster in fp32, a quarter in bf16.
+    # a sixth faster in fp32, a quarter in bf16
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     actions = torch.from_numpy(training.actions)
     model.set_action_statistics(actions.mean(0), actions.std(0, correction=0))
@@ -183,7 +172,7 @@ def _untrained(source: EpisodeSource, training: FramePairs, config: EncoderConfi
 
 
 def _loss(dynamics_weight: float) -> LossFunction:
-    """What `fit` minimises."""
+    """Return the loss function for `fit`."""
 
     def loss(module: nn.Module, batch: StackPairs, _: torch.Generator) -> Mapping[str, Tensor]:
         assert isinstance(module, Autoencoder)

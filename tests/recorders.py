@@ -6,6 +6,8 @@ They live in a module of their own so that worker processes can import them.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
+from mpd_gym.collect.record import Progress, record
 from mpd_gym.errors import SolverError
+from mpd_gym.types import Episode
 
 LIMIT = 12
+ENV, ID = "MpdTests/Marked-v0", "tests/marked-v0"
+quiet = partial(record, progress=False)
 
 
 class Marked(gym.Env):
@@ -167,3 +173,36 @@ class Watch(Noisy):
 
 for name in ("Marked", "Nested", "Frames"):
     gym.register(f"MpdTests/{name}-v0", f"recorders:{name}", max_episode_steps=LIMIT)
+
+
+class Interrupt(Exception):
+    pass
+
+
+def stop_after(number: int) -> Any:
+    def on_stored(now: Progress) -> None:
+        if now.stored >= number:
+            raise Interrupt
+
+    return on_stored
+
+
+def assert_same(left: Any, right: Any) -> None:
+    assert [len(a) for a in left] == [len(b) for b in right]
+    for a, b in zip(left, right, strict=True):
+        for name in ("observations", "actions", "rewards", "terminations", "truncations"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def an_episode(length: int = 5, **changes: Any) -> Episode:
+    rows = np.arange(length + 1, dtype=np.float32)
+    ends = np.arange(length) == length - 1
+    episode = Episode(
+        observations=np.stack((rows, rows + 1), axis=1),
+        actions=np.zeros((length, 1), np.float32),
+        rewards=np.arange(length, dtype=np.float64),
+        terminations=ends,
+        truncations=np.zeros(length, bool),
+        costs=np.ones(length),
+    )
+    return replace(episode, **changes)

@@ -353,7 +353,7 @@ def poked(name: str, row: int, value: float) -> dict[str, Any]:
         (poked("rewards", 9, np.inf), "'rewards' is not finite", 1, 5),
         (poked("costs", 4, np.nan), "'costs' is not finite", 1, 0),
         (poked("next_observations", 9, np.nan), "'observations' is not finite", 1, 6),
-        (poked("next_observations", 6, 3.0), "does not go on", 1, 2),
+        (poked("next_observations", 6, 3.0), "does not continue", 1, 2),
         ({"costs": np.ones((N, 1))}, "'costs' must have shape", 1, None),
         ({"actions": np.array([[b"a"]] * N)}, "'actions' must hold numbers", 1, None),
         ({"actions": np.zeros(N)}, r"action space must be a Box of shape \(nu,\)", None, None),
@@ -387,7 +387,7 @@ def test_layouts_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="episode_length: expected a positive number"):
         FlatFormat(episode_length=0)
     minari_folder()
-    with pytest.raises(ConfigError, match="layout: it is for flat files"):
+    with pytest.raises(ConfigError, match="layout: only for flat files"):
         load_episodes(ID, layout=FlatFormat())
     with pytest.raises(DataError, match="missing or damaged"):
         load_episodes(tmp_path / "none.hdf5")

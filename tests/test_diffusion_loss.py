@@ -199,15 +199,15 @@ def test_a_loss_configuration_survives_json() -> None:
 def test_the_loss_falls_on_toy_data(prediction: Any) -> None:
     rng = np.random.default_rng(0)
     model = network(conditions=(("goal", 2),), unet=UnetConfig(16, (1, 2), groups=4)).float()
-    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     generator = torch.Generator().manual_seed(0)
     times = np.linspace(0, 1, 5)[None, :, None]
     losses = []
-    for _ in range(100):
-        start, goal = rng.uniform(-1, 1, (2, 32, 1, 2)).astype(np.float32)
+    for _ in range(50):
+        start, goal = rng.uniform(-1, 1, (2, 16, 1, 2)).astype(np.float32)
         line = (start + times * (goal - start)).astype(np.float32)
         windows = dataclasses.replace(
-            batch(32),
+            batch(16),
             initial=line[:, 0],
             observations=line[:, 1:],
             actions=np.diff(line, axis=1)[..., :1],
@@ -220,4 +220,4 @@ def test_the_loss_falls_on_toy_data(prediction: Any) -> None:
         torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.item())
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])

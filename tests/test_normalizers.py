@@ -254,9 +254,9 @@ def cdf(**changed: Array) -> dict[str, Array]:
         ("cdf", cdf(levels=np.array([-1.0, -1, 1, 0])), "dimension 0 do not increase"),
         ("cdf", cdf(levels=np.array([-1.0, 0, 0.5, 0])), "go from -1.0 to 0.5"),
         ("cdf", cdf(levels=np.array([-1.0, 0, 1, 1])), "dimension 1 go from 1.0"),
-        ("cdf", cdf(counts=np.array([3, 2])), "one entry for each"),
-        ("cdf", cdf(counts=np.array([4, 0])), "one entry for each"),
-        ("cdf", cdf(counts=np.array([3.0, 1.0])), "one entry for each"),
+        ("cdf", cdf(counts=np.array([3, 2])), "one for each counted knot"),
+        ("cdf", cdf(counts=np.array([4, 0])), "one for each counted knot"),
+        ("cdf", cdf(counts=np.array([3.0, 1.0])), "one for each counted knot"),
         ("cdf", cdf(values=np.array([0.0, 1, np.inf, 7])), "finite"),
     ],
 )

@@ -303,7 +303,7 @@ def test_sizes_are_checked_before_memory_is_taken(
     with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(30_000_000))
     bad = altered(saved("ppo"), file, policy__pth=inner.getvalue())
-    with pytest.raises(CheckpointError, match="tensors take 30000000 bytes"):
+    with pytest.raises(CheckpointError, match="tensors takes 30000000 bytes"):
         load_sb3(bad, env, max_bytes=2**20)
 
 

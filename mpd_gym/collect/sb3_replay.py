@@ -204,7 +204,7 @@ def _aligned(before: Array, after: Array, index: int) -> Array:
 
 def _known(values: Array, name: str, index: int) -> Array | None:
     """Return `values` if all are known, None if none is."""
-    missing = np.isnan(values)
+    missing = np.asarray(np.isnan(values))
     if missing.all():
         return None
     if missing.any():

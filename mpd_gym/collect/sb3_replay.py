@@ -198,7 +198,7 @@ def _aligned(before: Array, after: Array, index: int) -> Array:
             "the next observation is not the observation of the following step; the environment "
             "was reset or the buffer altered from outside: train with train_sb3, which marks this"
         )
-        _fail(problem, index, ~follows)
+        _fail(problem, index, np.logical_not(follows))
     return np.concatenate([before, after[-1:]])
 
 

@@ -207,7 +207,7 @@ class ConstrainedPendulumVectorEnv(BatchedEnv):
         max_episode_steps: Steps after which a copy is truncated.
         autoreset_mode: As in `BatchedEnv`.
         render_mode: Only None.
-        limit: Limit of |angular velocity|, rad/s.
+        limit: Limit of the absolute angular velocity, rad/s.
         constants: Fields of `PendulumParameters`.
 
     Raises:

@@ -42,8 +42,8 @@ class PendulumParameters:
         m: Mass, kg.
         l: Length, m.
         dt: Duration of one step, s.
-        max_speed: Bound of |angular velocity|, rad/s.
-        max_torque: Bound of |torque|, N·m.
+        max_speed: Bound of the absolute angular velocity, rad/s.
+        max_torque: Bound of the absolute torque, N·m.
 
     Raises:
         InputError: If a constant is not finite or out of range.

@@ -17,10 +17,7 @@ copyright = "the mpd_gym authors, MIT licence"
 release = version = mpd_gym.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["results/*.cause.md"]
-nitpicky = True
-# Types of other packages have no page here, and there is no network to look theirs up.
-nitpick_ignore_regex = [("py:.*", ".*")]
+exclude_patterns = ["results/*.*.md"]  # what was found, which the pages beside them hold
 default_role = "py:obj"
 
 myst_heading_anchors = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from dataclasses import replace
@@ -47,6 +48,24 @@ def _there(page: Path, name: str, heading: str) -> bool:
         return target.exists()
     titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
     return heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_names_in_pages_and_docstrings_exist() -> None:
+    code = [
+        path for room in ("mpd_gym", "studies", "examples") for path in ROOT.glob(f"{room}/**/*.py")
+    ]
+    texts = [path.read_text() for path in (*code, *(ROOT / page for page in PAGES))]
+    names = {name for text in texts for name in re.findall(r"`(mpd_gym(?:\.\w+)+)`", text)}
+    assert len(names) > 20
+    assert not sorted(name for name in names if not _exists(name))
+
+
+def _exists(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ImportError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("page", LENGTHS)

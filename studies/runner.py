@@ -17,7 +17,7 @@ from mpd_gym.agents import agent_class
 from mpd_gym.agents.base import Agent
 from mpd_gym.agents.peer_presets import LIMITS
 from mpd_gym.errors import DataError, check_choice
-from mpd_gym.models.backends.packed import PRECISIONS
+from mpd_gym.models.backends.choice import PRECISIONS
 from studies.measures import Measure
 from studies.networks import Network, Shipped
 from studies.results import Results

@@ -33,7 +33,7 @@ from mpd_gym.latent.env import make_latent_pendulum
 from mpd_gym.latent.frames import FramePairs
 from mpd_gym.latent.training import encoder_preset
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from mpd_gym.models.backends.cpu import computes_bf16
+from mpd_gym.models.device import computes_bf16
 from mpd_gym.training import TrainingConfig
 
 SMALL = EncoderConfig(

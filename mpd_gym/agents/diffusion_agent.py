@@ -35,7 +35,7 @@ from mpd_gym.diffusion import (
 )
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import TrajectoryDenoiser
-from mpd_gym.models.backends.packed import PackedNetworks
+from mpd_gym.models.backends.choice import InferenceNetworks
 from mpd_gym.models.backends.threads import enough_threads, multiplications, threads
 from mpd_gym.training import TrainingConfig
 from mpd_gym.types import Array, Denoiser, Step
@@ -75,7 +75,7 @@ class DiffusionAgent(TrainedAgent[C]):
         device: str | torch.device = "cpu",
     ) -> None:
         self._schedule = make_schedule(config.schedule, config.diffusion_steps)
-        self._networks = PackedNetworks()  # shared with the agents that `with_options` makes
+        self._networks = InferenceNetworks()  # shared with the agents that `with_options` makes
         super().__init__(
             config,
             models,
@@ -178,7 +178,7 @@ class DiffusionAgent(TrainedAgent[C]):
         low, high = self._clip
         rows = len(request.initial) * self.options.num_samples
         denoiser = guided(
-            self._networks.get(model, self.options.precision, rows),
+            self._networks.get(model, self.options.precision),
             self._schedule,
             request.initial,
             values,

@@ -27,7 +27,7 @@ from mpd_gym.diffusion.loss import Examples, LossConfig, assemble, denoising_los
 from mpd_gym.diffusion.schedule import NoiseSchedule
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import Regressor, TrajectoryDenoiser, regression_loss
-from mpd_gym.models.fused import fused, lay_out
+from mpd_gym.models.backends.choice import training_forward
 from mpd_gym.training import TrainingConfig, TrainingResult, fit, fit_parallel
 from mpd_gym.types import Array, Batch
 
@@ -183,7 +183,7 @@ class DenoisingTask:
     ) -> dict[str, Tensor]:
         """Loss of one batch."""
         assert isinstance(module, TrajectoryDenoiser)
-        network = fused(module)
+        network = training_forward(module)
         return {"loss": denoising_loss(network, examples, self.schedule, self.loss, generator)}
 
 

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from mpd_gym.diffusion import COMPOSITIONS, SAMPLERS, SPACINGS
 from mpd_gym.errors import ConfigError, check_choice
-from mpd_gym.models.backends.packed import PRECISIONS
+from mpd_gym.models.backends.choice import PRECISIONS
 from mpd_gym.rankers import RANKERS
 
 __all__ = ["SamplingConfig", "from_mapping", "known_fields"]

@@ -64,7 +64,7 @@ def info(
     import minari
 
     from mpd_gym.agents.serialization import shipped_agents
-    from mpd_gym.models.backends.native import describe
+    from mpd_gym.models.backends.library import describe
 
     if source is not None:
         if source.endswith(".safetensors") or source in shipped_agents():

@@ -1,4 +1,4 @@
-"""Where networks run."""
+"""Where networks run, and in what."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from mpd_gym.errors import ConfigError
 
-__all__ = ["find_device"]
+__all__ = ["computes_bf16", "find_device"]
 
 
 def find_device(name: str) -> torch.device:
@@ -25,3 +25,12 @@ def find_device(name: str) -> torch.device:
             f"device: expected 'auto', 'cpu', or 'cuda' where PyTorch finds a GPU; got {name!r}"
         ) from error
     return device
+
+
+def computes_bf16() -> bool:
+    """Whether PyTorch computes in bfloat16 on this CPU."""
+    try:
+        supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        return False
+    return supported

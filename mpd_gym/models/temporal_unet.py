@@ -8,17 +8,16 @@ batch that share their conditioning share one row of scales and biases.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from mpd_gym.errors import ConfigError, check_integer
 
-__all__ = ["Modulation", "TemporalUnet", "UnetConfig", "by_channels", "film_offsets"]
+__all__ = ["CumulativeNorm", "Modulation", "ResidualBlock", "Stage", "TemporalUnet", "UnetConfig"]
 
 Modulation = tuple[Tensor, Tensor]  # scale and bias, each [G, C]
 
@@ -240,22 +239,6 @@ class TemporalUnet(nn.Module):
             hidden = hidden + skips[0]
         output: Tensor = self.head(hidden)
         return output.transpose(1, 2)
-
-
-def by_channels(norms: Sequence[Any]) -> dict[int, list[int]]:
-    """Numbers of the normalisations by their channels; a group's modulations come together."""
-    groups: dict[int, list[int]] = {}
-    for index, norm in enumerate(norms):
-        groups.setdefault(norm.num_channels, []).append(index)
-    return groups
-
-
-def film_offsets(norms: Sequence[Any]) -> list[int]:
-    """Where each normalisation's channels begin in a row that holds group after group."""
-    order = [(index, size) for size, group in by_channels(norms).items() for index in group]
-    ends = itertools.accumulate(size for _, size in order)
-    begins = {index: end - size for (index, size), end in zip(order, ends, strict=True)}
-    return [begins[index] for index in range(len(begins))]
 
 
 @final

@@ -1,4 +1,4 @@
-"""Lists of steps for the C code of `native_unet.c`, and the work space that they compute in.
+"""Lists of ops for the C code in `c/`, and the work space that they compute in.
 
 A place is a count of floats from the start of the work space. Series are ``[L, M, C]``: time first,
 channels padded to whole vectors.
@@ -19,20 +19,10 @@ from typing import TypeAlias, TypeVar, final
 import torch
 from torch import Tensor, nn
 
+from mpd_gym.models.backends.library import Call, Level, Op
 from mpd_gym.models.temporal_unet import CumulativeNorm
 
-__all__ = [
-    "Panels",
-    "Plan",
-    "Program",
-    "Segment",
-    "Series",
-    "Sources",
-    "Step",
-    "array",
-    "rounded",
-    "segments",
-]
+__all__ = ["OpList", "Panels", "Program", "Segment", "Series", "Sources", "array", "rounded", "segments"]
 
 # Channels that are multiplied at a time, so that the nearest cache holds a tile of rows with them.
 CHUNK = 512
@@ -41,10 +31,8 @@ CHUNK = 512
 CHUNK_FETCHED = 256
 FETCHED_BYTES = 2**20  # of weights, from which on no cache is expected to hold them
 FETCHED_ROWS = 48  # rows up to which they are not used often enough for it not to matter
-# Kinds of steps, as in the C code.
-LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL = range(7)
-NORM_BACKWARD, WEIGHT_GRADIENT, PACK, UNPACK, PAIR_CHANNELS, PAIR_ROWS = range(7, 13)
-SWISH, SWISH_BACKWARD, FILM, FILM_BACKWARD = range(13, 17)
+# Kinds of ops, in the order of `unet.h`.
+LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL, PAIR_CHANNELS = range(8)
 ALIGNMENT = 16  # floats: lines of the cache
 # Rows at distances of multiples of these floats would meet in a few lines of the nearest cache.
 CROWDED = 256
@@ -68,66 +56,6 @@ class Chunk(ctypes.Structure):
     """``struct chunk``."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("first", "count", "depth")]
-
-
-@final
-class Step(ctypes.Structure):
-    """``struct step``."""
-
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "kind",
-                "length",
-                "rows",
-                "channels",
-                "source",
-                "target",
-                "source_stride",
-                "target_stride",
-                "source_time",
-                "target_time",
-                "count",
-            )
-        ),
-        ("segments", ctypes.c_void_p),
-        ("chunks", ctypes.c_void_p),
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "depth",
-                "fetched",
-                "chunk_size",
-                "paired",
-                "groups",
-                "film",
-                "residual",
-                "swish",
-                "scratch",
-            )
-        ),
-        ("eps", ctypes.c_double),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "d_source",
-                "d_target",
-                "d_residual",
-                "d_shifts",
-                "moments",
-                "accumulate",
-            )
-        ),
-        ("panels", ctypes.c_void_p),
-        ("plain", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("lane_stride", "inner_stride", "place", "row_pairs", "shifts")
-        ),
-    ]
 
 
 @final
@@ -169,16 +97,16 @@ class Series:
 @final
 @dataclass(frozen=True)
 class Program:
-    """Steps for so many series, and the memory that they use."""
+    """Ops for so many series, and the memory that they use."""
 
-    steps: ctypes.Array[Step]
+    ops: ctypes.Array[Op]
     work: Tensor
-    kept: tuple[object, ...]  # what the steps point to
+    kept: tuple[object, ...]  # what the ops point to
 
     def run(
         self,
-        library: ctypes.CDLL,
-        steps: ctypes.Array[Step],
+        level: Level,
+        ops: ctypes.Array[Op],
         given: Tensor,
         output: Tensor | None,
         scale: Tensor,
@@ -188,22 +116,22 @@ class Program:
         first: int = 0,
         gradients: Sequence[Tensor] = (),
     ) -> None:
-        """Run steps; all tensors are float32 and contiguous, those of `scale` row by row.
+        """Run ops; all tensors are float32 and contiguous, those of `scale` row by row.
 
         Args:
-            library: The compiled code.
-            steps: Those of this program, or others that use its work space.
+            level: The compiled code.
+            ops: Those of this program, or others that use its work space.
             given: ``[M, L, D]``.
-            output: ``[M, L, D']``, where steps write there.
+            output: ``[M, L, D']``, where ops write there.
             scale: ``[G, ΣC]``.
             shift: As `scale`.
             share: Consecutive series that share a row of `scale`.
             first: Number of the first series; its row is ``first // share``.
-            gradients: Of `scale`, `shift` and all weights, where steps write there.
+            gradients: Of `scale`, `shift` and all weights, where ops write there.
         """
-        library.mpd_run(
-            steps,
-            len(steps),
+        call = Call(
+            ctypes.addressof(ops),
+            len(ops),
             self.work.data_ptr(),
             given.data_ptr(),
             None if output is None else output.data_ptr(),
@@ -215,13 +143,14 @@ class Program:
             *((gradient.data_ptr() for gradient in gradients) if gradients else (None,) * 3),
             torch.get_num_threads(),
         )
+        level.run(ctypes.addressof(call))
 
 
 Sources: TypeAlias = Sequence[tuple[Series, int]]  # each at so many steps later
 
 
-class Plan(ABC):
-    """Writes a program.
+class OpList(ABC):
+    """Writes ops, and places the series that they compute.
 
     Args:
         rows: M.
@@ -234,7 +163,7 @@ class Plan(ABC):
         self._pairs: dict[Series, Series] = {}  # of channels, of what has been rounded
         self._size = ALIGNMENT  # no series starts at 0, which stands for none
         self._widest = 0
-        self._steps: list[Step] = []
+        self._ops: list[Op] = []
         self._kept: list[object] = []
 
     def series(self, length: int, channels: int) -> Series:
@@ -265,14 +194,14 @@ class Plan(ABC):
     def alternate(self, source: Series, start: int) -> Series:
         """Every second step of series, from step `start` on."""
         target = self.series((source.length - start + 1) // 2, source.channels)
-        step = self._add(COPY, source, target)
-        step.source += start * source.time
-        step.source_time *= 2
+        op = self._add(COPY, source, target)
+        op.source += start * source.time
+        op.source_time *= 2
         return target
 
     def product(
         self, sources: Sources, weights: Panels, target: Series, every: int = 1, start: int = 0
-    ) -> Step:
+    ) -> Op:
         """Multiply sources, each at so many steps later, side by side with weights.
 
         Results go to every `every`-th step of `target`, from `start` on.
@@ -284,17 +213,17 @@ class Plan(ABC):
         size = CHUNK_FETCHED if fetched else CHUNK
         inputs = array(segments(sources, size))
         chunks = array(_chunks([part.channels for part in inputs], size))
-        step = self._add(PRODUCT, target, target)
-        step.length //= every
-        step.target += start * target.time
-        step.target_time *= every
-        step.segments, step.chunks = ctypes.addressof(inputs), ctypes.addressof(chunks)
-        step.count = len(chunks)
-        step.weight, step.bias = weights.weight.data_ptr(), weights.bias.data_ptr()
-        step.depth, step.fetched, step.chunk_size = weights.weight.shape[1], fetched, size
-        step.paired = self._paired
+        op = self._add(PRODUCT, target, target)
+        op.length //= every
+        op.target += start * target.time
+        op.target_time *= every
+        op.segments, op.chunks = ctypes.addressof(inputs), ctypes.addressof(chunks)
+        op.count = len(chunks)
+        op.weight, op.bias = weights.weight.data_ptr(), weights.bias.data_ptr()
+        op.depth, op.fetched, op.chunk_size = weights.weight.shape[1], fetched, size
+        op.paired = self._paired
         self._kept += [inputs, chunks, weights]
-        return step
+        return op
 
     @abstractmethod
     def normalise(
@@ -308,19 +237,19 @@ class Plan(ABC):
         self._changed(target)
 
     def program(self) -> Program:
-        """All steps, with work space of zeros."""
-        for step in self._steps:
-            step.scratch = self._size
+        """All ops, with work space of zeros."""
+        for op in self._ops:
+            op.scratch = self._size
         work = torch.zeros(self._size + SCRATCH * self._widest)
-        return Program(array(self._steps), work, tuple(self._kept))
+        return Program(array(self._ops), work, tuple(self._kept))
 
     def _channel_pairs(self, series: Series) -> Series:
         """Series as products take them in bfloat16; rounded once."""
         if series not in self._pairs:
             size = (series.channels + 1) // 2, series.stride // 2, series.time // 2
             pairs = self._pairs[series] = self._place(series.length, *size)
-            step = self._add(PAIR_CHANNELS, series, pairs)
-            step.channels = series.channels
+            op = self._add(PAIR_CHANNELS, series, pairs)
+            op.channels = series.channels
         return self._pairs[series]
 
     def _changed(self, series: Series) -> None:
@@ -335,19 +264,19 @@ class Plan(ABC):
         film: int,
         residual: Series | None,
         swish: bool,
-    ) -> Step:
+    ) -> Op:
         assert isinstance(norm, nn.GroupNorm | CumulativeNorm)
-        step = self._add(NORM if isinstance(norm, nn.GroupNorm) else NORM_CAUSAL, series, target)
-        step.groups, step.eps, step.film, step.swish = norm.num_groups, norm.eps, film, swish
-        step.residual = 0 if residual is None else residual.start
-        return step
+        op = self._add(NORM if isinstance(norm, nn.GroupNorm) else NORM_CAUSAL, series, target)
+        op.groups, op.eps, op.film, op.swish = norm.num_groups, norm.eps, film, swish
+        op.residual = 0 if residual is None else residual.start
+        return op
 
-    def _add(self, kind: int, source: Series, target: Series) -> Step:
-        step = Step(kind=kind, length=target.length, rows=self._rows, channels=target.channels)
-        step.source, step.source_stride, step.source_time = source.start, source.stride, source.time
-        step.target, step.target_stride, step.target_time = target.start, target.stride, target.time
-        self._steps.append(step)
-        return step
+    def _add(self, kind: int, source: Series, target: Series) -> Op:
+        op = Op(kind=kind, length=target.length, rows=self._rows, channels=target.channels)
+        op.source, op.source_stride, op.source_time = source.start, source.stride, source.time
+        op.target, op.target_stride, op.target_time = target.start, target.stride, target.time
+        self._ops.append(op)
+        return op
 
 
 def segments(sources: Sources, most: int) -> Iterator[Segment]:

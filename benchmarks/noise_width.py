@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mpd_gym.diffusion import Examples, LossConfig, assemble, denoising_loss, make_schedule
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
-from mpd_gym.models.fused import fused, lay_out
+from mpd_gym.models.backends.choice import training_forward
 from mpd_gym.training import TrainingConfig, fit
 from mpd_gym.types import Batch
 
@@ -35,7 +35,6 @@ def remaining(width: int, dims: int, steps: int) -> float:
     network = TrajectoryDenoiser(
         DenoiserConfig(dims - 1, 1, HORIZON, unet=UnetConfig(width, (1, 2, 4)))
     )
-    lay_out(network)
     schedule = make_schedule("cosine", LEVELS)
 
     def sampler(size: int, rng: np.random.Generator) -> Examples:
@@ -46,7 +45,9 @@ def remaining(width: int, dims: int, steps: int) -> float:
 
     def loss(module: nn.Module, batch: Examples, noise: torch.Generator) -> Mapping[str, Tensor]:
         assert isinstance(module, TrajectoryDenoiser)
-        return {"loss": denoising_loss(fused(module), batch, schedule, LossConfig(), noise)}
+        return {
+            "loss": denoising_loss(training_forward(module), batch, schedule, LossConfig(), noise)
+        }
 
     config = TrainingConfig(steps=steps, learning_rate=1e-3, schedule="cosine", warmup_steps=200)
     name = f"width-{width}-dims-{dims}"

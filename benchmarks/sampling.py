@@ -1,4 +1,4 @@
-"""Time of a plan: plain and packed networks, each beside what the machine allows.
+"""Time of a plan: plain networks and their backends, each beside what the machine allows.
 
 Usage: ``python benchmarks/sampling.py [--presets laptop] [--candidates 1] [--threads 1]
 [--settings "DDIM 10"] [--paths plain fp32] [--seconds 2] [--profile] [--peer PATH]``
@@ -34,9 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpd_gym.diffusion import Parts, compose, guided, make_move, make_schedule, noise_to_level
 from mpd_gym.diffusion import sample as run
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
-from mpd_gym.models.backends.cpu import computes_bf16
-from mpd_gym.models.backends.packed import InferenceNetwork, PackedDenoiser, PackedNetworks
-from mpd_gym.models.backends.packed_ops import Convolution, packs
+from mpd_gym.models.backends.choice import InferenceNetworks
+from mpd_gym.models.device import computes_bf16
 
 NX, NU, HORIZON, GUIDANCE = 11, 3, 32, 2.0  # sizes of Hopper
 LEVELS = 100
@@ -51,7 +50,7 @@ SETTINGS = {
     "warm 10": ("ddpm", 10, True),
     "warm 4": ("ddpm", 4, True),
 }
-PATHS = ("plain", "operators", "fp32", "bf16")
+PATHS = ("plain", "fp32", "bf16")
 DTYPES = {path: torch.bfloat16 if path == "bf16" else torch.float32 for path in PATHS}
 PEER = "authors"
 clock = time.perf_counter
@@ -63,8 +62,7 @@ class Models:
 
     planner: TrajectoryDenoiser
     dynamics: TrajectoryDenoiser
-    packed: PackedNetworks
-    operators: dict[TrajectoryDenoiser, PackedDenoiser]
+    networks: InferenceNetworks
     call_flops: float  # of one trajectory
     call_weights: int
     once_flops: float  # of the conditioning of one trajectory and level
@@ -96,22 +94,7 @@ def models(preset: str) -> Models:
         for name, weight in planner.named_parameters()
         if "films" in name or "embedding" in name
     )
-    return Models(planner, dynamics, PackedNetworks(), {}, call, total - outside, once, outside)
-
-
-def network_of(
-    preset: str, network: TrajectoryDenoiser, path: str, candidates: int
-) -> InferenceNetwork:
-    """What computes a network.
-
-    ``"operators"`` are PyTorch's, which ``"fp32"`` takes where there is no C compiler.
-    """
-    parts = models(preset)
-    if path != "operators":
-        return parts.packed.get(network, path, candidates)
-    if network not in parts.operators:
-        parts.operators[network] = PackedDenoiser(network, native=False)
-    return parts.operators[network]
+    return Models(planner, dynamics, InferenceNetworks(), call, total - outside, once, outside)
 
 
 @torch.no_grad()
@@ -125,7 +108,7 @@ def plan(preset: str, setting: str, path: str, candidates: int, steps: int) -> T
     conditioning = torch.zeros(1, NX), torch.ones(1, 1), torch.ones(1, 1)
     planner, dynamics = (
         guided(
-            network_of(preset, network, path, candidates),
+            parts.networks.get(network, path),
             schedule,
             *conditioning,
             GUIDANCE,
@@ -153,11 +136,9 @@ def plan(preset: str, setting: str, path: str, candidates: int, steps: int) -> T
 def matrix_rate(dtype: torch.dtype, threads: int) -> float:
     """Measured operations per second in products of large matrices."""
     size = 1024
-    rows = torch.randn(size, 1, size).to(dtype)
-    weight, bias = torch.randn(size, size, 1), torch.zeros(size)
-    product = Convolution(weight, bias, (0, 0), 1, dtype, packs(dtype))
+    rows, weight = (torch.randn(size, size).to(dtype) for _ in range(2))
     with torch_threads(threads), torch.inference_mode():
-        return 2 * size**3 / shortest(lambda: product(rows))
+        return 2 * size**3 / shortest(lambda: rows @ weight)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Time of one training step: the plain network and optimiser against what `fit` computes with.
 
 Plain: `TrajectoryDenoiser.forward`, torch's clipping and fused Adam over separate parameters.
-Fast: `mpd_gym.models.fused` and one vector of parameters. Bursts of steps of all variants are taken
+Fast: `training_forward` and one vector of parameters. Bursts of steps of all variants are taken
 in turn, and medians of the processor's time are printed, so that other programs disturb little. The
 floor is the operations of the step (those of products and convolutions) over the rate of one large
 convolution.
@@ -34,7 +34,7 @@ from mpd_gym.datasets import (
 )
 from mpd_gym.diffusion import LossConfig, NoiseSchedule, assemble, denoising_loss, make_schedule
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
-from mpd_gym.models.fused import fused, lay_out
+from mpd_gym.models.backends.choice import training_forward
 from mpd_gym.training import TrainingConfig, averaging_rate, to_tensors
 from mpd_gym.training.log import Log
 from mpd_gym.training.state import TrainingState
@@ -105,7 +105,6 @@ class Step:
         self._fast, self._bf16 = fast, precision == "bf16"
         self._rng, self._noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
         if fast:
-            lay_out(self._module)
             config = TrainingConfig(precision=precision)
             self._state = TrainingState(self._module, config, CPU, {})
         else:
@@ -134,7 +133,7 @@ class Step:
 
     def _loss(self, module: nn.Module, batch: Any, noise: torch.Generator) -> Mapping[str, Tensor]:
         assert isinstance(module, TrajectoryDenoiser)
-        function = fused(module) if self._fast else module
+        function = training_forward(module) if self._fast else module
         loss = denoising_loss(function, batch, self._schedule, LossConfig(), noise)
         self.clock.mark("forward")
         return {"loss": loss}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 import pytest
@@ -11,9 +10,6 @@ from helpers import TINY, source
 
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
-from mpd_gym.models.backends import packed
-from mpd_gym.models.backends.native import library
-from mpd_gym.models.backends.packed import PackedDenoiser, PackedNetworks
 from mpd_gym.models.temporal_unet import NORM_EPS, CumulativeNorm
 
 HORIZON, ROWS = 16, 2
@@ -68,20 +64,6 @@ def test_the_usual_network_sees_the_future() -> None:
 def test_it_has_as_many_weights() -> None:
     counts = {sum(part.numel() for part in network(one).parameters()) for one in (False, True)}
     assert len(counts) == 1
-
-
-def test_causal_networks_have_compiled_code_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network(True).float()
-    found = library()
-    compiled = {"plain": False, "fp32": found is not None}
-    compiled["bf16"] = found is not None and bool(found.mpd_pairs())
-    for precision, there in compiled.items():
-        used = PackedNetworks().get(model, precision, 4)
-        assert isinstance(used, PackedDenoiser) if there else used is model
-    monkeypatch.setattr(packed, "library", lambda: None)
-    for precision in compiled:
-        assert PackedNetworks().get(model, precision, 4) is model
-    assert UnetConfig(**asdict(UnetConfig(**SIZES, causal=True))).causal
 
 
 def test_an_agent_of_causal_networks_learns_acts_and_is_kept(tmp_path: Any) -> None:

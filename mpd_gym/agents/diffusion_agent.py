@@ -176,7 +176,6 @@ class DiffusionAgent(TrainedAgent[C]):
         names = [name for name, _ in model.config.conditions]
         values, present = condition_columns(request, self.conditions, names)
         low, high = self._clip
-        rows = len(request.initial) * self.options.num_samples
         denoiser = guided(
             self._networks.get(model, self.options.precision),
             self._schedule,

@@ -317,8 +317,6 @@ def _run(
     module = job.module
     if isinstance(module, Regressor) and module.config.target != "termination":
         module.set_target_statistics(*target_statistics(job.data.sources, module.config.target))
-    if isinstance(module, TrajectoryDenoiser):
-        lay_out(module)
     windows, held_out = job.data.split()
     return fit(
         module,

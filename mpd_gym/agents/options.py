@@ -67,12 +67,10 @@ class SamplingConfig:
         cost_threshold: Predicted costs of a step below this count as none. Half the cost of a
             violation where costs are 0 or 1: a learned cost is never exactly 0, so that a budget
             of 0 could not be kept.
-        precision: Arithmetic of the denoisers. ``"fp32"``: the packed networks of
-            `mpd_gym.models.backends.packed` on a CPU, in C where there is a compiler, if they
-            agree with the plain ones to 1e-4;
-            ``"bf16"``: the same with factors of products rounded to bfloat16, on CPUs that multiply
-            it: about 1 % off, and up to twice as fast; ``"plain"``: the networks as they were
-            trained.
+        precision: Arithmetic of the denoisers. ``"fp32"``: float32, on a CPU in C where that was
+            built and agrees with the plain networks to 1e-4, on a GPU as a CUDA graph; ``"bf16"``:
+            the same with factors of products rounded to bfloat16, where a CPU multiplies it: about
+            1 % off, and up to twice as fast; ``"plain"``: the networks as they were trained.
     """
 
     num_candidates: int = 1

@@ -15,8 +15,7 @@ from mpd_gym.errors import ConfigError
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.latent.frames import FramePairs, StackPairs, stack_shape
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss
-from mpd_gym.models.device import computes_bf16
-from mpd_gym.models.device import find_device
+from mpd_gym.models.device import computes_bf16, find_device
 from mpd_gym.training import LossFunction, TrainingConfig, fit
 
 __all__ = ["EncoderConfig", "encoder_preset", "fit_autoencoder"]

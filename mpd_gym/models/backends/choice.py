@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mpd_gym.errors import ConfigError, check_choice
 from mpd_gym.models.backends.compiled import CompiledDenoiser
+from mpd_gym.models.backends.compiled_training import compiled_forward
 from mpd_gym.models.backends.cuda_graph import GraphedDenoiser
 from mpd_gym.models.backends.interface import InferenceNetwork, TrainingForward
 from mpd_gym.models.backends.library import compiled
@@ -99,7 +100,12 @@ def training_forward(network: TrajectoryDenoiser) -> TrainingForward:
     Args:
         network: Its parameters are read at every call.
     """
-    return network
+    weight, level = next(network.parameters()), None
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        level = compiled()
+    if level is None or network.config.unet.causal:  # whose normalisations have no backward pass
+        return network
+    return compiled_forward(network, level)
 
 
 def max_relative_error(network: TrajectoryDenoiser, other: InferenceNetwork, rows: int) -> float:

@@ -20,7 +20,7 @@ from mpd_gym.errors import InputError
 from mpd_gym.models.backends.films import Films
 from mpd_gym.models.backends.library import Level
 from mpd_gym.models.backends.ops import OpList, Panels, Program, Series
-from mpd_gym.models.backends.unet_ops import packed, write_unet
+from mpd_gym.models.backends.unet_ops import pack, write_unet
 from mpd_gym.models.denoisers import TrajectoryDenoiser
 from mpd_gym.models.temporal_unet import Modulation
 
@@ -46,7 +46,7 @@ class CompiledDenoiser:
         self._network, self._level, self._paired = network, level, paired
         self._films = Films(network.unet)
         self._weights = {
-            (id(module), half): packed(module, half, level.lanes, paired=paired)
+            (id(module), half): pack(module, half, level.lanes, paired=paired)
             for module in network.unet.modules()
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
             for half in range(module.stride[0] if module.transposed else 1)

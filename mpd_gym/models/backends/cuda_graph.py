@@ -74,7 +74,8 @@ class GraphedDenoiser:
     def _record(self, given: Sequence[Tensor]) -> _Recording:
         inputs = [value.clone() for value in given]
         trajectory, *joined = inputs
-        modulations = list(zip(*(part.split(self._channels, -1) for part in joined), strict=True))
+        scales, biases = (torch.split(part, self._channels, dim=-1) for part in joined)
+        modulations = list(zip(scales, biases, strict=True))
         aside = torch.cuda.Stream(trajectory.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(trajectory.device))
         with torch.cuda.stream(aside):

@@ -1,10 +1,10 @@
-"""The temporal U-Net in C, forward and backward, for training.
+"""The temporal U-Net as two lists of ops, forward and backward.
 
-A program has two lists of steps. The first is that of inference, after steps that pack the weights
-as they are now; series that the backward pass reads stay in the work space. The second visits the
-layers in reverse; the memory of gradients that have been read is used again.
+The first list is that of inference, after ops that pack the weights as they are now; series that
+the backward pass reads stay in the work space. The second visits the layers in reverse; the memory
+of gradients that have been read is used again.
 
-FiLM, from the embedding on, and the affine part of normalisations are steps as well, whose results
+FiLM, from the embedding on, and the affine part of normalisations are ops as well, whose results
 are the scales and shifts that normalisations read.
 
 In bfloat16 the factors of all products are rounded, two channels to a float; those of a gradient of
@@ -18,219 +18,47 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast, final
-from weakref import WeakKeyDictionary
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.models.backends.native import library
-from mpd_gym.models.backends.native_plan import (
+from mpd_gym.models.backends.films import conditioned_layers, offsets
+from mpd_gym.models.backends.library import Op
+from mpd_gym.models.backends.ops import (
     ADD,
     COPY,
-    FILM,
-    FILM_BACKWARD,
-    NORM_BACKWARD,
-    PACK,
-    PAIR_ROWS,
-    SWISH,
-    SWISH_BACKWARD,
-    UNPACK,
-    WEIGHT_GRADIENT,
+    OpList,
     Panels,
-    Plan,
     Program,
     Segment,
     Series,
     Sources,
-    Step,
     array,
     rounded,
     segments,
 )
-from mpd_gym.models.backends.native_unet import pairs_up, taps, write_unet
-from mpd_gym.models.temporal_unet import ResidualBlock, TemporalUnet, film_offsets
+from mpd_gym.models.backends.unet_ops import taps
+from mpd_gym.models.temporal_unet import TemporalUnet
 
-__all__ = ["native_forward", "trains_natively"]
+__all__ = ["TrainingOps"]
 
-Convolution = nn.Conv1d | nn.ConvTranspose1d
-Layer = Convolution | nn.Linear
+Layer = nn.Conv1d | nn.ConvTranspose1d | nn.Linear
 
-MOST_SHAPES = 4  # of batches whose work space is kept; it is some 30 MB for 64 laptop-size series
-
-
-def trains_natively(unet: TemporalUnet, trajectory: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `native_forward` can take the place of a U-Net's layers for such trajectories.
-
-    Args:
-        unet: The layers.
-        trajectory: What they get.
-        dtype: In which they multiply.
-    """
-    plain = trajectory.dtype == torch.float32 and not trajectory.requires_grad
-    compiled = library()
-    if not plain or unet.causal or compiled is None:
-        return False
-    paired = dtype == torch.bfloat16 and pairs_up(unet, compiled)
-    return paired or dtype == torch.float32
-
-
-def native_forward(
-    unet: TemporalUnet, trajectory: Tensor, embedding: Tensor, *, paired: bool = False
-) -> Tensor:
-    """`TemporalUnet.forward` with gradients of its parameters and of `embedding`.
-
-    Args:
-        unet: Layers; their parameters are read at every call.
-        trajectory: ``[M, L, D]``, float32; gets no gradient.
-        embedding: What FiLM reads, ``[M, d]``, float32.
-        paired: Whether to multiply in bfloat16.
-
-    Returns:
-        ``[M, L, D']``.
-    """
-    trajectory = trajectory.contiguous()
-    programs = _PROGRAMS.setdefault(unet, {}).setdefault(paired, _Programs(paired))
-    if torch.is_grad_enabled():
-        tensors = trajectory, embedding, *unet.parameters()
-        output: Tensor = _Unet.apply(unet, programs, *tensors)  # type: ignore[no-untyped-call]
-        return output
-    program = programs.take(unet, *trajectory.shape[:2])
-    output = program.forward(trajectory, embedding)
-    programs.give_back(program)
-    return output
+# Kinds of ops of a training, in the order of `unet.h`.
+PAIR_ROWS, NORM_BACKWARD, WEIGHT_GRADIENT, PACK, UNPACK = range(8, 13)
+SWISH, SWISH_BACKWARD, FILM, FILM_BACKWARD = range(13, 17)
 
 
 @final
-class _Unet(torch.autograd.Function):
-    """One node of the graph for all layers."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        unet: TemporalUnet,
-        programs: _Programs,
-        trajectory: Tensor,
-        embedding: Tensor,
-        *_: Tensor,
-    ) -> Tensor:
-        """Run the first list of steps."""
-        ctx.program, ctx.programs = programs.take(unet, *trajectory.shape[:2]), programs
-        output: Tensor = ctx.program.forward(trajectory, embedding)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Run the second list of steps, once."""
-        program, ctx.program = ctx.program, None
-        if program is None:
-            raise RuntimeError("backward: a second time, which this graph has no memory for")
-        d_embedding, weights = program.gradients(gradient.contiguous())
-        ctx.programs.give_back(program)
-        return None, None, None, d_embedding, *weights
-
-
-@final
-@dataclass(frozen=True)
-class _Training:
-    """Both lists of steps for so many series.
-
-    Attributes:
-        memory: The first list, and the work space of both.
-        backward: The second list.
-        embedding: ``[M, d]`` of the work space, and its gradient.
-        modulations: Scales and shifts in the work space, ``[M, ΣC]``, and their gradients.
-        places: Shape, strides and place of each weight's gradient among all of them.
-        weights_size: Numbers in all gradients of weights.
-        outputs: D'.
-        key: M and L.
-        pointers: Where the weights are in memory.
-    """
-
-    memory: Program
-    backward: ctypes.Array[Step]
-    embedding: tuple[Tensor, Tensor]
-    modulations: tuple[Tensor, ...]
-    places: list[tuple[tuple[int, ...], tuple[int, ...], int]]
-    weights_size: int
-    outputs: int
-    key: tuple[int, int]
-    pointers: list[int]
-
-    def forward(self, trajectory: Tensor, embedding: Tensor) -> Tensor:
-        """Run the first list."""
-        output = trajectory.new_empty(*trajectory.shape[:2], self.outputs)
-        self.embedding[0].copy_(embedding)
-        self.memory.run(_library(), self.memory.steps, trajectory, output, *self.modulations[:2])
-        return output
-
-    def gradients(self, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Run the second list; return the gradients of embedding and parameters."""
-        found = torch.empty(self.weights_size)
-        scale, shift, *others = self.modulations
-        written = *others, found
-        self.memory.run(_library(), self.backward, gradient, None, scale, shift, gradients=written)
-        weights = [found.as_strided(*place) for place in self.places]
-        return self.embedding[1].clone(), weights
-
-
-@final
-class _Programs:
-    """Idle programs of a U-Net whose weights stay where they are in memory.
+class TrainingOps(OpList):
+    """Writes the first list of ops, and remembers how to write the second.
 
     Args:
-        paired: Whether they multiply in bfloat16.
-    """
-
-    def __init__(self, paired: bool) -> None:
-        self._paired = paired
-        self._pointers: list[int] = []
-        self._idle: dict[tuple[int, int], list[_Training]] = {}
-
-    def take(self, unet: TemporalUnet, rows: int, length: int) -> _Training:
-        """An idle program, or a new one."""
-        pointers = [weight.data_ptr() for weight in unet.parameters()]
-        if pointers != self._pointers:
-            self._pointers, self._idle = pointers, {}
-        while len(self._idle) > MOST_SHAPES:
-            self._idle.pop(next(iter(self._idle)))
-        idle = self._idle.setdefault((rows, length), [])
-        return idle.pop() if idle else _training(unet, rows, length, pointers, self._paired)
-
-    def give_back(self, program: _Training) -> None:
-        """Keep a program for the next call, if the weights are where they were."""
-        if program.pointers == self._pointers:
-            self._idle.setdefault(program.key, []).append(program)
-
-
-_PROGRAMS: WeakKeyDictionary[TemporalUnet, dict[bool, _Programs]] = WeakKeyDictionary()
-
-
-def _training(
-    unet: TemporalUnet, rows: int, length: int, pointers: list[int], paired: bool
-) -> _Training:
-    """Write both lists of steps."""
-    assert not unet.causal  # its normalisations have no backward pass here
-    lanes = int(_library().mpd_lanes())
-    plan = _TrainingPlan(rows, lanes, list(unet.parameters()), paired=paired)
-    offsets = plan.modulate(unet)
-    write_unet(plan, unet, plan.weights, offsets, length)
-    memory, backward = plan.finish()
-    views = plan.views(memory.work)
-    outputs = cast(nn.Conv1d, unet.head[3]).out_channels
-    places, size = plan.places, plan.weights_size
-    return _Training(memory, backward, *views, places, size, outputs, (rows, length), pointers)
-
-
-@final
-class _TrainingPlan(Plan):
-    """Writes the first list of steps, and remembers how to write the second.
-
-    Args:
-        rows: As in `Plan`.
-        lanes: As in `Plan`.
+        rows: As in `OpList`.
+        lanes: As in `OpList`.
         weights: All parameters of the U-Net, in the order of their gradients.
-        paired: As in `Plan`.
+        paired: As in `OpList`.
     """
 
     def __init__(self, rows: int, lanes: int, weights: list[Tensor], *, paired: bool) -> None:
@@ -238,7 +66,7 @@ class _TrainingPlan(Plan):
         self._by_rows = paired and rows % 2 == 0
         self._row_pairs: dict[Series, Series] = {}
         self._gradients: dict[Series, Series] = {}
-        self._spent: list[Series] = []  # read for the last time by the steps being written
+        self._spent: list[Series] = []  # read for the last time by the ops being written
         self._idle: dict[int, list[int]] = {}  # places of so many floats
         self._reverse: list[Callable[[], object]] = []
         self._loaded: Series | None = None
@@ -256,19 +84,17 @@ class _TrainingPlan(Plan):
 
     def modulate(self, unet: TemporalUnet) -> list[int]:
         """Write scales and shifts of all normalisations; return where those of each begin."""
-        blocks = [module for module in unet.modules() if isinstance(module, ResidualBlock)]
-        norms = [cast(nn.GroupNorm, norm) for block in blocks for norm in block.norms]
-        films = [cast(nn.Sequential, film) for block in blocks for film in block.films]
+        films, norms = (list(part) for part in zip(*conditioned_layers(unet), strict=True))
         head = cast(nn.GroupNorm, unet.head[1])
-        offsets = [*film_offsets(norms), sum(norm.num_channels for norm in norms)]
-        width = offsets[-1] + head.num_channels
-        self._embedding = self.series(1, cast(nn.Linear, films[0][0]).in_features)
+        begins = offsets(norms)
+        width = begins[-1] + head.num_channels
+        self._embedding = self.series(1, films[0][0].in_features)
         self._scales, self._shifts = self.series(1, width), self.series(1, width)
-        for film, norm, offset in zip(films, norms, offsets, strict=False):
+        for film, norm, begin in zip(films, norms, begins, strict=False):
             hidden = self._swish(self._linear(self._embedding, film[0]))
-            self._film(self._linear(hidden, film[2]), norm, offset)
-        self._film(None, head, offsets[-1])
-        return offsets
+            self._film(self._linear(hidden, film[2]), norm, begin)
+        self._film(None, head, begins[-1])
+        return begins
 
     def views(self, work: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
         """Embedding; scales and shifts; each followed by its gradients."""
@@ -304,7 +130,7 @@ class _TrainingPlan(Plan):
         """Write what the caller gets; backward, read its gradient."""
         super().store(source)
         self._stored = source
-        self._reverse.append(lambda: Plan.load(self, self._gradient(source)))
+        self._reverse.append(lambda: OpList.load(self, self._gradient(source)))
 
     def alternate(self, source: Series, start: int) -> Series:
         """Every second step of series, from step `start` on."""
@@ -314,8 +140,8 @@ class _TrainingPlan(Plan):
 
     def product(
         self, sources: Sources, weights: Panels, target: Series, every: int = 1, start: int = 0
-    ) -> Step:
-        """Multiply, as `Plan` does."""
+    ) -> Op:
+        """Multiply, as `OpList` does."""
         arguments = sources, weights, target, every, start
         self._reverse.append(functools.partial(self._product_backward, *arguments))
         if self._by_rows:
@@ -328,25 +154,25 @@ class _TrainingPlan(Plan):
     ) -> Series:
         """Normalise series, and leave them as they are."""
         target = self.series(series.length, series.channels)
-        step = self._normalise(series, target, norm, film, residual, swish)
-        step.moments = self._room(2 * self._rows * step.groups)
-        given = step, series, target, residual
+        op = self._normalise(series, target, norm, film, residual, swish)
+        op.moments = self._room(2 * self._rows * op.groups)
+        given = op, series, target, residual
         self._reverse.append(functools.partial(self._normalise_backward, *given))
         return target
 
-    def finish(self) -> tuple[Program, ctypes.Array[Step]]:
+    def finish(self) -> tuple[Program, ctypes.Array[Op]]:
         """The first list with the work space, and the second list."""
-        forward, self._steps = self._steps, []
+        forward, self._ops = self._ops, []
         for write in reversed(self._reverse):
             write()
             for series in self._spent:
                 self._idle.setdefault(series.length * series.time, []).append(series.start)
             self._spent.clear()
-        for step in forward:
-            step.scratch = self._size
+        for op in forward:
+            op.scratch = self._size
         backward = self.program()
         memory = Program(array(forward), backward.work, backward.kept)
-        return memory, backward.steps
+        return memory, backward.ops
 
     def _linear(self, source: Series, module: nn.Module) -> Series:
         assert isinstance(module, nn.Linear)
@@ -356,36 +182,36 @@ class _TrainingPlan(Plan):
 
     def _swish(self, source: Series) -> Series:
         target = self.series(1, source.channels)
-        step = self._add(SWISH, source, target)
-        self._reverse.append(functools.partial(self._swish_backward, step, source, target))
+        op = self._add(SWISH, source, target)
+        self._reverse.append(functools.partial(self._swish_backward, op, source, target))
         return target
 
-    def _swish_backward(self, forward: Step, source: Series, target: Series) -> None:
-        step = self._again(SWISH_BACKWARD, forward)
-        step.d_source, step.d_target = self._gradient(source).start, self._last(target).start
+    def _swish_backward(self, forward: Op, source: Series, target: Series) -> None:
+        op = self._again(SWISH_BACKWARD, forward)
+        op.d_source, op.d_target = self._gradient(source).start, self._last(target).start
 
     def _film(self, source: Series | None, norm: nn.GroupNorm, offset: int) -> None:
         """Scales and shifts of a normalisation, from `offset` on."""
-        step = self._add(FILM, source or self._scales, self._scales)
-        step.source = source.start if source else 0
-        step.channels = norm.num_channels
-        step.target, step.shifts = self._scales.start + offset, self._shifts.start + offset
-        step.weight, step.bias = norm.weight.data_ptr(), norm.bias.data_ptr()
-        step.place = self._places[id(norm.weight)]  # the bias is next to it
-        self._reverse.append(functools.partial(self._film_backward, step, source, offset))
+        op = self._add(FILM, source or self._scales, self._scales)
+        op.source = source.start if source else 0
+        op.channels = norm.num_channels
+        op.target, op.shifts = self._scales.start + offset, self._shifts.start + offset
+        op.weight, op.bias = norm.weight.data_ptr(), norm.bias.data_ptr()
+        op.place = self._places[id(norm.weight)]  # the bias is next to it
+        self._reverse.append(functools.partial(self._film_backward, op, source, offset))
 
-    def _film_backward(self, forward: Step, source: Series | None, offset: int) -> None:
-        step = self._again(FILM_BACKWARD, forward)
-        step.d_source = self._gradient(source).start if source else 0
-        step.d_target = self._gradient(self._scales).start + offset
-        step.d_shifts = self._gradient(self._shifts).start + offset
+    def _film_backward(self, forward: Op, source: Series | None, offset: int) -> None:
+        op = self._again(FILM_BACKWARD, forward)
+        op.d_source = self._gradient(source).start if source else 0
+        op.d_target = self._gradient(self._scales).start + offset
+        op.d_shifts = self._gradient(self._shifts).start + offset
 
-    def _again(self, kind: int, forward: Step) -> Step:
-        """The backward step of a forward one."""
-        step = Step.from_buffer_copy(forward)
-        step.kind = kind
-        self._steps.append(step)
-        return step
+    def _again(self, kind: int, forward: Op) -> Op:
+        """The backward op of a forward one."""
+        op = Op.from_buffer_copy(forward)
+        op.kind = kind
+        self._ops.append(op)
+        return op
 
     def _joins(self, series: Series, half: int | None = None) -> bool:
         """Whether a gradient of series has been written before, to which more is to be added."""
@@ -415,19 +241,19 @@ class _TrainingPlan(Plan):
 
     def _alternate_backward(self, source: Series, target: Series, start: int) -> None:
         kind = ADD if self._joins(source, start) else COPY
-        step = self._add(kind, self._last(target), self._gradient(source))
-        step.length = target.length
-        step.target += start * source.time
-        step.target_time *= 2
+        op = self._add(kind, self._last(target), self._gradient(source))
+        op.length = target.length
+        op.target += start * source.time
+        op.target_time *= 2
 
     def _normalise_backward(
-        self, forward: Step, series: Series, target: Series, residual: Series | None
+        self, forward: Op, series: Series, target: Series, residual: Series | None
     ) -> None:
-        step = self._again(NORM_BACKWARD, forward)
-        step.d_source, step.d_target = self._gradient(series).start, self._last(target).start
+        op = self._again(NORM_BACKWARD, forward)
+        op.d_source, op.d_target = self._gradient(series).start, self._last(target).start
         if residual is not None:
-            step.d_residual = self._gradient(residual).start
-            step.accumulate = self._joins(residual)
+            op.d_residual = self._gradient(residual).start
+            op.accumulate = self._joins(residual)
 
     def _product_backward(
         self, sources: Sources, panels: Panels, target: Series, every: int, start: int
@@ -460,8 +286,8 @@ class _TrainingPlan(Plan):
             bias = self._panels(1, series.channels)
             seen = [(gradient, -shift) for _, shift in pairs]
             weights = Panels(turned, bias, series.channels)
-            step = super().product(seen, weights, self._gradient(series))
-            step.accumulate = self._joins(series)
+            op = super().product(seen, weights, self._gradient(series))
+            op.accumulate = self._joins(series)
         for pairs_of in (self._pairs, self._row_pairs):
             if gradient in pairs_of:
                 self._spent.append(pairs_of.pop(gradient))
@@ -475,13 +301,13 @@ class _TrainingPlan(Plan):
             sources = [(self._pair_rows(source), shift) for source, shift in sources]
         parts = array(segments(sources, shape.inputs))
         row_pairs = self._pair_rows(gradient).start if self._by_rows else 0
-        step = self._add(WEIGHT_GRADIENT, gradient, gradient)
-        step.paired, step.row_pairs = self._by_rows, row_pairs
-        step.segments, step.count = ctypes.addressof(parts), len(parts)
-        step.panels, step.depth = found.data_ptr(), found.shape[1]
-        step.place = self._places[id(module.bias)]
+        op = self._add(WEIGHT_GRADIENT, gradient, gradient)
+        op.paired, op.row_pairs = self._by_rows, row_pairs
+        op.segments, op.count = ctypes.addressof(parts), len(parts)
+        op.panels, op.depth = found.data_ptr(), found.shape[1]
+        op.place = self._places[id(module.bias)]
         # Both halves of a transposed convolution have one bias; the second comes first here.
-        step.accumulate = isinstance(module, nn.ConvTranspose1d) and half == 0
+        op.accumulate = isinstance(module, nn.ConvTranspose1d) and half == 0
         self._kept += [found, parts]
         lanes, inner = (shape.outputs, shape.output_stride), (shape.inputs, shape.input_stride)
         self._repack(UNPACK, found, module.weight, lanes, inner, shape.taps)
@@ -513,11 +339,11 @@ class _TrainingPlan(Plan):
     ) -> None:
         """Between a parameter and panels; `lanes` and `inner` are counts and strides."""
         parts = array(Segment(start=begin, channels=inner[0]) for begin in begins)
-        step = Step(kind=kind, channels=lanes[0], depth=panels.shape[1], count=len(parts))
-        step.segments, step.panels = ctypes.addressof(parts), panels.data_ptr()
-        step.plain, step.place = parameter.data_ptr(), self._places[id(parameter)]
-        step.lane_stride, step.inner_stride, step.paired = lanes[1], inner[1], paired
-        self._steps.append(step)
+        op = Op(kind=kind, channels=lanes[0], depth=panels.shape[1], count=len(parts))
+        op.segments, op.panels = ctypes.addressof(parts), panels.data_ptr()
+        op.plain, op.place = parameter.data_ptr(), self._places[id(parameter)]
+        op.lane_stride, op.inner_stride, op.paired = lanes[1], inner[1], paired
+        self._ops.append(op)
         self._kept += [panels, parts]
 
 
@@ -542,9 +368,3 @@ class _Shape:
         first, second = strides[:2] if module.transposed else strides[1::-1]
         begins = [tap * strides[2] for tap in taps(module, half)]
         return _Shape(module.in_channels, module.out_channels, first, second, begins)
-
-
-def _library() -> ctypes.CDLL:
-    found = library()
-    assert found is not None
-    return found

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from mpd_gym.models.backends.library import Call, Level, Op
 from mpd_gym.models.temporal_unet import CumulativeNorm
 
-__all__ = ["OpList", "Panels", "Program", "Segment", "Series", "Sources", "array", "rounded", "segments"]
+__all__ = [
+    "OpList",
+    "Panels",
+    "Program",
+    "Segment",
+    "Series",
+    "Sources",
+    "array",
+    "rounded",
+    "segments",
+]
 
 # Channels that are multiplied at a time, so that the nearest cache holds a tile of rows with them.
 CHUNK = 512

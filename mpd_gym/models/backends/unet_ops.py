@@ -11,7 +11,7 @@ from torch import nn
 from mpd_gym.models.backends.ops import OpList, Panels, Series
 from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
 
-__all__ = ["Weights", "packed", "taps", "write_unet"]
+__all__ = ["Weights", "pack", "taps", "write_unet"]
 
 
 class Weights(Protocol):
@@ -77,10 +77,8 @@ def write_unet(
     ops.store(convolve(last, [hidden]))
 
 
-def packed(
-    module: nn.Conv1d | nn.ConvTranspose1d, half: int, lanes: int, *, paired: bool
-) -> Panels:
-    """Weights of a convolution, or of one half of the steps of a transposed one, as panels."""
+def pack(module: nn.Conv1d | nn.ConvTranspose1d, half: int, lanes: int, *, paired: bool) -> Panels:
+    """Lay out the weights of a convolution, or of one half of the steps of a transposed one."""
     inputs = (2, 0, 1) if module.transposed else (2, 1, 0)
     weight = module.weight.detach().permute(inputs)[taps(module, half)]  # [k, C_in, C]
     assert module.bias is not None

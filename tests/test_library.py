@@ -1,0 +1,72 @@
+"""What is compiled is used; what is missing, damaged or of other sources is said once."""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from unets import LEVELS, needs_c
+
+from mpd_gym.models.backends import library
+from mpd_gym.models.backends.library import compiled, describe
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that has not looked for compiled code yet, and wants it."""
+    monkeypatch.delenv("MPD_GYM_NATIVE", raising=False)
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
+
+
+@needs_c
+def test_the_best_level_is_taken_and_named() -> None:
+    best, *_ = LEVELS
+    level = compiled()
+    assert level is not None and level.name.decode() == best
+    assert f"run in C for {best} in float32" in describe()
+
+
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPD_GYM_NATIVE", "0")
+    assert compiled() is None
+    assert "MPD_GYM_NATIVE=0" in describe()
+
+
+def damaged(path: Path) -> Path:
+    path.write_bytes(b"no library")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (lambda path: path, "no C compiler was found"),
+        (damaged, "file too short|invalid ELF header|not a mach-o"),
+        (lambda _: Path(_ctypes.__file__), "has no mpd_level"),
+    ],
+    ids=["missing", "damaged", "another"],
+)
+def test_without_it_plain_pytorch_runs_and_says_so_once(
+    file: object, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "LIBRARY", file(tmp_path / "libunet.so"))  # type: ignore[operator]
+    with pytest.warns(RuntimeWarning, match=reason) as warned:
+        assert compiled() is None
+        assert compiled() is None
+    assert len(warned) == 1
+    assert "plain PyTorch" in describe()
+
+
+@needs_c
+def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(ctypes.Structure):
+        _fields_ = [("op", library.Op), ("more", ctypes.c_int64)]
+
+    monkeypatch.setattr(library, "Op", Longer)
+    with pytest.warns(RuntimeWarning, match="is of other sources"):
+        assert compiled() is None

@@ -78,6 +78,8 @@ def _build(compiler: str, levels: dict[str, tuple[str, ...]], folder: Path) -> P
             objects.pop()
         else:
             known.append(f"-DHAS_{symbol.upper()}")
+    if not known:
+        raise OSError(f"{compiler} compiles for none of {', '.join(levels)}")
     objects.append(folder / "dispatch.o")
     _compile(compiler, "dispatch.c", objects[-1], *known)
     library = folder / "library.so"

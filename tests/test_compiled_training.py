@@ -160,3 +160,17 @@ def test_what_c_does_not_compute_plain_pytorch_does() -> None:
     assert torch.equal(found, expected)
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         assert torch.equal(in_c(plain)(trajectory, *others), plain(trajectory, *others))
+
+
+def test_autocast_leaves_c_without_bfloat16_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    least = list(LEVELS.values())[-1]
+    if least.pairs:
+        pytest.skip("all compiled code multiplies in bfloat16")
+    plain = network()
+    embedding = plain.embed(*arguments(plain, 3)[1:]).detach()
+    monkeypatch.setattr(plain, "embed", lambda *_: embedding)  # which PyTorch computes
+    function = compiled_forward(plain, least)
+    exact = gradients(function, plain, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(function, plain, 3)
+    assert all(torch.equal(found[key], value) for key, value in exact.items())

@@ -49,8 +49,8 @@ class TrainingConfig:
         checkpoint_seconds: Longest time between two checkpoints; the last step always writes one.
         log_every: Steps between two records of the training loss, each a mean over these steps.
         seed: Seed of batches and noise.
-        precision: ``"fp32"``, or ``"bf16"`` for autocast of the loss; weights stay float32. C that has
-            no bfloat16, for want of a CPU with it, computes denoisers in float32 all the same.
+        precision: ``"fp32"``, or ``"bf16"`` for autocast of the loss; weights stay float32. On a
+            CPU that does not multiply bfloat16, denoisers in C compute in float32 all the same.
         threads: torch threads of this process during training; None does not change them.
 
     Raises:

@@ -22,7 +22,6 @@ __all__ = [
     "custom",
     "first",
     "highest_return",
-    "make_ranker",
     "nearest_goal",
     "within_budget",
 ]
@@ -229,13 +228,3 @@ RANKERS: dict[str, Ranker] = {
     "nearest_goal": nearest_goal(),
     "within_budget": within_budget,
 }
-
-
-def make_ranker(name: str) -> Ranker:
-    """Return a ranker by name.
-
-    Raises:
-        ConfigError: If the name is unknown.
-    """
-    check_choice("ranker", name, RANKERS)
-    return RANKERS[name]

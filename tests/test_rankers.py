@@ -14,7 +14,6 @@ from mpd_gym.rankers import (
     custom,
     first,
     highest_return,
-    make_ranker,
     nearest_goal,
     within_budget,
 )
@@ -203,8 +202,6 @@ def test_wrong_shapes_are_named() -> None:
 
 def test_rankers_have_names() -> None:
     assert set(RANKERS) == {"first", "highest_return", "nearest_goal", "within_budget"}
-    assert make_ranker("within_budget") is within_budget
-    with pytest.raises(ConfigError, match="Did you mean 'highest_return'"):
-        make_ranker("highest_returns")
+    assert RANKERS["within_budget"] is within_budget
     with pytest.raises(ConfigError, match="when: expected one of closest, final; got 'last'"):
         nearest_goal(when="last")

@@ -110,7 +110,7 @@ def observation_arrays(observations: Observation) -> dict[str, Array]:
 
 
 def columns(episode: Episode) -> dict[str, Array]:
-    """Return the arrays of an episode by name, those of observations as ``observations/key``."""
+    """Return the arrays of an episode by name; observations are named ``observations/key``."""
     arrays = {
         f"observations/{key}" if key else "observations": array
         for key, array in observation_arrays(episode.observations).items()

@@ -325,8 +325,8 @@ def broken_weights() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "sparse": (lambda w: w | {mu: w[mu].to_sparse()}, "dense"),
         "number": (lambda w: w | {mu: 1.0}, "dense"),
         "actor": (lambda w: {k: v for k, v in w.items() if k.startswith("actor")}, "critics"),
-        "unknown": (lambda w: {"lstm.weight": w[mu]}, "not those of"),
-        "list": (lambda w: [w[mu]], "not those of"),
+        "unknown": (lambda w: {"lstm.weight": w[mu]}, "belong to none of"),
+        "list": (lambda w: [w[mu]], "belong to none of"),
     }
 
 

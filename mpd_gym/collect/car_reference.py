@@ -122,7 +122,7 @@ def reference(
     angle = np.clip((along - straight) / radius, 0.0, np.pi)  # of the tangent, towards the top
     beyond = np.maximum(along - straight - np.pi * radius, 0.0)  # of the half circle's end
     curvature = np.where((angle > 0.0) & (angle < np.pi), 1.0 / radius, 0.0)
-    stretch = 1.0 + curvature * offset  # of the path beside the U
+    stretch = 1.0 + curvature * offset  # length of the offset path over the U's
     first_angle = min(max((first - straight) / radius, 0.0), math.pi)
     behind = math.pi if direction < 0 else 0.0
     turns = round((float(start[2]) - first_angle + behind) / (2 * math.pi))
@@ -140,7 +140,7 @@ def reference(
 
 
 def _project(x: float, y: float, straight: float, radius: float) -> tuple[float, float]:
-    """Arc length from the lower dead end, and offset outwards, of the nearest point of the U."""
+    """Project a point on the U; return arc length from the lower dead end, and outward offset."""
     if x > straight:
         angle = math.atan2(x - straight, -y)
         return straight + radius * angle, math.hypot(x - straight, y) - radius

@@ -144,7 +144,7 @@ def train_sb3(
         SB3's model; `replay_episodes` gives the replay buffer of SAC, `SB3Policy` the policy.
 
     Raises:
-        ConfigError: If an argument is out of range, or differs from those of the checkpoint.
+        ConfigError: If an argument is out of range, or differs from the checkpoint's.
         CheckpointError: If the checkpoint is damaged.
     """
     counts = {"steps": steps, "num_envs": num_envs, "checkpoint_every": checkpoint_every}

@@ -275,7 +275,7 @@ def _family(state: Any, algorithm: str | None) -> str:
     """Return the kind of policy, after a check against the expected algorithm."""
     family = policy_family(state)
     if family is None:
-        raise CheckpointError(f"its weights are not those of {', '.join(FAMILIES)}")
+        raise CheckpointError(f"its weights belong to none of {', '.join(FAMILIES)}")
     if algorithm is not None and FAMILIES[algorithm] != family:
         raise CheckpointError(f"expected a policy of {algorithm}, got one of kind {family}")
     return family

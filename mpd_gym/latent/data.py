@@ -99,17 +99,17 @@ def encoded_rows(dataset: Any, env_id: str) -> tuple[Iterator[Episode], dict[str
 
 
 def encoder_of(sources: Iterable[EpisodeSource]) -> ImageEncoder | None:
-    """Encoder that made the observations of data sets; None where none did.
+    """Return the encoder of the data sets' observations; None if they are not latents.
 
     Raises:
-        ConfigError: If they come from different ones, or from one that no longer ships.
+        ConfigError: If the encoders differ, or an encoder no longer ships.
     """
     found = [_encoder(source) for source in sources]
     digests = {None if encoder is None else encoder.digest for encoder in found}
     if len(digests) > 1:
         raise ConfigError(
             "dataset: expected observations of one kind, got latents of different encoders, or "
-            "latents beside others; encode all data with the same encoder"
+            "latents mixed with others; encode all data with the same encoder"
         )
     return found[0] if found else None
 
@@ -119,7 +119,7 @@ def _encoded(episode: Episode, encoder: ImageEncoder) -> Episode:
 
 
 def _encoder(source: EpisodeSource) -> ImageEncoder | None:
-    """Encoder of one data set; a file names one that ships, and no other is loaded."""
+    """Return the encoder of one data set; a file can only name a shipped one."""
     found = source.metadata.get(_KEY)
     if found is None or isinstance(found, ImageEncoder):
         return found
@@ -134,7 +134,7 @@ def _encoder(source: EpisodeSource) -> ImageEncoder | None:
 
 
 def _cached(path: Path, name: str, lengths: Array) -> Array | None:
-    """Latents ``[steps + episodes, latent_dim]`` from a cache, if there is one of this name."""
+    """Read latents ``[steps + episodes, latent_dim]`` from a cache of this name, if any."""
     if not path.exists():
         return None
     tensors, header = load_file(path, kind=_KIND)

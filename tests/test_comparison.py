@@ -16,7 +16,14 @@ from helpers import tiny_agent
 from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
 from mpd_gym.errors import CheckpointError, ConfigError, InputError
 from mpd_gym.evaluation import comparison
-from mpd_gym.evaluation.comparison import Entry, compare, load_entries, parse_entry, parse_options
+from mpd_gym.evaluation.comparison import (
+    Entry,
+    check_fits,
+    compare,
+    load_entries,
+    parse_entry,
+    parse_options,
+)
 from mpd_gym.evaluation.returns import evaluate
 
 PENDULUM = "ConstrainedPendulum-v0"
@@ -248,7 +255,18 @@ def test_what_cannot_be_filmed_is_refused_before_anything_is_played(
 def test_an_agent_fits_where_more_is_observed() -> None:
     box = spaces.Box(-1, 1, (2,))
     small, large = spaces.Dict({"observation": box}), spaces.Dict({"observation": box, "x": box})
-    assert comparison._alike(small, large) and not comparison._alike(large, small)
-    assert not comparison._alike(box, small) and not comparison._alike(small, box)
-    assert comparison._alike(spaces.Discrete(3), spaces.Discrete(3))
-    assert not comparison._alike(spaces.Discrete(3), spaces.Discrete(4))
+
+    def fits(wanted: Any, there: Any) -> bool:
+        policy, env = (gym.Env[Any, Any]() for _ in range(2))
+        policy.observation_space, env.observation_space = wanted, there
+        policy.action_space = env.action_space = box
+        try:
+            check_fits("policy", policy, env)
+        except ConfigError:
+            return False
+        return True
+
+    assert fits(small, large) and not fits(large, small)
+    assert not fits(box, small) and not fits(small, box)
+    assert fits(spaces.Discrete(3), spaces.Discrete(3))
+    assert not fits(spaces.Discrete(3), spaces.Discrete(4))

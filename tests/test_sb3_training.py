@@ -54,19 +54,19 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def short_run(algorithm: Any, steps: int, **kwargs: Any) -> BaseAlgorithm:
-    given = {"seed": 3, "num_envs": 2, "checkpoint_every": 128, "progress": False}
+    given = {"seed": 3, "num_envs": 2, "checkpoint_every": 64, "progress": False}
     given["hyperparameters"] = RUNS[algorithm]
     return train_sb3(algorithm, "Pendulum-v1", steps=steps, **(given | kwargs))
 
 
 @pytest.mark.parametrize("algorithm", ["sac", "ppo"])
 def test_a_stopped_run_goes_on_to_the_same_end(algorithm: str, tmp_path: Path) -> None:
-    whole = short_run(algorithm, 384)
+    whole = short_run(algorithm, 192)
     file = tmp_path / "run.zip"
-    half = short_run(algorithm, 256, checkpoint=file)
+    half = short_run(algorithm, 128, checkpoint=file)
     assert not same_weights(whole, half)
-    rest = short_run(algorithm, 384, checkpoint=file)
-    assert rest.num_timesteps == whole.num_timesteps == 384
+    rest = short_run(algorithm, 192, checkpoint=file)
+    assert rest.num_timesteps == whole.num_timesteps == 192
     assert same_weights(whole, rest)
     assert same_optimizers(whole, rest)
     if algorithm == "sac":
@@ -75,21 +75,21 @@ def test_a_stopped_run_goes_on_to_the_same_end(algorithm: str, tmp_path: Path) -
             np.testing.assert_array_equal(one.observations, two.observations)
             np.testing.assert_array_equal(one.actions, two.actions)
             np.testing.assert_array_equal(one.rewards, two.rewards)
-    done = short_run(algorithm, 384, checkpoint=file)  # nothing left to do
+    done = short_run(algorithm, 192, checkpoint=file)  # nothing left to do
     assert same_weights(whole, done)
 
 
 def test_a_wrapped_buffer_is_resumed_as_it_was(tmp_path: Path) -> None:
-    small = {"hyperparameters": {**RUNS["sac"], "buffer_size": 200}}
-    whole = short_run("sac", 384, **small)
-    short_run("sac", 256, checkpoint=tmp_path / "run.zip", **small)
-    rest = short_run("sac", 384, checkpoint=tmp_path / "run.zip", **small)
+    small = {"hyperparameters": {**RUNS["sac"], "buffer_size": 100}}
+    whole = short_run("sac", 192, **small)
+    short_run("sac", 128, checkpoint=tmp_path / "run.zip", **small)
+    rest = short_run("sac", 192, checkpoint=tmp_path / "run.zip", **small)
     assert same_weights(whole, rest)
 
 
 def test_a_resumed_run_must_have_the_same_arguments(tmp_path: Path) -> None:
     file = tmp_path / "run.zip"
-    short_run("sac", 128, checkpoint=file)
+    short_run("sac", 64, checkpoint=file)
     for change in (
         {"seed": 4},
         {"num_envs": 1},
@@ -97,24 +97,24 @@ def test_a_resumed_run_must_have_the_same_arguments(tmp_path: Path) -> None:
         {"hyperparameters": {**RUNS["sac"], "gamma": 0.9}},
     ):
         with pytest.raises(ConfigError, match=next(iter(change))):
-            short_run("sac", 256, checkpoint=file, **change)
+            short_run("sac", 128, checkpoint=file, **change)
 
 
 def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.zip"
-    short_run("sac", 128, checkpoint=file)
+    short_run("sac", 64, checkpoint=file)
     content = file.read_bytes()
     for size in (0, 10, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:size])
         with pytest.raises(CheckpointError, match=r"run\.zip"):
-            short_run("sac", 256, checkpoint=file)
-    short_run("sac", 128, save_path=tmp_path / "policy.zip")
+            short_run("sac", 128, checkpoint=file)
+    short_run("sac", 64, save_path=tmp_path / "policy.zip")
     with pytest.raises(CheckpointError, match=r"header\.json"):
-        short_run("sac", 256, checkpoint=tmp_path / "policy.zip")
+        short_run("sac", 128, checkpoint=tmp_path / "policy.zip")
 
 
 def test_checkpoints_hold_no_pickled_objects(tmp_path: Path) -> None:
-    short_run("sac", 128, checkpoint=tmp_path / "run.zip")
+    short_run("sac", 64, checkpoint=tmp_path / "run.zip")
     with zipfile.ZipFile(tmp_path / "run.zip") as archive:
         assert set(archive.namelist()) == {"header.json", "state.pth", "replay.safetensors"}
         assert b"serialized" not in archive.read("header.json")
@@ -124,7 +124,7 @@ def test_checkpoints_hold_no_pickled_objects(tmp_path: Path) -> None:
 KILLED = """
 import sys
 from mpd_gym.collect.sb3 import train_sb3
-train_sb3("sac", "Pendulum-v1", steps=100_000, seed=3, num_envs=2, checkpoint_every=128,
+train_sb3("sac", "Pendulum-v1", steps=100_000, seed=3, num_envs=2, checkpoint_every=64,
           progress=False, checkpoint=sys.argv[1],
           hyperparameters=dict(policy_kwargs=dict(net_arch=[8, 8]), batch_size=16,
                                learning_starts=40))
@@ -147,9 +147,9 @@ def test_a_run_killed_by_force_goes_on(tmp_path: Path) -> None:
             process.wait()
     with zipfile.ZipFile(file) as archive:
         reached = json.loads(archive.read("header.json"))["num_timesteps"]
-    assert reached >= 256
-    rest = short_run("sac", reached + 128, checkpoint=file)
-    assert same_weights(rest, short_run("sac", reached + 128))
+    assert reached >= 128
+    rest = short_run("sac", reached + 64, checkpoint=file)
+    assert same_weights(rest, short_run("sac", reached + 64))
 
 
 def test_logs_progress_and_policy_are_written(
@@ -213,7 +213,7 @@ def test_sac_learns_the_pendulum() -> None:
 
 
 def test_a_trained_model_serves_as_policy() -> None:
-    model = short_run("sac", 128)
+    model = short_run("sac", 64)
     policy = SB3Policy(model.policy, seed=1)
     one, two = policy.predict(np.zeros(3)), policy.predict(np.zeros(3))
     assert one[0] in model.action_space

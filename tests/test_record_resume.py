@@ -250,7 +250,7 @@ def test_kill_9_keeps_what_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("episodes", "kills", "processes"), [(60, 15, 1), (40, 5, 2)])
+@pytest.mark.parametrize(("episodes", "kills", "processes"), [(40, 6, 1), (30, 3, 2)])
 def test_kill_9_many_times(tmp_path: Path, episodes: int, kills: int, processes: int) -> None:
     kill_many_times(tmp_path, episodes, kills, processes)
 

@@ -51,10 +51,10 @@ def _there(page: Path, name: str, heading: str) -> bool:
 
 
 def test_names_in_pages_and_docstrings_exist() -> None:
-    code = [
-        path for room in ("mpd_gym", "studies", "examples") for path in ROOT.glob(f"{room}/**/*.py")
-    ]
-    texts = [path.read_text() for path in (*code, *(ROOT / page for page in PAGES))]
+    rooms = ("mpd_gym", "studies", "examples")
+    pages = [ROOT / page for page in PAGES if "results" not in page]  # which tell of former code
+    code = [path for room in rooms for path in ROOT.glob(f"{room}/**/*.py")]
+    texts = [path.read_text() for path in (*pages, *code)]
     names = {name for text in texts for name in re.findall(r"`(mpd_gym(?:\.\w+)+)`", text)}
     assert len(names) > 20
     assert not sorted(name for name in names if not _exists(name))

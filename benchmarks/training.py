@@ -1,28 +1,28 @@
-"""Time of one training step: the plain network and optimiser against what `fit` computes with.
+"""Processor time of one training step: plain PyTorch, torch.compile and C, one thread.
 
-Plain: `TrajectoryDenoiser.forward`, torch's clipping and fused Adam over separate parameters.
-Fast: `training_forward` and one vector of parameters. Bursts of steps of all variants are taken
-in turn, and medians of the processor's time are printed, so that other programs disturb little. The
-floor is the operations of the step (those of products and convolutions) over the rate of one large
-convolution.
+Every variant trains the planner of the same size on the same batches. "network" is the loss with
+its gradients; "step" is all that `fit` does for a step, drawing the batch and the optimiser
+included. Variants take turns in bursts, and medians of processor time are printed, so that other
+programs disturb little. Compilation stands in a column of its own and counts in no other.
 
-Usage: ``python benchmarks/training.py [--widths 32 64] [--horizons 32 64] [--repeats 6]``
+Usage: ``python benchmarks/training.py [--sizes laptop wide general] [--precisions fp32 bf16]
+[--variants plain compiled C] [--bursts 8]``
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import platform
+import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.flop_counter import FlopCounterMode
 
 from mpd_gym.datasets import (
     ConditionSpec,
@@ -32,32 +32,24 @@ from mpd_gym.datasets import (
     fit_normalizers,
     load_episodes,
 )
-from mpd_gym.diffusion import LossConfig, NoiseSchedule, assemble, denoising_loss, make_schedule
+from mpd_gym.diffusion import LossConfig, assemble, denoising_loss, make_schedule
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
 from mpd_gym.models.backends.choice import training_forward
-from mpd_gym.training import TrainingConfig, averaging_rate, to_tensors
-from mpd_gym.training.log import Log
+from mpd_gym.models.backends.library import compiled
+from mpd_gym.models.device import computes_bf16
+from mpd_gym.training import TrainingConfig, to_tensors
 from mpd_gym.training.state import TrainingState
 from mpd_gym.types import Episode
 
-BATCH, NX, NU = 64, 4, 2
+NX, NU = 4, 2
+Size = tuple[UnetConfig, int, int]  # U-Net, horizon, batch size
+SIZES: dict[str, Size] = {
+    "laptop": (UnetConfig(32, (1, 2, 4)), 32, 64),
+    "wide": (UnetConfig(64, (1, 2, 4)), 32, 64),
+    "general": (UnetConfig(32, (1, 2, 4)), 8, 256),
+}
+VARIANTS = ("plain", "compiled", "C")
 BURST = 5  # steps of one variant before the next one's turn, so that each has the cache to itself
-CPU = torch.device("cpu")
-PARTS = ("sampling", "forward", "backward", "optimiser")
-
-
-class Clock:
-    """Processor time between marks, summed by name."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = defaultdict(float)
-        self._last = time.process_time()
-
-    def mark(self, name: str) -> None:
-        """Charge the time since the last mark to `name`."""
-        now = time.process_time()
-        self.spent[name] += now - self._last
-        self._last = now
 
 
 def windows(horizon: int) -> WindowSampler:
@@ -72,7 +64,7 @@ def windows(horizon: int) -> WindowSampler:
             truncations=np.arange(256) == 255,
             seed=index,
         )
-        for index in range(50)
+        for index in range(20)
     ]
     source = load_episodes(episodes)
     config = WindowConfig(horizon=horizon, conditions=(ConditionSpec("return"),))
@@ -80,172 +72,131 @@ def windows(horizon: int) -> WindowSampler:
     return WindowSampler(source, config, normalizers, fit_conditions(source, config, normalizers))
 
 
-def network(width: int, horizon: int) -> TrajectoryDenoiser:
-    """The laptop preset's planner, or a wider one."""
-    torch.manual_seed(0)
-    unet = UnetConfig(width, (1, 2, 4))
-    return TrajectoryDenoiser(
-        DenoiserConfig(NX, NU, horizon, conditions=(("return", 1),), unet=unet)
-    )
-
-
-class Step:
-    """One step of one variant, with a clock.
+class Trainer:
+    """One variant of a training.
 
     Args:
-        fast: What `fit` does; False: the plain version.
+        size: U-Net, horizon and batch size.
+        variant: One of `VARIANTS`.
         precision: As in `TrainingConfig`.
+        data: Windows to train on.
+        device: Of the network.
+        backend: Of `torch.compile`.
     """
 
-    def __init__(self, width: int, horizon: int, data: WindowSampler, fast: bool, precision: str):
-        self.name = f"{'fast' if fast else 'plain'} {precision}"
-        self.clock, self._data = Clock(), data
-        self._schedule: NoiseSchedule = make_schedule("cosine", 50)
-        self._module = network(width, horizon)
-        self._fast, self._bf16 = fast, precision == "bf16"
-        self._rng, self._noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
-        if fast:
-            config = TrainingConfig(precision=precision)
-            self._state = TrainingState(self._module, config, CPU, {})
-        else:
-            parameters = list(self._module.parameters())
-            self._optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
+    def __init__(
+        self,
+        size: Size,
+        variant: str,
+        precision: str,
+        data: WindowSampler,
+        device: str = "cpu",
+        backend: str = "inductor",
+    ) -> None:
+        unet, horizon, batch = size
+        torch.manual_seed(0)
+        config = DenoiserConfig(NX, NU, horizon, conditions=(("return", 1),), unet=unet)
+        self._module, self._device = TrajectoryDenoiser(config), torch.device(device)
+        self._data, self._precision = data, precision
+        self._schedule = make_schedule("cosine", 50)
+        training = TrainingConfig(batch_size=batch, precision=precision)
+        self._state = TrainingState(self._module, training, self._device, {})
+        self._network: Callable[..., Tensor] = self._module
+        if variant == "compiled":
+            self._network = torch.compile(self._module, dynamic=False, backend=backend)
+        elif variant == "C":
+            self._network = training_forward(self._module)
+        self._noise = torch.Generator(device).manual_seed(0)
+        self._batch = to_tensors(self._sample(batch, np.random.default_rng(0)), self._device)
 
-    def __call__(self) -> None:
-        """Take a step."""
-        self.clock.mark("between")
-        if self._fast:
-            self._state.advance(self._loss, self._sample)
-        else:
-            batch = to_tensors(self._sample(BATCH, self._rng), CPU)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
-                loss = self._loss(self._module, batch, self._noise)["loss"]
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(self._module.parameters(), 1.0)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-        self.clock.mark("optimiser")
+    def network(self) -> None:
+        """Loss of one batch and its gradients."""
+        bf16 = self._precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            loss = self._loss(self._module, self._batch, self._noise)["loss"]
+        torch.autograd.grad(loss, list(self._module.parameters()))
+
+    def step(self) -> None:
+        """A step of a training."""
+        self._state.advance(self._loss, self._sample)
 
     def _sample(self, size: int, rng: np.random.Generator) -> Any:
-        batch = assemble(self._data.sample(size, rng), ("return",))
-        self.clock.mark("sampling")
-        return batch
+        return assemble(self._data.sample(size, rng), ("return",), device=self._device)
 
-    def _loss(self, module: nn.Module, batch: Any, noise: torch.Generator) -> Mapping[str, Tensor]:
-        assert isinstance(module, TrajectoryDenoiser)
-        function = training_forward(module) if self._fast else module
-        loss = denoising_loss(function, batch, self._schedule, LossConfig(), noise)
-        self.clock.mark("forward")
+    def _loss(self, _: nn.Module, batch: Any, noise: torch.Generator) -> Mapping[str, Tensor]:
+        loss = denoising_loss(self._network, batch, self._schedule, LossConfig(), noise)
         return {"loss": loss}
 
 
-def gigaflops(width: int, horizon: int) -> float:
-    """Operations of one step, 10^9."""
-    module = network(width, horizon)
-    rows = torch.randn(BATCH, horizon, NX + NU)
-    others = torch.ones(BATCH, dtype=torch.long), torch.randn(BATCH, NX), torch.randn(BATCH, 1)
-    with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward(module(rows, *others, torch.ones(BATCH, 1)).square().mean())
-    return float(counter.get_total_flops()) / 1e9
-
-
-def peak(dtype: torch.dtype) -> float:
-    """Rate of a large convolution, 10^9 operations per second; the best of several."""
-    rows, channels, length, taps = 64, 128, 32, 5
-    image = torch.randn(rows, channels, 1, length + taps - 1).to(dtype)
-    kernel = torch.randn(channels, channels, 1, taps).to(dtype)
-    image, kernel = (value.to(memory_format=torch.channels_last) for value in (image, kernel))
-    work = 2e-9 * rows * length * taps * channels**2
-    return work / min(seconds(lambda: nn.functional.conv2d(image, kernel), 50))
-
-
-def seconds(function: Callable[[], object], repeats: int) -> list[float]:
-    """Processor time of each of several calls, after two that do not count."""
+def burst(function: Callable[[], object]) -> list[float]:
+    """Processor time of each of several calls, after one that does not count."""
+    function()
     taken = []
-    for index in range(repeats + 2):
+    for _ in range(BURST):
         start = time.process_time()
         function()
-        if index >= 2:
-            taken.append(time.process_time() - start)
+        taken.append(time.process_time() - start)
     return taken
 
 
-def compare(width: int, horizon: int, repeats: int, peaks: Mapping[str, float]) -> None:
+def compile_time(trainer: Trainer) -> float:
+    """Processor time of the first two steps, compilers that they start included."""
+    start = sum(os.times()[:4])
+    for _ in range(2):
+        trainer.network()
+        trainer.step()
+    return sum(os.times()[:4]) - start
+
+
+def computes(variant: str, precision: str) -> bool:
+    """Whether this machine has C, and instructions for bfloat16 if those are asked for."""
+    level = compiled()
+    if variant == "C":
+        return level is not None and (precision == "fp32" or bool(level.pairs))
+    return precision == "fp32" or computes_bf16()
+
+
+def compare(size: str, precision: str, variants: list[str], bursts: int) -> None:
     """Print one row per variant."""
-    data, work = windows(horizon), gigaflops(width, horizon)
-    steps = [
-        Step(width, horizon, data, fast, precision)
-        for precision in ("fp32", "bf16")
-        for fast in (False, True)
-    ]
-    current: list[Step] = []
-    hook = register_optimizer_step_pre_hook(lambda *_: current[0].clock.mark("backward"))
-    times: dict[str, list[float]] = defaultdict(list)
-    try:
-        for index in range(repeats + 1):
-            for step in steps:
-                current[:] = [step]
-                taken = seconds(step, BURST)
-                if index:
-                    times[step.name] += taken
-    finally:
-        hook.remove()
-    plain = {p: float(np.median(times[f"plain {p}"])) for p in ("fp32", "bf16")}
-    for step in steps:
-        median, precision = float(np.median(times[step.name])), step.name.split()[1]
-        floor = work / peaks[precision]
-        total = sum(step.clock.spent[part] for part in PARTS)
-        shares = " ".join(f"{100 * step.clock.spent[part] / total:9.1f}" for part in PARTS)
-        print(
-            f"{width:5d} {horizon:3d}  {step.name:10s} {1e3 * median:7.1f} "
-            f"{plain['fp32'] / median:6.2f} {plain[precision] / median:6.2f} "
-            f"{1e3 * floor:7.1f} {median / floor:6.2f}  {shares}",
-            flush=True,
+    for variant in variants:
+        if not computes(variant, precision):
+            print(f"{size:8s} {precision} {variant:9s} not on this machine")
+    names = [variant for variant in variants if computes(variant, precision)]
+    data = windows(SIZES[size][1])
+    trainers = [Trainer(SIZES[size], name, precision, data) for name in names]
+    compiling = [compile_time(trainer) for trainer in trainers]
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in trainers]
+    for _ in range(bursts):
+        for trainer, (network, step) in zip(trainers, times, strict=True):
+            network += burst(trainer.network)
+            step += burst(trainer.step)
+    medians = [[1e3 * statistics.median(part) for part in pair] for pair in times]
+    reference = dict(zip(names, medians, strict=True)).get("compiled", [math.nan, math.nan])
+    for name, found, first in zip(names, medians, compiling, strict=True):
+        columns = " ".join(
+            f"{taken:8.1f} {base / taken:10.2f}"
+            for taken, base in zip(found, reference, strict=True)
         )
-
-
-def bookkeeping(width: int) -> None:
-    """Print what averaging and logging cost for each step."""
-    module, config = network(width, 32), TrainingConfig()
-    weights = torch.zeros(sum(parameter.numel() for parameter in module.parameters()))
-    average, log, values = weights.clone(), Log("training"), {"loss": torch.ones(())}
-
-    def record() -> None:
-        for _ in range(config.log_every):
-            log.add(values)
-        log.close(config.log_every)
-
-    averaging = min(seconds(lambda: average.lerp_(weights, averaging_rate(config, 9)), 50))
-    logging = min(seconds(record, 50)) / config.log_every
-    print(
-        f"width {width}: per step, averaging takes {1e6 * averaging / config.ema_every:.0f} µs, "
-        f"logging {1e6 * logging:.0f} µs"
-    )
+        print(f"{size:8s} {precision} {name:9s} {columns} {first:8.1f}", flush=True)
 
 
 def main() -> None:
-    """Measure the peaks, and compare all sizes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--horizons", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--repeats", type=int, default=6)
+    """Compare all sizes and precisions."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--bursts", type=int, default=8)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.empty(31 * 2**20, dtype=torch.uint8)  # as `fit`: freed memory is kept
-    peaks = {"fp32": peak(torch.float32), "bf16": peak(torch.bfloat16)}
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread; "
-        f"peak {peaks['fp32']:.0f} GFLOP/s fp32, {peaks['bf16']:.0f} bf16; batch {BATCH}"
-    )
-    print(
-        "width   H  variant    ms/step  /plain fp32, same  floor ms  /floor   "
-        + " ".join(f"{part:>9s}" for part in PARTS)
-        + "  (% of the step)"
-    )
-    for width in options.widths:
-        for horizon in options.horizons:
-            compare(width, horizon, options.repeats, peaks)
-        bookkeeping(width)
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread")
+    print("size     prec variant   network × compiled     step × compiled  first s   (ms)")
+    for size in options.sizes:
+        for precision in options.precisions:
+            compare(size, precision, options.variants, options.bursts)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ is the largest difference of one network call from plain fp32, relative to the l
 "first s" is what the first call took. Rows are printed as they are found, the costly ones last;
 what no time is left for is named.
 
-Usage: ``python benchmarks/gpu.py [--minutes 8] [--dry-run]``. A dry run takes tiny networks, the CPU
-and plain networks for graphs.
+Usage: ``python benchmarks/gpu.py [--minutes 8] [--dry-run]``. A dry run takes tiny networks,
+the CPU, and plain networks for graphs.
 """
 
 from __future__ import annotations

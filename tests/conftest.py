@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from mpd_gym import MPDiffuserAgent
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("PyTorch finds no GPU here")
+
+
 @pytest.fixture(autouse=True)
 def minari_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder that Minari reads and writes in this test."""

@@ -153,7 +153,7 @@ def test_trainings_without_a_form_in_c_are_plain() -> None:
 # --- a GPU -------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-2), ("bf16", BF16_BOUND)])
 def test_graphs_replay_with_new_inputs_new_shapes_and_new_weights(
     precision: str, bound: float

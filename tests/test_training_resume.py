@@ -107,7 +107,7 @@ def test_resume_false_starts_again(tmp_path: Path) -> None:
     assert_same_result(first, again)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_resume_on_a_gpu(tmp_path: Path) -> None:
     def loss(
         module: nn.Module, batch: Mapping[str, Tensor], noise: torch.Generator

@@ -19,6 +19,7 @@ from mpd_gym.errors import ConfigError, DataError
 from mpd_gym.types import Array, Episode, Observation
 
 __all__ = [
+    "STEP_ARRAYS",
     "Column",
     "EpisodeRules",
     "action_box",
@@ -30,6 +31,9 @@ __all__ = [
     "observation_arrays",
     "observation_leaves",
 ]
+
+STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations", "costs", "successes")
+"""Fields of an `Episode` with one row for each step."""
 
 _ACTION_TOLERANCE = 1e-5  # for float32 rounding at a bound
 _FLAGS = ("terminations", "truncations", "successes")
@@ -115,7 +119,7 @@ def columns(episode: Episode) -> dict[str, Array]:
         f"observations/{key}" if key else "observations": array
         for key, array in observation_arrays(episode.observations).items()
     }
-    for name in ("actions", "rewards", "terminations", "truncations", "costs", "successes"):
+    for name in STEP_ARRAYS:
         array = getattr(episode, name)
         if array is not None:
             arrays[name] = array
@@ -233,10 +237,8 @@ def _expected(rules: EpisodeRules, length: int) -> dict[str, tuple[int, tuple[in
         f"observations/{key}" if key else "observations": (length + 1, box.shape)
         for key, box in rules.leaves.items()
     }
-    expected["actions"] = (length, rules.actions.shape)
-    for name in ("rewards", "terminations", "truncations", "costs", "successes"):
-        expected[name] = (length, ())
-    return expected
+    steps = {name: (length, ()) for name in STEP_ARRAYS}
+    return {**expected, **steps, "actions": (length, rules.actions.shape)}
 
 
 def _check_shape(

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 import mpd_gym
 
 ROOT = Path(mpd_gym.__file__).parent
@@ -149,3 +151,13 @@ def test_import_is_light_and_registers_every_id() -> None:
     ).stdout.split("\n")
     assert output[0] == "[]"
     assert int(output[1]) >= 5
+
+
+def test_rooms_that_load_lazily_hold_what_they_name() -> None:
+    from mpd_gym import agents, evaluation
+
+    for package in (mpd_gym, agents, evaluation):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="nothing"):
+            package.nothing  # noqa: B018

@@ -144,10 +144,10 @@ def test_bad_arguments_are_refused() -> None:
 def test_mean_interval_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0
-    for _ in range(2000):
+    for _ in range(500):
         interval = mean_interval(rng.normal(3.0, 2.0, 5))
         covered += interval.low <= 3.0 <= interval.high
-    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+    assert covered / 500 == pytest.approx(0.95, abs=0.03)
     assert mean_interval(np.array([1.0])).high == np.inf
 
 

@@ -221,9 +221,9 @@ def _successes(extras: Extras | None, rows: tuple[Array, int]) -> Array | None:
 
 
 def _check_finite(name: str, values: Array, index: int) -> None:
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        _fail(f"the {name} is not finite; look for the cause in the environment", index, ~finite)
+    bad = np.logical_not(np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if bad.any():
+        _fail(f"the {name} is not finite; look for the cause in the environment", index, bad)
 
 
 def _fail(problem: str, index: int, bad: Array) -> NoReturn:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mpd_gym.errors import ConfigError, DataError, InputError
 from mpd_gym.types import Array, Episode, Observation
 from mpd_gym.validation import (
+    STEP_ARRAYS,
     EpisodeRules,
     action_box,
     check_structure,
@@ -302,16 +303,11 @@ class MemorySource(EpisodeSource):
             observations = {k: v[start : stop + 1] for k, v in episode.observations.items()}
         else:
             observations = episode.observations[start : stop + 1]
-        return Episode(
-            observations=observations,
-            actions=episode.actions[start:stop],
-            rewards=episode.rewards[start:stop],
-            terminations=episode.terminations[start:stop],
-            truncations=episode.truncations[start:stop],
-            costs=None if episode.costs is None else episode.costs[start:stop],
-            successes=None if episode.successes is None else episode.successes[start:stop],
-            seed=episode.seed,
-        )
+        arrays: dict[str, Any] = {name: getattr(episode, name) for name in STEP_ARRAYS}
+        steps: dict[str, Any] = {
+            name: None if rows is None else rows[start:stop] for name, rows in arrays.items()
+        }
+        return Episode(observations=observations, seed=episode.seed, **steps)
 
 
 def cost_at_most(limit: float) -> Callable[[Episode], bool]:

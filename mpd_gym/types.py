@@ -153,7 +153,14 @@ class Policy(Protocol):
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Any, Any]:
-        """Return the action for one or many observations, and the policy's next state."""
+        """Return the action for one or many observations, and the policy's next state.
+
+        Args:
+            observation: One observation, or a batch of n.
+            state: Result of the last call; None starts an episode in every environment.
+            episode_start: Flags ``[n]`` of the environments where an episode starts.
+            deterministic: Act without random numbers.
+        """
         ...
 
 

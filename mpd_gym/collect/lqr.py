@@ -71,13 +71,7 @@ class NoisyLQR:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Any]:
-        """Return the action, ``[nu]`` or ``[n, nu]``, and `state` unchanged.
-
-        Args:
-            observation: x, ``[nx]`` or ``[n, nx]``.
-            state: Not used.
-            episode_start: Not used.
-            deterministic: Act without noise.
+        """Return the action for x ``[nx]`` or ``[n, nx]``, and `state` unchanged; see `Policy`.
 
         Raises:
             InputError: If `observation` has another shape or is not finite.

@@ -118,19 +118,11 @@ class NMPC:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, NMPCState]:
-        """Return the action for one or many observations, and the state for the next call.
+        """Return acceleration and steering rate, and the next state; see `Policy`.
 
-        Args:
-            observation: ``"observation"`` ``[5]`` or ``[n, 5]`` and ``"desired_goal"`` ``[2]`` or
-                ``[n, 2]``; other keys are ignored.
-            state: Result of the last call; None starts an episode in every environment.
-            episode_start: Flags ``[n]`` of the environments where an episode starts; their part of
-                `state` is ignored.
-            deterministic: No effect; the policy is deterministic.
-
-        Returns:
-            Acceleration and steering rate, float32, within their bounds, ``[2]`` or ``[n, 2]``; and
-            the next state.
+        `observation` has ``"observation"`` ``[5]`` or ``[n, 5]`` and ``"desired_goal"`` ``[2]`` or
+        ``[n, 2]``; other keys are ignored. Actions are float32 within their bounds, ``[2]`` or
+        ``[n, 2]``. The policy is always deterministic.
 
         Raises:
             InputError: If an argument has the wrong type, shape or a non-finite value.

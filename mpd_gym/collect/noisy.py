@@ -76,13 +76,7 @@ class NoisyPolicy:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, NoisyState]:
-        """Return the action for one or many observations, and the state for the next call.
-
-        Args:
-            observation: Passed to the policy.
-            state: Result of the last call; None starts an episode in every environment.
-            episode_start: Flags ``[n]`` of the environments where an episode starts.
-            deterministic: Act without errors; passed to the policy.
+        """Return the policy's action with an error, or without if `deterministic`; see `Policy`.
 
         Raises:
             InputError: If the arguments do not match.

@@ -65,13 +65,7 @@ class RandomDriver:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Array]:
-        """Return the next action and the state of the smooth random numbers.
-
-        Args:
-            observation: One or many observations of the environment.
-            state: Result of the last call; None starts an episode in every environment.
-            episode_start: Flags ``[n]`` of the environments where an episode starts.
-            deterministic: Add no noise to the smooth actions.
+        """Return the next action and the state of the smooth random numbers; see `Policy`.
 
         Raises:
             InputError: If the arguments do not match.

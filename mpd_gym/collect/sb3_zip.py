@@ -83,13 +83,9 @@ class SB3Policy:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Any]:
-        """Return actions in the environment's units and inside its Box, and `state`.
+        """Return actions in the environment's units and inside its Box, and `state`; see `Policy`.
 
-        Args:
-            observation: One or many observations of the policy's space.
-            state: Not used.
-            episode_start: Not used.
-            deterministic: Take the most likely action.
+        `deterministic` takes the most likely action.
 
         Raises:
             InputError: If a number in `observation` is not finite.

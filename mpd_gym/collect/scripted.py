@@ -71,13 +71,9 @@ class SmoothRandom:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Array]:
-        """Return the next action and z, ``[n, nu]`` (n = 1 for a single observation).
+        """Return the next action and z, ``[n, nu]`` (n = 1 for a single observation); see `Policy`.
 
-        Args:
-            observation: One or many observations; only their number matters.
-            state: z of the last call; None starts an episode in every environment.
-            episode_start: Flags ``[n]`` of the environments where an episode starts.
-            deterministic: Set the noise ε to 0.
+        Only the number of observations matters. `deterministic` sets the noise ε to 0.
 
         Raises:
             InputError: If `observation`, `state` and `episode_start` do not match.
@@ -149,13 +145,9 @@ class PendulumSwingUp:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Any]:
-        """Return the torque, ``[1]`` or ``[n, 1]``, and `state` unchanged.
+        """Return the torque, ``[1]`` or ``[n, 1]``, and `state` unchanged; see `Policy`.
 
-        Args:
-            observation: (cos θ, sin θ, θ̇), ``[3]`` or ``[n, 3]``; θ = 0 is upright, θ̇ in rad/s.
-            state: Not used.
-            episode_start: Not used.
-            deterministic: Not used; the controller has no randomness.
+        `observation` is (cos θ, sin θ, θ̇), ``[3]`` or ``[n, 3]``; θ = 0 is upright, θ̇ in rad/s.
 
         Raises:
             InputError: If `observation` has another shape or is not finite.

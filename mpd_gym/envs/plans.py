@@ -61,11 +61,7 @@ def checked_plans(plans: Any, chosen: int, size: int) -> DrawnPlans | None:
 def paint_plans(canvas: Canvas, points: Array, chosen: int, *, radius: float) -> None:
     """Draw the chosen plan as a thick line with a dot at each step, the others as thin lines.
 
-    Args:
-        canvas: Canvas to draw on.
-        points: World points, ``[N, H, 2]``.
-        chosen: Index of the thick line.
-        radius: Radius of the dots, world units.
+    `points` are world points ``[N, H, 2]``; `radius` is the dots' in world units.
     """
     for index, line in enumerate(points):
         if index != chosen:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mpd_gym import MPDiffuserAgent
-from mpd_gym.agents.request import Request
+from mpd_gym.agents.planning import Request
 from mpd_gym.envs.car_model import inverse_transition, transition
 from mpd_gym.evaluation.returns import (
     evaluate,
@@ -76,7 +76,7 @@ def with_exact_dynamics(agent: MPDiffuserAgent) -> MPDiffuserAgent:
         planner = learned("planner", request, levels)
 
         def predict(trajectory: Tensor, k: int) -> Tensor:
-            planned = planner(trajectory, k)[..., agent._nx :]
+            planned = planner(trajectory, k)[..., agent.layout.states :]
             initial = states.unnormalize(request.initial.numpy())
             led = simulated(initial, controls.unnormalize(planned.numpy()))
             return torch.as_tensor(states.normalize(led), dtype=torch.float32)

@@ -26,7 +26,7 @@ from mpd_gym import load_agent
 from mpd_gym.agents import agent_class
 from mpd_gym.agents.dmpc import DMPCAgent
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
-from mpd_gym.agents.peer_presets import peer_preset
+from mpd_gym.agents.presets import preset
 from mpd_gym.collect.noisy import NoisyPolicy
 from mpd_gym.collect.record import record
 from mpd_gym.collect.sb3_zip import load_sb3
@@ -82,7 +82,7 @@ def _policies(agent: Factored, *, alone: bool) -> dict[str, Factored]:
 def _trained(method: str, data: Any, steps: int) -> Path:
     path = FOLDER / f"{method}-{steps}.safetensors"
     if not path.exists():
-        config = peer_preset(method)
+        config = preset("laptop", None, method)
         config = replace(config, training=config.training.with_steps(steps))
         agent_class(method).fit(data, config, directory=path.with_suffix("")).save(path)
     return path

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mpd_gym.agents import DMPCAgent, load_agent
-from mpd_gym.agents.request import Request, SharedNoise
+from mpd_gym.agents.planning import Request, SharedNoise
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.diffusion import sample, start_noise
 from mpd_gym.types import Array
@@ -46,9 +46,10 @@ def errors(agent: DMPCAgent, drives: EpisodeSource, indices: range, steps: int) 
     )
     given = torch.as_tensor(agent.normalizers.action.normalize(actions), dtype=torch.float32)
     levels = sampler._schedule.levels(steps)
+    dynamics = sampler._denoiser("dynamics", request, levels)
     with torch.no_grad():
         rows = sample(
-            sampler._prediction(request, levels, given),
+            sampler._step(lambda rows, k: dynamics(torch.cat((rows, given), dim=-1), k)),
             start_noise(request.noise, TEMPERATURE)[..., :nx],
             levels,
             lambda: request.noise()[..., :nx],

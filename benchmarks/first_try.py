@@ -30,7 +30,7 @@ import torch
 from mpd_gym import load_agent
 from mpd_gym.agents import AGENTS, agent_class
 from mpd_gym.agents.config import AgentConfig
-from mpd_gym.agents.peer_presets import peer_preset
+from mpd_gym.agents.presets import preset
 from mpd_gym.agents.trained import TrainedAgent
 from mpd_gym.collect.noisy import NoisyPolicy
 from mpd_gym.collect.record import record
@@ -161,7 +161,7 @@ def _policy(name: str, path: Path | None) -> Policy:
 
 
 def _config(options: argparse.Namespace) -> AgentConfig:
-    config = peer_preset(options.method)
+    config = preset("laptop", None, options.method)
     seed = options.training_seed
     training = replace(config.training.with_steps(options.steps), seed=seed)
     if options.batch_size is not None:

@@ -22,9 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mpd_gym.agents.losses import PERCEPTRON_TARGETS
-from mpd_gym.agents.peer_presets import peer_preset
-from mpd_gym.agents.presets import DATASETS
+from mpd_gym.agents.losses import MLP_TARGETS
+from mpd_gym.agents.presets import DATASETS, preset
 from mpd_gym.datasets import WindowConfig, WindowSampler, fit_normalizers, load_episodes
 from mpd_gym.datasets.traversal import split_episodes
 from mpd_gym.models.mlp import mlp_layers
@@ -49,7 +48,7 @@ def main() -> None:
 
 def _pairs(sampler: WindowSampler, size: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
     """Successive states, and the actions between them."""
-    inputs, actions = PERCEPTRON_TARGETS["inverse_dynamics"](sampler.sample(size, rng))
+    inputs, actions = MLP_TARGETS["inverse_dynamics"](sampler.sample(size, rng))
     return *torch.as_tensor(inputs).chunk(2, dim=-1), torch.as_tensor(actions)
 
 
@@ -58,7 +57,7 @@ def _pair(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rows(env_id: str) -> list[list[str]]:
-    config = peer_preset("decision_diffuser", env_id)
+    config = preset("laptop", env_id, "decision_diffuser")
     usual, others = ([load_episodes(name) for name in side or ()] for side in DATASETS[env_id])
     normalizers = fit_normalizers(others or usual, config.normalizer)
     windows = WindowConfig(config.horizon, padding="none")

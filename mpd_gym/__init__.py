@@ -13,7 +13,8 @@ from mpd_gym import envs as envs
 from mpd_gym._version import __version__
 
 if TYPE_CHECKING:
-    from mpd_gym.agents import MPDiffuserAgent, MPDiffuserConfig, load_agent
+    from mpd_gym.agents import load_agent
+    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent, MPDiffuserConfig
     from mpd_gym.agents.presets import preset
     from mpd_gym.collect.record import record
     from mpd_gym.datasets import load_episodes
@@ -33,8 +34,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "MPDiffuserAgent": "agents",
-    "MPDiffuserConfig": "agents",
+    "MPDiffuserAgent": "agents.mpdiffuser",
+    "MPDiffuserConfig": "agents.mpdiffuser",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "load_agent": "agents",

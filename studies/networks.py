@@ -19,17 +19,16 @@ import numpy as np
 from mpd_gym.agents import agent_class, load_agent
 from mpd_gym.agents.config import AgentConfig
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
-from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
-from mpd_gym.agents.peer_presets import peer_preset
-from mpd_gym.agents.presets import DATASETS
+from mpd_gym.agents.mpdiffuser import MPDiffuserAgent, MPDiffuserConfig
+from mpd_gym.agents.presets import DATASETS, preset
 from mpd_gym.agents.trained import TrainedAgent
 from mpd_gym.collect.recipes import collect
 from mpd_gym.datasets import EpisodeSource, cost_at_most, load_episodes
 from mpd_gym.datasets.source import MemorySource
-from mpd_gym.errors import DataError
+from mpd_gym.errors import ConfigError, DataError
 from mpd_gym.latent import ImageEncoder, encode_episodes
 
-__all__ = ["Data", "Network", "Shipped", "collected", "usual_data"]
+__all__ = ["Data", "Network", "Shipped", "collected", "usual_data", "with_new_dynamics"]
 
 SHORT = {
     "LQR-v0": "lqr",
@@ -118,7 +117,7 @@ class Network:
     @property
     def config(self) -> AgentConfig:
         """Configuration of the agent."""
-        config = peer_preset(self.method, self.env_id, self.preset)
+        config = preset(self.preset, self.env_id, self.method)
         names = {entry.name for entry in fields(config)}
         # As published: plans' own actions are executed where there are any.
         changes = {"inverse_dynamics": self.method == "decision_diffuser", **self.changes}
@@ -201,7 +200,7 @@ class Network:
         if self.planner is not None:
             known = MPDiffuserAgent.load(self.planner.path(folder), device="cpu")
             config: Any = self.config
-            return known.with_new_dynamics(dynamics, config, directory=directory)
+            return with_new_dynamics(known, dynamics, config, directory=directory)
         return agent_class(self.method).fit(
             planner,
             self.config,
@@ -248,6 +247,53 @@ class Shipped:
     def load(self, folder: Path) -> TrainedAgent[Any]:
         """Load the agent."""
         return load_agent(self.path, "cpu")
+
+
+def with_new_dynamics(
+    agent: MPDiffuserAgent,
+    dataset: Any,
+    config: MPDiffuserConfig,
+    *,
+    directory: Path | None = None,
+    progress: bool = True,
+) -> MPDiffuserAgent:
+    """Train another dynamics model beside an agent's planner.
+
+    The second agent shares planner, ranking models, normalisers and condition scalings; the first
+    stays as it is.
+
+    Args:
+        agent: The first one.
+        dataset: As in `fit`; what the new dynamics model learns from.
+        config: Of the second agent. It may differ in what concerns the dynamics model, such as
+            `dynamics_conditions`.
+        directory: Where checkpoints and TensorBoard files go; None keeps nothing.
+        progress: Show a progress bar.
+
+    Raises:
+        ConfigError: If the configuration asks for another planner.
+    """
+    sizes, planner = agent.parts.sizes, agent.models["planner"].config
+    settled = {spec.name: spec for spec in agent.config.conditions}
+    conditions = tuple(
+        spec if spec.is_settled else settled.get(spec.name, spec)
+        for spec in config.conditions
+        if spec.when == "always" or spec.name in settled
+    )
+    config = replace(config, conditions=conditions).resolved(sizes)
+    same = config.denoiser("planner", sizes) == planner
+    if not same or config.loss.prediction != agent.config.loss.prediction:
+        raise ConfigError(
+            "config: the new dynamics model would stand beside another planner; expected "
+            f"fields that give {planner} which predicts {agent.config.loss.prediction}"
+        )
+    models = {**agent.models, "dynamics": config.models(sizes)["dynamics"]}
+    made = MPDiffuserAgent(replace(agent.parts, config=config, models=models))
+    made.follow(agent)
+    made.finetune_dynamics(
+        dataset, config.training.steps, name="dynamics", directory=directory, progress=progress
+    )
+    return made
 
 
 def _told(data: Data) -> dict[str, Any]:

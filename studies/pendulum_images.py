@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpd_gym.agents.peer_presets import VALUE_GUIDANCE_SCALE
+from mpd_gym.agents.diffuser import VALUE_GUIDANCE_SCALE
 from mpd_gym.agents.presets import preset
 from studies.estimates import Estimate, average
 from studies.measures import episodes

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, final
 
 from mpd_gym.agents import agent_class
 from mpd_gym.agents.base import Agent
-from mpd_gym.agents.peer_presets import LIMITS
+from mpd_gym.agents.safediffuser import LIMITS
 from mpd_gym.errors import DataError, check_choice
 from mpd_gym.models.backends.choice import PRECISIONS
 from studies.measures import Measure

@@ -80,7 +80,7 @@ def tiny_agent(env_id: str = "LQR-v0", **changes: Any) -> MPDiffuserAgent:
 def observations(agent: MPDiffuserAgent, count: int) -> Any:
     """Where episodes of the environment of a small agent begin, stacked."""
     agent.observation_space.seed(0)
-    env = gym.make({3: PENDULUM, 2: "LQR-v0", 5: "CarUMaze-v0"}[agent._nx])
+    env = gym.make({3: PENDULUM, 2: "LQR-v0", 5: "CarUMaze-v0"}[agent.parts.spaces.nx])
     rows = [env.reset(seed=seed)[0] for seed in range(count)]
     env.close()
     return stacked(rows)

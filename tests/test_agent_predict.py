@@ -222,7 +222,7 @@ def test_non_finite_networks_raise_a_typed_error(lqr: MPDiffuserAgent, tmp_path:
 
 
 def test_stable_baselines_evaluates_it_unmodified(agent: MPDiffuserAgent) -> None:
-    env_id = {3: PENDULUM, 2: "LQR-v0", 5: "CarUMaze-v0"}[agent._nx]
+    env_id = {3: PENDULUM, 2: "LQR-v0", 5: "CarUMaze-v0"}[agent.parts.spaces.nx]
     fast = agent.with_options(action_chunk=8)
     short = {"max_episode_steps": 12}
     single = gym.make(env_id, **short)
@@ -261,7 +261,7 @@ def test_every_composition_and_sampler_acts(
 def test_plan_has_the_promised_shapes(agent: MPDiffuserAgent) -> None:
     one = pick(observations(agent, 1), 0)
     plan = agent.plan(one, num_candidates=5)
-    assert plan.observations.shape == (5, 8, agent._nx)
+    assert plan.observations.shape == (5, 8, agent.parts.spaces.nx)
     assert plan.actions.shape == (5, 8, *agent.action_space.shape)
     assert plan.scores.shape == plan.feasible.shape == (5,)
     assert plan.scores[plan.chosen] == plan.scores[plan.feasible].max()

@@ -15,14 +15,13 @@ from typer.testing import CliRunner
 
 from mpd_gym import MPDiffuserAgent, cli, load_agent
 from mpd_gym.agents import AGENTS
-from mpd_gym.cli.learning import Method, _config
-from mpd_gym.cli.shared import Preset
+from mpd_gym.cli.learning import _config
 from mpd_gym.collect.recipes import RECIPES
 from mpd_gym.collect.record import record
 from mpd_gym.collect.scripted import PendulumSwingUp
 from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
-from mpd_gym.errors import DataError
+from mpd_gym.errors import ConfigError, DataError
 from mpd_gym.latent import ImageEncoder
 from studies import STUDIES
 
@@ -163,17 +162,20 @@ def test_train_evaluate_and_info_of_an_agent(tmp_path: Path) -> None:
 
 
 def test_steps_and_seed_are_those_of_each_model() -> None:
-    config = _config(Method.mpdiffuser, Preset.laptop, "ConstrainedPendulum-v0", 5, 120, "bf16")
+    config = _config("mpdiffuser", "laptop", "ConstrainedPendulum-v0", 5, 120, "bf16")
     for training in (config.training, config.regressor_training):
         assert (training.steps, training.seed) == (120, 5)
         assert training.warmup_steps < 120
     assert (config.training.precision, config.regressor_training.precision) == ("bf16", "fp32")
-    usual = _config(Method.mpdiffuser, Preset.laptop, "ConstrainedPendulum-v0", 5, None, "fp32")
+    usual = _config("mpdiffuser", "laptop", "ConstrainedPendulum-v0", 5, None, "fp32")
     assert usual.training.steps > 1000
 
 
 def test_every_method_can_be_chosen() -> None:
-    assert {method.value for method in Method} == set(AGENTS)
+    shown = run("train", "--help")
+    assert all(name in shown for name in AGENTS)
+    with pytest.raises(ConfigError, match="Did you mean 'dmpc'"):
+        run("train", "LQR-v0", "--method", "dmcp")
 
 
 @pytest.mark.parametrize(

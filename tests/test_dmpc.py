@@ -11,8 +11,7 @@ from helpers import TINY, source
 from torch import Tensor
 
 from mpd_gym.agents import DMPCAgent, DMPCConfig
-from mpd_gym.agents.fitting import DenoisingTask
-from mpd_gym.agents.losses import ValueTask
+from mpd_gym.agents.losses import DenoisingTask, ValueTask
 from mpd_gym.datasets import WindowSampler, fit_conditions, fit_normalizers
 from mpd_gym.errors import ConfigError
 from mpd_gym.types import Denoiser
@@ -56,10 +55,7 @@ class Stubs(DMPCAgent):  # type: ignore[misc]
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_states_are_predicted_for_finished_actions(trained: DMPCAgent, warm: bool) -> None:
-    agent = Stubs(
-        trained.config, trained.models, trained.observation_space, trained.action_space,
-        trained.normalizers, trained.conditions,
-    ).with_options(num_candidates=3, temperature=1.0, warm_start_steps=2)  # fmt: skip
+    agent = Stubs(trained.parts).with_options(num_candidates=3, temperature=1.0, warm_start_steps=2)
     agent.seen = []
     _, state = agent.predict(np.array([0.1, 0.0]))
     if warm:
@@ -143,5 +139,5 @@ def test_dynamics_learn_on_while_the_rest_stays() -> None:
 
 @pytest.mark.parametrize("conditions", [("cost",), ("return", "cost")])
 def test_conditions_that_it_cannot_follow_are_refused(conditions: Any) -> None:
-    with pytest.raises(ConfigError, match="D-MPC"):
+    with pytest.raises(ConfigError, match="one 'return' at most"):
         DMPCConfig(conditions=conditions)

@@ -20,7 +20,7 @@ from mpd_gym.agents import (
     agent_class,
 )
 from mpd_gym.agents.config import INVERSE_DYNAMICS
-from mpd_gym.agents.peer_presets import peer_preset
+from mpd_gym.agents.presets import preset
 from mpd_gym.agents.safediffuser import StateLimit
 from mpd_gym.datasets import load_episodes
 from mpd_gym.errors import ConfigError
@@ -160,7 +160,7 @@ def test_agents_of_another_ones_planner_have_it(inverse: MPDiffuserAgent) -> Non
 def test_every_diffusion_agent_can_learn_it(name: str) -> None:
     names = {"unet", "diffusion_steps", "training", "regressor_training", "horizon"}
     changes = {key: getattr(TINY, key) for key in names}
-    config: Any = replace(peer_preset(name, LQR), inverse_dynamics=True, **changes)
+    config: Any = replace(preset("laptop", LQR, name), inverse_dynamics=True, **changes)
     config = replace(config, sampling=replace(config.sampling, num_steps=2))
     agent = agent_class(name).fit(source(LQR), config, progress=False)
     assert INVERSE_DYNAMICS in agent.models and agent.history[INVERSE_DYNAMICS]["steps"] == 20

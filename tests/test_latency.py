@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +13,7 @@ from helpers import tiny_agent
 
 from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents import latency
-from mpd_gym.agents.latency import LatencyProfile, Timing, choose, fewer_samples, measure
+from mpd_gym.agents.latency import LatencyProfile, StepTiming, choose, fewer_samples, measure
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.errors import ConfigError
 
@@ -41,7 +41,7 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def timing(self, num_candidates: int, limit: float = np.inf) -> Timing | None:
+    def timing(self, num_candidates: int, limit: float = np.inf) -> StepTiming | None:
         return measure(self.prepare, num_candidates, K, limit, self.clock)
 
 
@@ -186,18 +186,21 @@ def test_averaged_samples_are_given_up_for_five_steps() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained() -> MPDiffuserAgent:
-    return tiny_agent("LQR-v0", conditions=("return",), reward_model=True)
+def parts() -> Any:
+    return tiny_agent("LQR-v0", conditions=("return",), reward_model=True).parts
 
 
 @pytest.fixture
-def machine(trained: MPDiffuserAgent, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+def trained(parts: Any) -> MPDiffuserAgent:
+    return MPDiffuserAgent(parts)  # nothing of it is measured yet
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
     monkeypatch.setattr(latency, "replans", lambda agent: machine.prepare)
     monkeypatch.setattr(latency, "measure", functools.partial(measure, clock=machine.clock))
-    trained._timings.clear()
-    yield machine
-    trained._timings.clear()
+    return machine
 
 
 def test_an_agent_takes_and_explains_its_choice(trained: MPDiffuserAgent, machine: Machine) -> None:

@@ -36,8 +36,8 @@ from mpd_gym.agents.behavior_cloning import BehaviorCloningConfig
 from mpd_gym.agents.config import AgentConfig
 from mpd_gym.agents.decision_diffuser import DecisionDiffuserConfig
 from mpd_gym.agents.diffuser import DiffuserConfig
-from mpd_gym.agents.peer_presets import peer_preset
 from mpd_gym.agents.planner import PlannerConfig
+from mpd_gym.agents.presets import preset
 from mpd_gym.agents.safediffuser import SafeDiffuserConfig
 from mpd_gym.agents.trained import TrainedAgent
 from mpd_gym.datasets import cost_at_most, load_episodes
@@ -110,7 +110,7 @@ def weights(agent: TrainedAgent[Any]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_general_conditions_suit_goal_tasks(name: str) -> None:
     """The goal is seen; a return is there only where the method needs one as its value."""
-    agent = fitted(name, CAR, conditions=peer_preset(name).conditions)
+    agent = fitted(name, CAR, conditions=preset("laptop", None, name).conditions)
     expected = {"goal", "return"} if name == "dmpc" else {"goal"}
     assert set(agent.conditions.sizes) == expected
     observation = pick(observations(CAR, 1), 0)
@@ -164,7 +164,7 @@ def test_plans_have_one_shape_and_show_what_is_executed(name: str, env_id: str) 
     agent = trained(name, env_id)
     one = pick(observations(env_id, 1), 0)
     plan = agent.plan(one, num_candidates=3, deterministic=True)
-    nx, nu = agent._nx, agent._writer.size
+    nx, nu = agent.parts.spaces.nx, agent.parts.spaces.nu
     assert plan.observations.shape == (3, agent.horizon, nx)
     assert plan.actions.shape == (3, agent.horizon, nu)
     assert np.isfinite(plan.observations).all() and np.isfinite(plan.actions).all()
@@ -245,7 +245,7 @@ def test_stable_baselines_evaluates_it(name: str) -> None:
 def test_presets_share_data_and_training_and_survive_json(
     name: str, env_id: str | None, size: str
 ) -> None:
-    config, ours = peer_preset(name, env_id, size), peer_preset("mpdiffuser", env_id, size)
+    config, ours = preset(size, env_id, name), preset(size, env_id)
     assert type(config).from_json(json.loads(json.dumps(asdict(config)))) == config
     assert config.training.steps == ours.training.steps
     for field in ("normalizer", "padding", "discount", "seed"):
@@ -525,7 +525,7 @@ def test_decision_diffuser_takes_its_actions_from_pairs_of_planned_states() -> N
 
 def test_decision_diffuser_can_be_told_its_initial_state(tmp_path: Path) -> None:
     agent = fitted("decision_diffuser", LQR, initial_state="film")
-    assert agent.config.plan_horizon == trained("decision_diffuser", LQR).config.plan_horizon + 1
+    assert agent.horizon == trained("decision_diffuser", LQR).horizon + 1
     batch = observations(LQR, 2)
     actions, state = agent.predict(batch, deterministic=True)
     x = agent.normalizers.observation.normalize(batch)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import mpd_gym
-from mpd_gym.agents.serialization import load_agent, shipped_agents
+from mpd_gym.agents import load_agent
+from mpd_gym.agents.serialization import shipped_agents
 from mpd_gym.collect.sb3_zip import load_sb3
 from mpd_gym.envs.image_pendulum import draw
 from mpd_gym.evaluation.comparison import check_fits

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpd_gym.agents.units import environment_units
+from mpd_gym.agents.safediffuser import environment_units
 from mpd_gym.datasets import fit_normalizer
 from mpd_gym.diffusion import (
     VARIANTS,

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpd_gym.agents.fitting import DenoisingTask
-from mpd_gym.agents.losses import ValueTask, states_only, with_conditions
+from mpd_gym.agents.losses import DenoisingTask, ValueTask, states_only, with_conditions
 from mpd_gym.diffusion import (
     LossConfig,
     Parts,

@@ -1,43 +1,19 @@
-"""Agents: MPDiffuser and its peers, which act through Stable-Baselines3's `predict`."""
+"""Agents: MPDiffuser and its peers, which act through Stable-Baselines3's `predict`.
+
+The class of each registered agent and that of its configuration are names of this module:
+``mpd_gym.agents.DMPCAgent``, ``mpd_gym.agents.DMPCConfig``. They are loaded when first used.
+"""
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpd_gym.agents.behavior_cloning import BehaviorCloningAgent, BehaviorCloningConfig
-    from mpd_gym.agents.decision_diffuser import DecisionDiffuserAgent, DecisionDiffuserConfig
-    from mpd_gym.agents.diffuser import DiffuserAgent, DiffuserConfig
-    from mpd_gym.agents.dmpc import DMPCAgent, DMPCConfig
-    from mpd_gym.agents.mpdiffuser import MPDiffuserAgent, MPDiffuserConfig
-    from mpd_gym.agents.options import SamplingConfig
-    from mpd_gym.agents.planner import PlannerAgent, PlannerConfig
-    from mpd_gym.agents.safediffuser import SafeDiffuserAgent, SafeDiffuserConfig, StateLimit
-    from mpd_gym.agents.serialization import load_agent
     from mpd_gym.agents.trained import TrainedAgent
 
-__all__ = [
-    "AGENTS",
-    "BehaviorCloningAgent",
-    "BehaviorCloningConfig",
-    "DMPCAgent",
-    "DMPCConfig",
-    "DecisionDiffuserAgent",
-    "DecisionDiffuserConfig",
-    "DiffuserAgent",
-    "DiffuserConfig",
-    "MPDiffuserAgent",
-    "MPDiffuserConfig",
-    "PlannerAgent",
-    "PlannerConfig",
-    "SafeDiffuserAgent",
-    "SafeDiffuserConfig",
-    "SamplingConfig",
-    "StateLimit",
-    "agent_class",
-    "load_agent",
-]
+__all__ = ["AGENTS", "agent_class", "load_agent"]
 
 AGENTS = {
     "behavior_cloning": "mpd_gym.agents.behavior_cloning:BehaviorCloningAgent",
@@ -50,24 +26,10 @@ AGENTS = {
 }
 """Name of each agent, as it stands in its files, and where its class is."""
 
-_LAZY = {
-    "BehaviorCloningAgent": "behavior_cloning",
-    "BehaviorCloningConfig": "behavior_cloning",
-    "DMPCAgent": "dmpc",
-    "DMPCConfig": "dmpc",
-    "DecisionDiffuserAgent": "decision_diffuser",
-    "DecisionDiffuserConfig": "decision_diffuser",
-    "DiffuserAgent": "diffuser",
-    "DiffuserConfig": "diffuser",
-    "MPDiffuserAgent": "mpdiffuser",
-    "MPDiffuserConfig": "mpdiffuser_config",
-    "PlannerAgent": "planner",
-    "PlannerConfig": "planner",
-    "SafeDiffuserAgent": "safediffuser",
-    "SafeDiffuserConfig": "safediffuser",
-    "SamplingConfig": "options",
-    "StateLimit": "safediffuser",
-    "load_agent": "serialization",
+_OTHERS = {
+    "SamplingConfig": "mpd_gym.agents.options",
+    "StateLimit": "mpd_gym.agents.safediffuser",
+    "preset": "mpd_gym.agents.presets",
 }
 
 
@@ -88,8 +50,44 @@ def agent_class(name: str) -> type[TrainedAgent[Any]]:
     return found
 
 
+def load_agent(
+    source: str | os.PathLike[str], device: str = "auto", **options: Any
+) -> TrainedAgent[Any]:
+    """Read an agent of any method; arguments and errors as `TrainedAgent.load`.
+
+    Raises:
+        CheckpointError: Also if no agent of this package has the name that the file gives.
+        ConfigError: If an option is unknown or out of range.
+    """
+    from mpd_gym.agents.serialization import read_agent
+    from mpd_gym.errors import CheckpointError
+
+    stored = read_agent(source)
+    if stored.name not in AGENTS:
+        raise CheckpointError(
+            f"{stored.source}: holds the agent {stored.name!r}; this version has {sorted(AGENTS)}. "
+            "Install the version that wrote it"
+        )
+    return agent_class(stored.name).restored(stored, device, **options)
+
+
+def _places() -> dict[str, str]:
+    """Module of each name that is loaded when first used."""
+    places = dict(_OTHERS)
+    for place in AGENTS.values():
+        module, _, agent = place.partition(":")
+        places |= {agent: module, f"{agent.removesuffix('Agent')}Config": module}
+    return places
+
+
 def __getattr__(name: str) -> Any:
-    """Load an agent when it is first asked for, and torch with it."""
-    if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Load a class when it is first used, and torch with it."""
+    place = _places().get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(place), name)
+
+
+def __dir__() -> list[str]:
+    """What completion offers."""
+    return sorted([*__all__, *_places()])

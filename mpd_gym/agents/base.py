@@ -1,7 +1,7 @@
 """The contract of every agent: Stable-Baselines3's `predict`, `plan`, options, rewards and costs.
 
-A method (`mpd_gym.agents.mpdiffuser`, …) supplies how trajectories are sampled and how it is
-trained; what surrounds that is here and is the same for all.
+A method (`mpd_gym.agents.mpdiffuser`, …) supplies how trajectories are sampled and how its networks
+learn; what surrounds that is here and in `mpd_gym.agents.trained`, and is the same for all.
 """
 
 from __future__ import annotations
@@ -10,84 +10,75 @@ import copy
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
-from mpd_gym.agents.actions import ActionWriter, InverseDynamics, read_off
-from mpd_gym.agents.candidates import Candidates, rank
-from mpd_gym.agents.latency import (
-    LatencyChoice,
-    LatencyProfile,
-    choose,
-    measured,
-    profiled,
+from mpd_gym.agents.config import AgentConfig
+from mpd_gym.agents.latency import LatencyChoice, LatencyProfile, Timings, choose
+from mpd_gym.agents.objective import (
+    GoalStepFunction,
+    StepFunction,
+    learned_objective,
+    predicted_returns,
+    with_goals,
 )
-from mpd_gym.agents.objective import GoalStepFunction, Objective, StepFunction, ignoring_goals
-from mpd_gym.agents.observations import ObservationReader, Reading
 from mpd_gym.agents.options import SamplingConfig
-from mpd_gym.agents.request import Request, SharedNoise, condition_rows, shifted
+from mpd_gym.agents.planning import (
+    Candidates,
+    Request,
+    SharedNoise,
+    as_array,
+    in_units,
+    learned_actions,
+    rank,
+    request_of,
+    shifted,
+)
+from mpd_gym.agents.serialization import AgentParts
+from mpd_gym.agents.spaces import InverseDynamics, Reading
 from mpd_gym.agents.state import AgentState
-from mpd_gym.datasets import FittedConditions, Normalizers
-from mpd_gym.errors import ConfigError, InputError, check_function, check_integer
+from mpd_gym.errors import InputError, check_function, check_integer
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker
 
 __all__ = ["Agent"]
 
+C = TypeVar("C", bound=AgentConfig)
+
 # Trajectories sampled in one pass through the networks; more go in several, to bound memory.
 MAX_ROWS = 4096
 
 
-class Agent(ABC):
+class Agent(ABC, Generic[C]):
     """A diffusion planner that acts.
 
     It keeps no episode state: plans, chunk positions and budgets go in and out of `predict`
     through `state`, so that vectorised environments and resets are right by construction.
     The only mutable part is its own random generator.
+
+    Args:
+        parts: What it is made of.
     """
 
     name: str
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        normalizers: Normalizers,
-        conditions: FittedConditions,
-        objective: Objective,
-        options: SamplingConfig,
-        *,
-        trajectory_shape: tuple[int, int],
-        horizon: int,
-        num_levels: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.observation_space = observation_space
-        self.action_space = action_space
-        self.normalizers = normalizers
-        self.conditions = conditions
-        self.objective = objective
-        self.device = device
-        self.seed = seed
-        self._reader = ObservationReader(observation_space)
-        self._writer = ActionWriter(action_space)
-        self.horizon = horizon
-        self.num_levels = num_levels
-        self._trajectory_shape = trajectory_shape
-        self._ranker: Ranker | None = None
-        self._inverse: InverseDynamics | None = None
-        self._constraint: Callable[[Tensor], Tensor] | None = None  # of methods that take one
-        self._timings: dict[Any, Any] = {}  # of `mpd_gym.agents.latency`, shared by all copies
+    def __init__(self, parts: AgentParts[C]) -> None:
+        self.parts = parts
+        self.config, self.models, self.device = parts.config, parts.models, parts.device
+        self.normalizers, self.conditions = parts.normalizers, parts.conditions
+        self.history = parts.history
+        self.observation_space, self.action_space = parts.spaces.observation, parts.spaces.action
+        self.layout = self.config.layout(parts.sizes)
+        self.horizon, self.num_levels = self.layout.horizon, self.layout.levels
+        self.objective = learned_objective(self.config.discount, parts)
         self.latency: LatencyChoice | None = None
-        self._generator = torch.Generator(device).manual_seed(seed)
-        self.options = self._checked(options)
+        self._timings = Timings()  # shared by all copies
+        self._generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        self.options = self._checked(self.config.sampling)
 
     def __repr__(self) -> str:
         """The method, sizes, and the options that are not the defaults."""
@@ -108,27 +99,6 @@ class Agent(ABC):
     @abstractmethod
     def _sample(self, request: Request) -> Tensor:
         """Return M normalised trajectories ``[M, L, D]``."""
-
-    @abstractmethod
-    def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normalised ``(x_1 … x_H, u_0 … u_{H-1})`` of trajectories ``[M, L, D]``."""
-
-    def _executed(self, initial: Tensor, future: Tensor, controls: Tensor) -> Tensor:
-        """Normalised actions ``[E · N, H, nu]`` that plans lead to; the planned ones here.
-
-        Args:
-            initial: x_0 of each observation, ``[E, nx]``.
-            future: x_1 … x_H of N candidates for each, ``[E · N, H, nx]``.
-            controls: Planned actions.
-        """
-        return controls
-
-    @abstractmethod
-    def _returns(self, trajectories: Tensor) -> Array | None:
-        """Returns ``[M]`` from a value network of the method's own, in environment units.
-
-        Candidates are ranked by them where there is neither a reward function nor a reward model.
-        """
 
     @abstractmethod
     def _check_options(self, options: SamplingConfig) -> None:
@@ -161,7 +131,7 @@ class Agent(ABC):
             InputError: For NaN, wrong shapes or keys, a tuple, or another environment's state.
             PlanningError: If no candidate is finite.
         """
-        reading = self._reader.read(observation)
+        reading = self.parts.spaces.read(observation)
         state = self._remember(state, reading, episode_start)
         due = (state.position < 0) | (state.position >= self.options.action_chunk)
         if due.any():
@@ -174,7 +144,7 @@ class Agent(ABC):
             action=action,
             started=np.ones(len(state), bool),
         )
-        return self._writer.write(action, single=reading.single), state
+        return self.parts.spaces.write(action, single=reading.single), state
 
     def plan(
         self,
@@ -196,7 +166,7 @@ class Agent(ABC):
             All candidates in environment units, their scores and which one is executed.
         """
         began = time.perf_counter()
-        reading = self._reader.read(observation)
+        reading = self.parts.spaces.read(observation)
         if not reading.single:
             raise InputError(
                 f"observation: plan takes one observation, got {len(reading)}; use predict"
@@ -229,8 +199,8 @@ class Agent(ABC):
             x_1 … x_H ``[E, H, nx]`` and u_0 … u_{H-1} ``[E, H, nu]``, counted from the
             observation that each plan was made for.
         """
-        future, _ = self._split(torch.as_tensor(state.plan))
-        return self.normalizers.observation.unnormalize(_numpy(future)), state.actions
+        future, _ = self.layout.split(torch.as_tensor(state.plan), self.parts.spaces.nx)
+        return self.normalizers.observation.unnormalize(as_array(future)), state.actions
 
     # --- what can change at run time -----------------------------------------------------------
 
@@ -250,11 +220,11 @@ class Agent(ABC):
                 exceeds `latency_budget`; the message says how long that takes.
         """
         other = copy.copy(self)
-        other._generator = torch.Generator(self.device).manual_seed(self.seed)
+        other._generator = torch.Generator(self.device).manual_seed(self.config.seed)
         other.options = other._checked(self.options.updated(options))
         other.latency = None
         if latency_budget is not None:
-            timing = functools.partial(measured, other)
+            timing = functools.partial(self._timings.measured, other)
             other.latency = choose(other.options, self.num_levels, latency_budget, timing)
             other.options = other._checked(other.options.updated(other.latency.options))
         return other
@@ -276,12 +246,12 @@ class Agent(ABC):
         For one environment and the present options, by steps and number of samples, that of the
         options and fewer. Kept, so that a second call is free.
         """
-        return profiled(self)
+        return self._timings.profile(self)
 
     @property
     def encoder(self) -> ImageEncoder | None:
         """Encoder of an agent that plans in a latent space; None where observations are states."""
-        return self._reader.encoder
+        return self.parts.spaces.encoder
 
     def set_encoder(self, encoder: ImageEncoder | None) -> None:
         """Let `predict` and `plan` take the encoder's stacked frames beside its latents.
@@ -291,7 +261,7 @@ class Agent(ABC):
         Raises:
             ConfigError: If its latents have another shape than the agent's observations.
         """
-        self._reader = ObservationReader(self.observation_space, encoder)
+        self.parts = replace(self.parts, spaces=self.parts.spaces.with_encoder(encoder))
 
     def set_reward(
         self, function: StepFunction | GoalStepFunction | None, *, goals: bool = False
@@ -307,7 +277,7 @@ class Agent(ABC):
             ConfigError: If it is no function, or wants goals and observations have no
                 ``desired_goal``.
         """
-        self.objective = replace(self.objective, reward=self._seeing(function, goals))
+        self._set(reward=with_goals(function, goals, self.parts.spaces.goal_size))
 
     def set_cost(
         self, function: StepFunction | GoalStepFunction | None, *, goals: bool = False
@@ -316,7 +286,7 @@ class Agent(ABC):
 
         Arguments and errors are those of `set_reward`.
         """
-        self.objective = replace(self.objective, cost=self._seeing(function, goals))
+        self._set(cost=with_goals(function, goals, self.parts.spaces.goal_size))
 
     def set_inverse_dynamics(self, function: InverseDynamics | None) -> None:
         """Execute the actions that lead along the planned states; None executes the planned ones.
@@ -333,8 +303,7 @@ class Agent(ABC):
         Raises:
             ConfigError: If it is no function.
         """
-        check_function("function", function)
-        self._inverse = function
+        self._set(inverse_dynamics=function)
 
     def set_budget(self, budget: float | None) -> None:
         """Limit the cost of an episode; None removes the limit."""
@@ -349,41 +318,26 @@ class Agent(ABC):
         if isinstance(ranker, str):
             self.options = self._checked(self.options.updated({"ranker": ranker}))
             ranker = None
-        check_function("ranker", ranker)
-        self._ranker = ranker
+        self._set(ranker=ranker)
 
-    def follow(self, other: Agent) -> None:
+    def follow(self, other: Agent[Any]) -> None:
         """Take over the functions that were set on another agent."""
-        objective = other.objective
-        self.objective = replace(self.objective, reward=objective.reward, cost=objective.cost)
-        self._ranker, self._inverse = other._ranker, other._inverse
+        self._set(**other.objective.functions)
 
     @property
     def has_caller_functions(self) -> bool:
         """Whether any function of the caller is set; `save` cannot keep those."""
-        ranked = (self.objective.reward, self.objective.cost, self._ranker)
-        return any(part is not None for part in (*ranked, self._inverse, self._constraint))
+        return any(function is not None for function in self.objective.functions.values())
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _seeing(self, function: Any, goals: bool) -> GoalStepFunction | None:
-        check_function("function", function)
-        if goals and not self._reader.goal_size:
-            raise ConfigError("goals: observations of this agent have no 'desired_goal'")
-        seeing: GoalStepFunction | None = function
-        return seeing if function is None or goals else ignoring_goals(function)
+    def _set(self, **functions: Any) -> None:
+        for name, function in functions.items():
+            check_function(name, function)
+        self.objective = replace(self.objective, **functions)
 
     def _checked(self, options: SamplingConfig) -> SamplingConfig:
-        if options.action_chunk > self.horizon:
-            raise ConfigError(
-                f"action_chunk: a plan has {self.horizon} actions, got {options.action_chunk}"
-            )
-        for name in ("num_steps", "warm_start_steps"):
-            if (getattr(options, name) or 0) > self.num_levels:
-                raise ConfigError(
-                    f"{name}: the agent has {self.num_levels} diffusion levels, got "
-                    f"{getattr(options, name)}"
-                )
+        options.check_plans(self.horizon, self.num_levels)
         for name, value in options.condition_values.items():
             self.conditions.encode(name, value)  # refuses unknown names and wrong sizes
         self._check_options(options)
@@ -393,17 +347,8 @@ class Agent(ABC):
         self, state: AgentState | None, reading: Reading, episode_start: Any
     ) -> AgentState:
         """The state of now: resets done, and the cost of the last step taken off the budget."""
-        budget = self.options.budget
-        if state is None:
-            sizes = (self._trajectory_shape, self.horizon, self._reader.size, self._writer.size)
-            state = AgentState.fresh(len(reading), *sizes, budget)
-        elif not isinstance(state, AgentState):
-            raise InputError(
-                f"state: expected what predict returned, got {type(state).__name__}; pass None "
-                "to start anew"
-            )
-        state = state.checked(len(reading), self._trajectory_shape)
-        state = state.reset(episode_start, budget)
+        sizes = (self.layout, self.parts.spaces.nx, self.parts.spaces.nu)
+        state = AgentState.resumed(state, len(reading), *sizes, self.options.budget, episode_start)
         if reading.budget is not None:
             return replace(state, budget=np.maximum(reading.budget, 0.0))
         if np.isfinite(state.budget).any():
@@ -434,13 +379,8 @@ class Agent(ABC):
             for first in range(0, len(indices), rows_at_once):
                 rows = indices[first : first + rows_at_once]
                 last = shifted(state.plan[rows], state.position[rows]) if warm[rows[0]] else None
-                part = Reading(
-                    reading.x[rows],
-                    None if reading.goal is None else reading.goal[rows],
-                    None,
-                    single=False,
-                )
-                found = self._candidates(part, state.budget[rows], last, deterministic)
+                budgets = state.budget[rows]
+                found = self._candidates(reading.rows(rows), budgets, last, deterministic)
                 chosen = np.array([ranking.chosen for ranking in found.rankings])
                 here = np.arange(len(rows))
                 plan[rows] = found.trajectories[here, chosen]
@@ -455,61 +395,48 @@ class Agent(ABC):
         began = time.perf_counter()
         count, num = len(reading), self.options.num_candidates
         with torch.no_grad():
-            request = self._request(reading, budgets, warm, deterministic)
+            request = request_of(
+                self.parts,
+                self.options,
+                reading,
+                budgets,
+                warm,
+                self._noise(reading, deterministic),
+            )
             samples = self._sample(request)
             trajectories = samples.reshape(count * num, -1, *samples.shape[1:]).mean(dim=1)
-            future, controls = self._split(trajectories)
-            controls = self._executed(request.initial, future, controls)
+            future, controls = self.layout.split(trajectories, self.parts.spaces.nx)
+            if self.options.actions != "planned":
+                controls = learned_actions(self.models, request.initial, future, controls)
         sampled = time.perf_counter()
-        x = self.normalizers.observation.unnormalize(_numpy(future))
-        u = self._writer.clip(self.normalizers.action.unnormalize(_numpy(controls)))
-        start = np.broadcast_to(np.repeat(reading.x, num, 0)[:, None], (len(x), 1, x.shape[-1]))
-        observations = np.concatenate([start, x], axis=1)
-        if self._inverse is not None:
-            u = self._writer.clip(read_off(self._inverse, observations, u))
+        observations, actions = in_units(
+            self.parts, reading, future, controls, self.objective.inverse_dynamics
+        )
         returns, costs = self.objective.totals(
             observations,
-            u,
+            actions,
             None if reading.goal is None else np.repeat(reading.goal, num, 0),
             self.options.termination_penalty,
             self.options.cost_threshold,
         )
-        returns = self._returns(trajectories) if returns is None else returns
+        if returns is None:
+            returns = predicted_returns(self.parts, trajectories)
         found = Candidates(
-            trajectories=_numpy(trajectories).reshape(count, num, *trajectories.shape[1:]),
+            trajectories=as_array(trajectories).reshape(count, num, *self.layout.shape),
             observations=observations.reshape(count, num, *observations.shape[1:]),
-            actions=u.reshape(count, num, *u.shape[1:]),
+            actions=actions.reshape(count, num, *actions.shape[1:]),
             returns=None if returns is None else returns.reshape(count, num),
             costs=None if costs is None else costs.reshape(count, num),
             rankings=[],
             seconds={"sample": sampled - began},
         )
-        rankings = rank(found, budgets, reading.goal, self.options.ranker, self._ranker)
+        rankings = rank(found, budgets, reading.goal, self.options.ranker, self.objective.ranker)
         ranked = time.perf_counter() - sampled
         return replace(found, rankings=rankings, seconds={**found.seconds, "rank": ranked})
 
-    def _request(
-        self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
-    ) -> Request:
-        def rows(values: Array) -> Tensor:
-            return torch.as_tensor(values, dtype=torch.float32, device=self.device)
-
-        values, present = condition_rows(self.conditions, self.options, reading, budgets)
-        return Request(
-            initial=rows(self.normalizers.observation.normalize(reading.x)),
-            conditions=rows(values),
-            present=rows(present),
-            noise=self._noise(len(reading), deterministic),
-            warm=None if warm is None else rows(warm),
-        )
-
-    def _noise(self, num_envs: int, deterministic: bool) -> Noise:
+    def _noise(self, reading: Reading, deterministic: bool) -> Noise:
         generator = self._generator
         if deterministic:
-            generator = torch.Generator(self.device).manual_seed(self.seed)
-        shape = (self.options.num_samples, *self._trajectory_shape)
-        return SharedNoise(generator, shape, num_envs, shared=deterministic)
-
-
-def _numpy(tensor: Tensor) -> Array:
-    return np.asarray(tensor.float().cpu())
+            generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        shape = (self.options.num_samples, *self.layout.shape)
+        return SharedNoise(generator, shape, len(reading), shared=deterministic)

@@ -1,22 +1,21 @@
-"""Behaviour cloning: a MLP from observation and conditions to the recorded action."""
+"""Behaviour cloning: an MLP from observation and conditions to the recorded action."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.agents.config import AgentConfig, Layout
+from mpd_gym.agents.config import AgentConfig, FactoredConfig, Layout, Sizes
+from mpd_gym.agents.losses import MLPTask, TrainingTask
 from mpd_gym.agents.options import SamplingConfig
-from mpd_gym.agents.request import Request, given_columns
+from mpd_gym.agents.planning import Request, given_columns
 from mpd_gym.agents.trained import TrainedAgent
 from mpd_gym.datasets import WindowConfig
 from mpd_gym.models import MLP, MLPConfig
 from mpd_gym.training import TrainingConfig
-from mpd_gym.types import Array
 
 __all__ = ["BehaviorCloningAgent", "BehaviorCloningConfig"]
 
@@ -44,6 +43,26 @@ class BehaviorCloningConfig(AgentConfig):
         default_factory=lambda: TrainingConfig(steps=20_000, batch_size=256, learning_rate=1e-3)
     )
 
+    @classmethod
+    def changes(cls, base: FactoredConfig, env_id: str) -> dict[str, Any]:
+        """As many optimisation steps, each on 256 transitions; one action at a time."""
+        return {
+            "conditions": tuple(spec for spec in base.conditions if spec.kind != "cost"),
+            "training": replace(base.training, batch_size=256),
+            "sampling": replace(
+                base.sampling,
+                num_candidates=1,
+                action_chunk=1,
+                num_steps=None,
+                warm_start_steps=0,
+                budget=None,
+            ),
+            "reward_model": False,
+            "cost_model": False,
+            "binary_costs": False,
+            "termination_model": False,
+        }
+
     @property
     def windows(self) -> WindowConfig:
         """Shape of the training windows."""
@@ -53,18 +72,23 @@ class BehaviorCloningConfig(AgentConfig):
         """The policy, and the model of the state that its action leads to."""
         return ["policy", "successor"]
 
-    def network(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
+    def network(self, role: str, sizes: Sizes) -> nn.Module:
         """Make one of them."""
-        inputs = nx + sum(sizes.values()) if role == "policy" else nx + nu
-        return MLP(MLPConfig(inputs, nu if role == "policy" else nx, self.hidden))
+        nx, nu = sizes.nx, sizes.nu
+        if role == "policy":
+            return MLP(MLPConfig(nx + sum(sizes.conditions.values()), nu, self.hidden))
+        return MLP(MLPConfig(nx + nu, nx, self.hidden))
 
-    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
+    def layout(self, sizes: Sizes) -> Layout:
         """Shape of a plan: one step."""
-        return Layout(rows=1, columns=nx + nu, horizon=1, levels=0)
+        return Layout(rows=1, states=sizes.nx, actions=sizes.nu, levels=0)
 
-    def _check(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        MLPConfig(1, 1, self.hidden)
+    def resolved(self, sizes: Sizes) -> Self:
+        """This configuration: nothing depends on sizes."""
+        return self
+
+    def _check(self, sizes: Sizes) -> None:
+        MLPConfig(1, 1, self.hidden)  # refuses wrong widths
 
 
 @final
@@ -77,8 +101,6 @@ class BehaviorCloningAgent(TrainedAgent[BehaviorCloningConfig]):
 
     name = "behavior_cloning"
     config_type = BehaviorCloningConfig
-    dynamics_roles = frozenset({"successor"})
-    auxiliary_roles = frozenset({"successor"})
 
     def _sample(self, request: Request) -> Tensor:
         names = [spec.name for spec in self.config.conditions]
@@ -92,11 +114,8 @@ class BehaviorCloningAgent(TrainedAgent[BehaviorCloningConfig]):
         row = torch.cat((successor(request.initial, action), action), dim=-1)
         return row[:, None].repeat_interleave(self.options.num_samples, 0)
 
-    def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
-        return trajectories[..., : self._nx], trajectories[..., self._nx :]
-
-    def _returns(self, trajectories: Tensor) -> Array | None:
-        return None
-
     def _check_options(self, options: SamplingConfig) -> None:
         """Every option is possible: those of sampling change nothing."""
+
+    def _task(self, role: str) -> TrainingTask:
+        return MLPTask(role)

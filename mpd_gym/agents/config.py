@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpd_gym.agents.options import SamplingConfig, from_mapping
 from mpd_gym.datasets import ConditionSpec, WindowConfig
@@ -21,7 +22,10 @@ from mpd_gym.models import (
     MLPConfig,
     Regressor,
     RegressorConfig,
+    TrajectoryDenoiser,
     UnetConfig,
+    ValueConfig,
+    ValueNetwork,
 )
 from mpd_gym.models.regressors import INPUTS
 from mpd_gym.training import TrainingConfig
@@ -33,44 +37,72 @@ __all__ = [
     "DiffusionConfig",
     "FactoredConfig",
     "Layout",
-    "planner_sampling",
+    "Sizes",
 ]
 
 REGRESSORS = ("reward", "cost", "termination")
 INVERSE_DYNAMICS = "inverse_dynamics"
+_OPTIONAL = {**{role: f"{role}_model" for role in REGRESSORS}, INVERSE_DYNAMICS: INVERSE_DYNAMICS}
+"""Models that an agent may learn beside its method's own, and the field that says so."""
 # Channels of a U-Net that the noise of a column takes from input to output. With 4 each, 2 % of it
 # is lost after 1,000 steps of training, with 2 it is 40 % (``python benchmarks/noise_width.py``).
 CHANNELS_PER_NOISE = 4
-_NESTED = {
-    "unet": UnetConfig,
-    "dynamics_unet": UnetConfig,
-    "value_unet": UnetConfig,
-    "loss": LossConfig,
-    "training": TrainingConfig,
-    "regressor_training": TrainingConfig,
-    "sampling": SamplingConfig,
-}
+
+
+class Sizes(NamedTuple):
+    """What the networks of an agent must fit.
+
+    Attributes:
+        nx: Size of an observation.
+        nu: Size of an action.
+        conditions: Length of each condition by its name.
+    """
+
+    nx: int
+    nu: int
+    conditions: Mapping[str, int]
 
 
 class Layout(NamedTuple):
-    """Shape of what an agent samples.
+    """Shape of what an agent samples: rows of a state, what is appended to it, and an action.
 
     Attributes:
-        rows: L, rows of a trajectory.
-        columns: D, its columns.
-        horizon: H, future steps of a plan.
+        rows: L.
+        states: Columns before the actions.
+        actions: Columns of the actions; 0 where plans hold none.
         levels: K, diffusion levels; 0 for an agent without diffusion.
+        inpainted: Whether the first row is x_0. It is then no future step, and the last row's
+            action leads nowhere.
     """
 
     rows: int
-    columns: int
-    horizon: int
+    states: int
+    actions: int
     levels: int
+    inpainted: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """L and D of a trajectory."""
+        return self.rows, self.states + self.actions
+
+    @property
+    def horizon(self) -> int:
+        """H, future steps of a plan."""
+        return self.rows - self.inpainted
+
+    def split(self, trajectories: Tensor, nx: int) -> tuple[Tensor, Tensor]:
+        """x_1 … x_H and u_0 … u_{H-1} of trajectories ``[M, L, D]``."""
+        states, actions = trajectories[..., :nx], trajectories[..., self.states :]
+        return (states[:, 1:], actions[:, :-1]) if self.inpainted else (states, actions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig(ABC):
     """Fields that every agent has. Round-trips through ``dataclasses.asdict`` and JSON.
+
+    A field whose metadata has a ``check`` is checked by it: a function of the field's name and
+    value.
 
     Attributes:
         conditions: What plans are conditioned on: kinds such as ``"return"``, or `ConditionSpec`s.
@@ -114,9 +146,10 @@ class AgentConfig(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in _NESTED.items():
-            if isinstance(getattr(self, name, None), Mapping):
-                object.__setattr__(self, name, from_mapping(kind, getattr(self, name)))
+        for entry in fields(self):
+            value = _completed(getattr(self, entry.name), _nested(type(self)).get(entry.name))
+            entry.metadata.get("check", lambda name, value: None)(entry.name, value)
+            object.__setattr__(self, entry.name, value)
         specs = [{"kind": part} if isinstance(part, str) else part for part in self.conditions]
         windows = WindowConfig(conditions=tuple(specs))
         object.__setattr__(self, "conditions", windows.conditions)
@@ -130,9 +163,10 @@ class AgentConfig(ABC):
                 "binary_costs: says how costs are learned, and this configuration learns none; set "
                 "cost_model=True as well"
             )
-        self._check()
+        sizes = Sizes(1, 1, {spec.name: 1 for spec in self.conditions})
+        self._check(sizes)
         self.windows  # noqa: B018 - refuses wrong windows
-        self._regressor("reward", 1, 1, self.unit_sizes)
+        self._regressor("reward", sizes)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -144,58 +178,41 @@ class AgentConfig(ABC):
         config: Self = from_mapping(cls, values)
         return config
 
-    def resolved(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Self:
-        """This configuration with everything settled that depends on the data's sizes.
-
-        Args:
-            nx: Size of an observation.
-            nu: Size of an action.
-            sizes: Length of each condition.
-        """
-        return self
-
     def roles(self) -> list[str]:
         """Models that an agent of this configuration has, the method's own before the others."""
-        return self.networks() + [name for name in REGRESSORS if getattr(self, f"{name}_model")]
+        own = self.networks()
+        wanted = [role for role, name in _OPTIONAL.items() if getattr(self, name, False)]
+        return own + [role for role in wanted if role not in own]
 
-    def models(self, nx: int, nu: int, sizes: Mapping[str, int]) -> dict[str, nn.Module]:
-        """Make all models with seeded weights; the global random state stays as it is.
-
-        Args:
-            nx: Size of an observation.
-            nu: Size of an action.
-            sizes: Length of each condition.
-        """
+    def models(self, sizes: Sizes) -> dict[str, nn.Module]:
+        """Make all models with seeded weights; the global random state stays as it is."""
         models: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[]):
             for number, role in enumerate(self.roles()):
                 torch.manual_seed(self.seed * 1000 + number)
-                models[role] = self._model(role, nx, nu, sizes)
+                if role in REGRESSORS:
+                    models[role] = Regressor(self._regressor(role, sizes))
+                else:
+                    models[role] = self.network(role, sizes)
         return models
 
-    def _model(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
-        if role in REGRESSORS:
-            return Regressor(self._regressor(role, nx, nu, sizes))
-        return self.network(role, nx, nu, sizes)
-
-    def _regressor(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> RegressorConfig:
+    def _regressor(self, role: str, sizes: Sizes) -> RegressorConfig:
         target: Any = "violation" if role == "cost" and self.binary_costs else role
         inputs: Any = self.regressor_inputs
-        goal = self.goal_condition
-        goal_dim = 0 if goal is None else sizes[goal.name]
-        return RegressorConfig(nx, nu, target, inputs, goal_dim=goal_dim)
+        goal = self.condition("goal")
+        goal_dim = 0 if goal is None else sizes.conditions[goal.name]
+        return RegressorConfig(sizes.nx, sizes.nu, target, inputs, goal_dim=goal_dim)
 
-    @property
-    def goal_condition(self) -> ConditionSpec | None:
-        """Where the goal is among the conditions; None without one."""
-        return next((spec for spec in self.conditions if spec.kind == "goal"), None)
-
-    @property
-    def unit_sizes(self) -> dict[str, int]:
-        """Length 1 for each condition, for a check of the networks' configurations."""
-        return {spec.name: 1 for spec in self.conditions}
+    def condition(self, kind: str) -> ConditionSpec | None:
+        """The first condition of a kind; None without one."""
+        return next((spec for spec in self.conditions if spec.kind == kind), None)
 
     # --- what a method supplies -------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def changes(cls, base: FactoredConfig, env_id: str) -> dict[str, Any]:
+        """What makes the method: fields that differ from MPDiffuser's preset `base`."""
 
     @property
     @abstractmethod
@@ -207,16 +224,20 @@ class AgentConfig(ABC):
         """Roles of the method's own networks."""
 
     @abstractmethod
-    def network(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
+    def network(self, role: str, sizes: Sizes) -> nn.Module:
         """Make one of them."""
 
     @abstractmethod
-    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
+    def layout(self, sizes: Sizes) -> Layout:
         """Shape of what the agent samples."""
 
     @abstractmethod
-    def _check(self) -> None:
-        """Check and complete the method's fields and network sizes."""
+    def resolved(self, sizes: Sizes) -> Self:
+        """This configuration with everything settled that depends on the data's sizes."""
+
+    @abstractmethod
+    def _check(self, sizes: Sizes) -> None:
+        """Check the method's fields and, with sizes that stand for any, its networks."""
 
 
 @dataclass(frozen=True)
@@ -235,11 +256,22 @@ class DiffusionConfig(AgentConfig):
         loss: Options of the denoising loss.
         inverse_dynamics: Learn which action leads from one state to the next, and execute the
             actions that lead along the planned states (`SamplingConfig.actions`), whose errors do
-            not add up over a plan. A MLP that is trained as `regressor_training` says, on
-            the planner's data, which plans are like: where recorded actions have no effect, such as
+            not add up over a plan. The model is an MLP, trained as `regressor_training` says on
+            the planner's data, which plans resemble: where recorded actions have no effect, such as
             steering at full lock, it would learn their mean.
         inverse_hidden: Widths of its hidden layers.
     """
+
+    own: ClassVar[tuple[str, ...]]
+    """Roles of the method's networks. ``"value"`` is left out where there is no return."""
+    composed: ClassVar[bool] = False
+    """Whether planner and dynamics model sample together, as `COMPOSITIONS` say."""
+    output: ClassVar[Literal["trajectory", "actions"]] = "trajectory"
+    """What the network beside the dynamics model predicts."""
+    plans_actions: ClassVar[bool] = True
+    """Whether plans hold actions; where they do not, inverse dynamics find them."""
+    appends_conditions: ClassVar[bool] = False
+    """Whether conditions are columns of the state; elsewhere they reach the network by FiLM."""
 
     horizon: int = 32
     first_step_share: float = 0.0
@@ -251,36 +283,79 @@ class DiffusionConfig(AgentConfig):
     inverse_dynamics: bool = False
     inverse_hidden: tuple[int, ...] = (256, 256)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "inverse_hidden", tuple(self.inverse_hidden))
-        MLPConfig(1, 1, self.inverse_hidden)  # refuses wrong widths
-        check_integer("diffusion_steps", self.diffusion_steps, 2)
-        super().__post_init__()
-
-    def roles(self) -> list[str]:
-        """Models that an agent of this configuration has, the method's own before the others."""
-        roles = super().roles()
-        if self.inverse_dynamics and INVERSE_DYNAMICS not in roles:
-            roles.append(INVERSE_DYNAMICS)
-        return roles
-
-    def _model(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> nn.Module:
-        if role == INVERSE_DYNAMICS:
-            return MLP(MLPConfig(2 * nx, nu, self.inverse_hidden))
-        return super()._model(role, nx, nu, sizes)
-
     @property
     @abstractmethod
     def initial_state(self) -> str:
         """Where x_0 stands: ``"film"``, or ``"inpaint"`` with plans of H − 1 steps."""
 
-    def resolved(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Self:
+    @property
+    def windows(self) -> WindowConfig:
+        """Shape of the training windows."""
+        return WindowConfig(
+            self.horizon, self.discount, self.padding, self.conditions, self.first_step_share
+        )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Conditions that the denoisers see: all but the return that a value network predicts."""
+        return tuple(
+            spec.name
+            for spec in self.conditions
+            if spec.kind != "return" or "value" not in self.own
+        )
+
+    def networks(self) -> list[str]:
+        """Roles of the method's own networks."""
+        value = self.condition("return") is not None
+        return [role for role in self.own if role != "value" or value]
+
+    def network(self, role: str, sizes: Sizes) -> nn.Module:
+        """Make one of them, or the inverse dynamics."""
+        if role == INVERSE_DYNAMICS:
+            return MLP(MLPConfig(2 * sizes.nx, sizes.nu, self.inverse_hidden))
+        if role == "value":
+            return ValueNetwork(self._value(sizes))
+        return TrajectoryDenoiser(self.denoiser(role, sizes))
+
+    def denoiser(self, role: str, sizes: Sizes) -> DenoiserConfig:
+        """Configuration of the dynamics model's network, or of the one beside it."""
+        layout = self.layout(sizes)
+        seen = not self.appends_conditions and self._of(role, "conditions", True)
+        names = self.inputs if seen else ()
+        return DenoiserConfig(
+            observation_dim=layout.states,
+            action_dim=layout.actions,
+            horizon=self.horizon,
+            output="observations" if role == "dynamics" else self.output,
+            conditions=tuple((name, sizes.conditions[name]) for name in names),
+            null=self.null,  # type: ignore[arg-type]
+            initial_state=self.initial_state,  # type: ignore[arg-type]
+            unet=self._of(role, "unet", self.unet),
+        )
+
+    def layout(self, sizes: Sizes) -> Layout:
+        """Shape of what the agent samples."""
+        appended = self.inputs if self.appends_conditions else ()
+        return Layout(
+            rows=self.horizon,
+            states=sizes.nx + sum(sizes.conditions[name] for name in appended),
+            actions=sizes.nu if self.plans_actions else 0,
+            levels=self.diffusion_steps,
+            inpainted=self.initial_state == "inpaint",
+        )
+
+    def loss_of(self, role: str) -> LossConfig:
+        """Options of the denoising loss of one network."""
+        prediction = self._of(role, "prediction", self.loss.prediction)
+        return replace(self.loss, prediction=prediction)
+
+    def resolved(self, sizes: Sizes) -> Self:
         """Settle what the networks predict: noise where it fits through them, otherwise x̂_0.
 
         A warning tells of a network that is to predict more noise than fits
         (``python benchmarks/noise_width.py``).
         """
-        columns, carried = self.layout(nx, nu, sizes).columns, self.unet.width // CHANNELS_PER_NOISE
+        columns, carried = self.layout(sizes).shape[1], self.unet.width // CHANNELS_PER_NOISE
         if self.loss.prediction == "auto":
             prediction: Any = "noise" if columns <= carried else "x0"
             return replace(self, loss=replace(self.loss, prediction=prediction))
@@ -293,30 +368,40 @@ class DiffusionConfig(AgentConfig):
             )
         return self
 
-    @property
-    def windows(self) -> WindowConfig:
-        """Shape of the training windows."""
-        return WindowConfig(
-            self.horizon, self.discount, self.padding, self.conditions, self.first_step_share
-        )
+    def _of(self, role: str, name: str, common: Any) -> Any:
+        """A setting of one network: its field, such as ``dynamics_unet``, or else the common."""
+        own = getattr(self, f"{role}_{name}", None)
+        return common if own is None else own
 
-    @property
-    def value_condition(self) -> ConditionSpec | None:
-        """What a value network predicts; None without a return."""
-        return next((spec for spec in self.conditions if spec.kind == "return"), None)
+    def _value(self, sizes: Sizes) -> ValueConfig:
+        columns = self.layout(sizes).shape[1]
+        return ValueConfig(columns, self.horizon, self._of("value", "unet", self.unet))
 
-    def loss_of(self, role: str) -> LossConfig:
-        """Options of the denoising loss of one network."""
-        return self.loss
-
-    @property
-    def plan_horizon(self) -> int:
-        """Future steps of a plan."""
-        return self.horizon if self.initial_state == "film" else self.horizon - 1
-
-    def condition_sizes(self, sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-        """(name, length) of each condition, in the order of a network's inputs."""
-        return tuple((spec.name, sizes[spec.name]) for spec in self.conditions)
+    def _check(self, sizes: Sizes) -> None:
+        MLPConfig(1, 1, self.inverse_hidden)  # refuses wrong widths
+        check_integer("diffusion_steps", self.diffusion_steps, 2)
+        kinds = [spec.kind for spec in self.conditions]
+        if "value" in self.own and ("cost" in kinds or kinds.count("return") > 1):
+            raise ConfigError(
+                "conditions: the value network predicts one return, and the others are goals or "
+                f"states; expected no 'cost' and one 'return' at most, got {kinds}"
+            )
+        if not self.plans_actions and not self.inverse_dynamics:
+            raise ConfigError(
+                "inverse_dynamics: this method plans states alone and has no other actions; "
+                "expected True, got False"
+            )
+        if not self.composed and self.sampling.composition == SamplingConfig.composition:
+            sampling = replace(self.sampling, composition="planner_only")
+            object.__setattr__(self, "sampling", sampling)
+        for role in self.networks():
+            if role == "value":
+                self._value(sizes)
+            elif role != INVERSE_DYNAMICS:
+                self.denoiser(role, sizes)
+                prediction = self._of(role, "prediction", PREDICTIONS[0])
+                check_choice(f"{role}_prediction", prediction, PREDICTIONS)
+        make_schedule(self.schedule, self.diffusion_steps)
 
 
 @dataclass(frozen=True)
@@ -331,58 +416,26 @@ class FactoredConfig(DiffusionConfig):
             same as the other network.
     """
 
-    output: ClassVar[Literal["trajectory", "actions"]]
-    """What the network beside the dynamics model predicts."""
-
     dynamics_unet: UnetConfig | None = None
     dynamics_conditions: bool = True
     dynamics_prediction: Literal["noise", "x0"] | None = None
 
-    def denoiser(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> DenoiserConfig:
-        """Configuration of the dynamics model's network, or of the one beside it.
 
-        Args:
-            role: Which one, ``"dynamics"`` or the other.
-            nx: Size of an observation.
-            nu: Size of an action.
-            sizes: Length of each condition.
-        """
-        dynamics = role == "dynamics"
-        seen = self.dynamics_conditions or not dynamics
-        return DenoiserConfig(
-            observation_dim=nx,
-            action_dim=nu,
-            horizon=self.horizon,
-            output="observations" if dynamics else self.output,
-            conditions=self.condition_sizes(sizes) if seen else (),
-            null=self.null,  # type: ignore[arg-type]
-            initial_state=self.initial_state,  # type: ignore[arg-type]
-            unet=self.dynamics_unet or self.unet if dynamics else self.unet,
-        )
-
-    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
-        """Shape of what the agent samples."""
-        return Layout(self.horizon, nx + nu, self.plan_horizon, self.diffusion_steps)
-
-    def loss_of(self, role: str) -> LossConfig:
-        """Options of the denoising loss of one network."""
-        if role != "dynamics" or self.dynamics_prediction is None:
-            return self.loss
-        return replace(self.loss, prediction=self.dynamics_prediction)
-
-    def _check(self) -> None:
-        if self.dynamics_prediction is not None:
-            check_choice("dynamics_prediction", self.dynamics_prediction, PREDICTIONS)
-        for role in (self.networks()[0], "dynamics"):
-            self.denoiser(role, 1, 1, self.unit_sizes)
-        make_schedule(self.schedule, self.diffusion_steps)
+@functools.cache
+def _nested(config: type[AgentConfig]) -> dict[str, type]:
+    """Class of each field that is another configuration, an optional one, or a tuple of them."""
+    return {
+        name: part
+        for name, hint in get_type_hints(config).items()
+        for part in (hint, *get_args(hint))
+        if isinstance(part, type) and is_dataclass(part)
+    }
 
 
-def planner_sampling(sampling: SamplingConfig) -> SamplingConfig:
-    """Sampling options for an agent without a dynamics model.
-
-    The default composition, which is for two models, becomes ``"planner_only"``.
-    """
-    if sampling.composition == SamplingConfig.composition:
-        return replace(sampling, composition="planner_only")
-    return sampling
+def _completed(value: Any, kind: type | None) -> Any:
+    """A field's value from JSON: lists as tuples, mappings as the configurations they describe."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_completed(part, kind) for part in value)
+    if kind is not None and isinstance(value, Mapping):
+        return from_mapping(kind, value)
+    return value

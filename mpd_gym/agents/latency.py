@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, Protocol, Self, final
 
 import numpy as np
 import torch
@@ -20,10 +20,16 @@ from gymnasium import spaces
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.errors import ConfigError
 
-if TYPE_CHECKING:
-    from mpd_gym.agents.base import Agent
-
-__all__ = ["LatencyChoice", "LatencyProfile", "Prepare", "Timing", "choose", "measure"]
+__all__ = [
+    "LatencyChoice",
+    "LatencyProfile",
+    "Prepare",
+    "StepTiming",
+    "Timings",
+    "choose",
+    "fewer_samples",
+    "measure",
+]
 
 ENOUGH_STEPS = 5
 """Steps that samples are given up for; further steps come after samples. On LQR-v0 five DDPM
@@ -44,7 +50,7 @@ Prepare = Callable[[int, int], Callable[[], object]]
 
 @final
 @dataclass(frozen=True)
-class Timing:
+class StepTiming:
     """Time of a planning call as a function of its reverse steps, for one number of samples.
 
     Attributes:
@@ -67,7 +73,7 @@ class LatencyProfile:
         timings: By number of trajectories that are sampled, see `SamplingConfig.num_samples`.
     """
 
-    timings: Mapping[int, Timing]
+    timings: Mapping[int, StepTiming]
 
     @property
     def jitter(self) -> float:
@@ -136,7 +142,7 @@ def choose(
     options: SamplingConfig,
     num_levels: int,
     budget: float,
-    timing: Callable[[int, float], Timing | None],
+    timing: Callable[[int, float], StepTiming | None],
 ) -> LatencyChoice:
     """Cut steps and samples until a call of `predict` keeps to a time.
 
@@ -150,7 +156,7 @@ def choose(
         options: What is asked for.
         num_levels: K.
         budget: Seconds that 99 % of the calls may take.
-        timing: Gives the `Timing` of a number of samples, or None if one step takes longer
+        timing: Gives the `StepTiming` of a number of samples, or None if one step takes longer
             than a limit in seconds.
 
     Raises:
@@ -166,7 +172,7 @@ def choose(
     first = options.num_steps or num_levels
     name = "warm_start_steps" if options.warm_start_steps else "num_steps"
     asked = options.warm_start_steps or first
-    timings: dict[int, Timing] = {}
+    timings: dict[int, StepTiming] = {}
     for count in fewer_samples(options):
         found = timing(count, budget if count > 1 else math.inf)
         if found is not None:
@@ -215,7 +221,7 @@ def measure(
     num_levels: int,
     limit: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
-) -> Timing | None:
+) -> StepTiming | None:
     """Time plans of one step and of a few, in turn.
 
     Args:
@@ -241,51 +247,78 @@ def measure(
     per_step = float(medians[1] - medians[0]) / max(many - few, 1)
     if per_step <= 0:  # one level, or lost in noise: let the steps account for everything
         per_step = float(medians.max())
-    return Timing(
+    return StepTiming(
         max(float(medians[0]) - few * per_step, 0.0),
         per_step,
         tuple(float(ratio) for ratio in (np.array(samples) / medians).ravel()),
     )
 
 
-def measured(agent: Agent, num_samples: int, limit: float = math.inf) -> Timing | None:
-    """Timing of an agent, kept for it and all agents that `with_options` made of it.
+class Timed(Protocol):
+    """What an agent shows in order to be timed."""
 
-    Args:
-        agent: The agent, with the options that decide what a step costs.
-        num_samples: One of `fewer_samples`.
-        limit: As in `measure`.
+    name: str
+    options: SamplingConfig
+    num_levels: int
+    observation_space: spaces.Space[Any]
+    config: Any
+    objective: Any
 
-    Raises:
-        ConfigError: If the agent does not sample by diffusion.
-    """
-    if not agent.num_levels:
-        raise ConfigError(
-            f"latency: {agent.name!r} takes no reverse steps, so there is nothing to time or cut"
+    def with_options(self, **options: Any) -> Self:
+        """The same agent with other options."""
+        ...
+
+    def predict(self, observation: Any, state: Any = None, /) -> tuple[Any, Any]:
+        """Choose an action."""
+        ...
+
+
+@final
+class Timings:
+    """Times of an agent and of all agents that `with_options` made of it, measured once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], tuple[StepTiming, tuple[object, ...]]] = {}
+
+    def measured(
+        self, agent: Timed, num_samples: int, limit: float = math.inf
+    ) -> StepTiming | None:
+        """Timing of an agent.
+
+        Args:
+            agent: The agent, with the options that decide what a step costs.
+            num_samples: One of `fewer_samples`.
+            limit: As in `measure`.
+
+        Raises:
+            ConfigError: If the agent does not sample by diffusion.
+        """
+        if not agent.num_levels:
+            raise ConfigError(
+                f"latency: {agent.name!r} takes no reverse steps, so there is nothing to time or "
+                "cut"
+            )
+        settings = (agent.config, agent.objective)
+        key = (
+            repr(agent.options.updated(dict.fromkeys(_FREE, 1))),
+            *map(id, settings),
+            torch.get_num_threads(),
+            tuple(sampling(agent.options, num_samples).values()),
         )
-    parts = (agent.objective, agent._ranker, agent._inverse)
-    key = (
-        repr(agent.options.updated(dict.fromkeys(_FREE, 1))),
-        *map(id, parts),
-        torch.get_num_threads(),
-        tuple(sampling(agent.options, num_samples).values()),
-    )
-    if key not in agent._timings:
-        found = measure(replans(agent), num_samples, agent.num_levels, limit)
-        if found is None:
-            return None
-        agent._timings[key] = found, parts  # kept alive, so that their ids stay theirs
-    timing: Timing = agent._timings[key][0]
-    return timing
+        if key not in self._found:
+            timing = measure(replans(agent), num_samples, agent.num_levels, limit)
+            if timing is None:
+                return None
+            self._found[key] = timing, settings  # kept alive, so that their ids stay theirs
+        return self._found[key][0]
+
+    def profile(self, agent: Timed) -> LatencyProfile:
+        """Profile of an agent for all of `fewer_samples`."""
+        found = {count: self.measured(agent, count) for count in fewer_samples(agent.options)}
+        return LatencyProfile({count: one for count, one in found.items() if one is not None})
 
 
-def profiled(agent: Agent) -> LatencyProfile:
-    """Profile of an agent for all of `fewer_samples`."""
-    found = {count: measured(agent, count) for count in fewer_samples(agent.options)}
-    return LatencyProfile({count: timing for count, timing in found.items() if timing is not None})
-
-
-def replans(agent: Agent) -> Prepare:
+def replans(agent: Timed) -> Prepare:
     """What `measure` times: `predict` in a running episode, each call a warm-started plan."""
     observation = _zeros(agent.observation_space)
 
@@ -319,5 +352,5 @@ def _zeros(space: spaces.Space[Any]) -> Any:
         return {
             key: _zeros(part) for key, part in space.spaces.items() if isinstance(part, spaces.Box)
         }
-    assert isinstance(space, spaces.Box)  # checked by ObservationReader
+    assert isinstance(space, spaces.Box)  # checked by `Spaces`
     return np.clip(np.zeros(space.shape), space.low, space.high)

@@ -1,23 +1,27 @@
-"""How the networks of MPDiffuser's peers learn from windows."""
+"""How each kind of model learns from windows: examples and loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mpd_gym.datasets import WindowSampler
-from mpd_gym.diffusion import NoiseSchedule, assemble
-from mpd_gym.models import MLP, ValueNetwork
+from mpd_gym.diffusion import Examples, LossConfig, NoiseSchedule, assemble, denoising_loss
+from mpd_gym.models import MLP, Regressor, TrajectoryDenoiser, ValueNetwork, regression_loss
+from mpd_gym.models.backends.choice import training_forward
 from mpd_gym.types import Array, Batch
 
 __all__ = [
-    "PERCEPTRON_TARGETS",
+    "MLP_TARGETS",
+    "DenoisingTask",
     "MLPTask",
+    "RegressionTask",
+    "TrainingTask",
     "ValueTask",
     "actions_only",
     "states_only",
@@ -47,6 +51,103 @@ def states_only(batch: Batch) -> Batch:
 def actions_only(batch: Batch) -> Batch:
     """Leave out the states of a batch but for x_0 (Zhou et al. 2025)."""
     return replace(batch, observations=batch.observations[..., :0])
+
+
+class TrainingTask(Protocol):
+    """How a model learns from windows; sent to another process where models train in parallel."""
+
+    def sampler(self, windows: WindowSampler) -> Any:
+        """Function of batch size and random numbers that gives examples."""
+        ...
+
+    def __call__(
+        self, module: nn.Module, batch: Any, generator: torch.Generator, /
+    ) -> dict[str, Tensor]:
+        """Loss of one batch of examples, whose arrays are tensors here."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class DenoisingTask:
+    """How a planner or dynamics model learns from windows.
+
+    Attributes:
+        schedule: Noise schedule.
+        loss: Options of the denoising loss.
+        names: Conditions that the network sees, in its order.
+        initial_state: Layout of the trajectories.
+        device: Where the examples are wanted.
+        actions_given: Whether the network sees the actions without noise.
+        rearrange: From windows to windows of other columns; None leaves them.
+    """
+
+    schedule: NoiseSchedule
+    loss: LossConfig
+    names: tuple[str, ...]
+    initial_state: str
+    device: torch.device
+    actions_given: bool = False
+    rearrange: Callable[[Batch], Batch] | None = None
+
+    def sampler(self, windows: WindowSampler) -> Any:
+        """Function of batch size and random numbers that gives examples."""
+
+        def sample(batch_size: int, rng: np.random.Generator) -> Examples:
+            batch = windows.sample(batch_size, rng)
+            return assemble(
+                batch if self.rearrange is None else self.rearrange(batch),
+                self.names,
+                initial_state=self.initial_state,
+                actions_given=self.actions_given,
+                device=self.device,
+            )
+
+        return sample
+
+    def __call__(
+        self, module: nn.Module, examples: Examples, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Loss of one batch."""
+        assert isinstance(module, TrajectoryDenoiser)
+        network = training_forward(module)
+        return {"loss": denoising_loss(network, examples, self.schedule, self.loss, generator)}
+
+
+@final
+@dataclass(frozen=True)
+class RegressionTask:
+    """How a reward, cost, violation or termination model learns from windows.
+
+    Attributes:
+        target: As in `RegressorConfig`.
+        goal: Name of the condition that is the goal; empty for none.
+    """
+
+    target: str
+    goal: str = ""
+
+    def sampler(self, windows: WindowSampler) -> Any:
+        """Function of batch size and random numbers that gives windows."""
+        return windows.sample
+
+    def __call__(
+        self, module: nn.Module, batch: Any, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Loss of one `Batch`, whose arrays are tensors here."""
+        assert isinstance(module, Regressor)
+        before = torch.cat([batch.initial[:, None], batch.observations[:, :-1]], dim=1)
+        targets = {
+            "reward": batch.rewards,
+            "cost": batch.costs,
+            "violation": batch.costs,
+            "termination": batch.terminations,
+        }[self.target]
+        inputs = [before, batch.actions, batch.observations]
+        if self.goal:
+            goals = batch.conditions[self.goal]
+            inputs.append(goals[:, None].expand(-1, before.shape[1], -1))
+        return {"loss": regression_loss(module, inputs, targets, batch.mask)}
 
 
 @final
@@ -131,7 +232,7 @@ def _successor(batch: Batch) -> tuple[Array, Array]:
     return np.concatenate((_states(batch), batch.actions), axis=-1), batch.observations
 
 
-PERCEPTRON_TARGETS: dict[str, Callable[[Batch], tuple[Array, Array]]] = {
+MLP_TARGETS: dict[str, Callable[[Batch], tuple[Array, Array]]] = {
     "inverse_dynamics": _inverse_dynamics,
     "policy": _policy,
     "successor": _successor,
@@ -142,17 +243,17 @@ PERCEPTRON_TARGETS: dict[str, Callable[[Batch], tuple[Array, Array]]] = {
 @final
 @dataclass(frozen=True)
 class MLPTask:
-    """How a MLP learns from the recorded steps of windows, by squared error.
+    """How an MLP learns from the recorded steps of windows, by squared error.
 
     Attributes:
-        target: A key of `PERCEPTRON_TARGETS`.
+        target: A key of `MLP_TARGETS`.
     """
 
     target: str
 
     def sampler(self, windows: WindowSampler) -> Any:
         """Function of batch size and random numbers that gives inputs, outputs and their mask."""
-        columns = PERCEPTRON_TARGETS[self.target]
+        columns = MLP_TARGETS[self.target]
 
         def sample(batch_size: int, rng: np.random.Generator) -> dict[str, Array]:
             batch = windows.sample(batch_size, rng)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mpd_gym.agents.serialization import AgentParts
+from mpd_gym.agents.spaces import InverseDynamics
 from mpd_gym.datasets import Normalizers
-from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.errors import ConfigError, InputError, check_function
 from mpd_gym.models import Regressor
 from mpd_gym.models.backends.threads import enough_threads, threads
-from mpd_gym.types import Array
+from mpd_gym.types import Array, Ranker
 
-__all__ = ["GoalStepFunction", "Objective", "StepFunction", "ignoring_goals", "learned_objective"]
+__all__ = [
+    "GoalStepFunction",
+    "Objective",
+    "StepFunction",
+    "learned_objective",
+    "predicted_returns",
+    "with_goals",
+]
 
 StepFunction = Callable[[Array, Array, Array], Array]
 """``fn(observations [N, H, nx], actions [N, H, nu], next_observations [N, H, nx]) -> [N, H]``, in
@@ -27,23 +36,39 @@ GoalStepFunction = Callable[[Array, Array, Array, Array | None], Array]
 """A `StepFunction` that takes the goals ``[N, ng]`` as well; None on a task without goals."""
 
 
-def ignoring_goals(function: StepFunction) -> GoalStepFunction:
-    """The same function, which leaves goals aside."""
-    return lambda observations, actions, after, goals: function(observations, actions, after)
+def with_goals(
+    function: StepFunction | GoalStepFunction | None, goals: bool, goal_size: int
+) -> GoalStepFunction | None:
+    """A caller's function as one that takes goals, and leaves them aside unless `goals`.
+
+    Raises:
+        ConfigError: If it is no function, or wants goals and there are none.
+    """
+    check_function("function", function)
+    if goals and not goal_size:
+        raise ConfigError("goals: observations of this agent have no 'desired_goal'")
+    given: Any = function
+    if goals or function is None:
+        taking: GoalStepFunction | None = given
+        return taking
+    return lambda observations, actions, after, goals: given(observations, actions, after)
 
 
 @final
 @dataclass(frozen=True)
 class Objective:
-    """Discounted return and cost of plans (paper, Algorithm 2, lines 3 and 4).
+    """Discounted return and cost of plans (paper, Algorithm 2, lines 3 and 4); caller's functions.
 
-    A caller's function takes the place of the learned model; without either, there is no return
-    or no cost.
+    A caller's reward or cost replaces the learned model; without either, there is no return or no
+    cost.
 
     Attributes:
         discount: γ in (0, 1].
         reward: The caller's reward of a step.
         cost: The caller's cost of a step.
+        ranker: The caller's ranker.
+        inverse_dynamics: The caller's way from planned states to actions.
+        constraint: The caller's set of states, of methods that keep to one.
         learned_reward: The reward model.
         learned_cost: The cost model.
         learned_termination: The termination model: positive where an episode is predicted to end.
@@ -52,9 +77,18 @@ class Objective:
     discount: float
     reward: GoalStepFunction | None = None
     cost: GoalStepFunction | None = None
+    ranker: Ranker | None = None
+    inverse_dynamics: InverseDynamics | None = None
+    constraint: Callable[[Tensor], Tensor] | None = None
     learned_reward: GoalStepFunction | None = None
     learned_cost: GoalStepFunction | None = None
     learned_termination: GoalStepFunction | None = None
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The caller's functions by name, None where there is none."""
+        names = ("reward", "cost", "ranker", "inverse_dynamics", "constraint")
+        return {name: getattr(self, name) for name in names}
 
     def totals(
         self,
@@ -149,23 +183,16 @@ def _evaluated(
     return values
 
 
-def learned_objective(
-    discount: float,
-    models: Mapping[str, nn.Module],
-    normalizers: Normalizers,
-    device: torch.device,
-) -> Objective:
-    """Objective of an agent's own models.
+def learned_objective(discount: float, parts: AgentParts[Any]) -> Objective:
+    """Objective of an agent's reward, cost and termination models, those that it has.
 
     Args:
         discount: γ.
-        models: Of which ``"reward"``, ``"cost"`` and ``"termination"`` are used, where they are.
-        normalizers: Of observations and actions.
-        device: Of the models.
+        parts: Of the agent.
     """
-    learned = {
-        f"learned_{role}": functools.partial(_predicted, model, normalizers, device)
-        for role, model in models.items()
+    learned: dict[str, Any] = {
+        f"learned_{role}": functools.partial(_predicted, model, parts.normalizers, parts.device)
+        for role, model in parts.models.items()
         if isinstance(model, Regressor)
     }
     return Objective(discount, **learned)
@@ -199,3 +226,21 @@ def _predicted(
         output = model.predict(*inputs)
     values: Array = output.cpu().numpy().astype(float)
     return values - 0.5 if model.config.target == "termination" else values
+
+
+def predicted_returns(parts: AgentParts[Any], trajectories: Tensor) -> Array | None:
+    """Returns ``[M]`` from a value network, in environment units; None without one.
+
+    Args:
+        parts: Of the agent.
+        trajectories: Normalised, ``[M, L, D]``.
+    """
+    value, target = parts.models.get("value"), parts.config.condition("return")
+    if value is None:
+        return None
+    assert target is not None  # or there would be no value network
+    scaling = parts.conditions.scalings[target.name]
+    k = torch.ones(1, dtype=torch.long, device=parts.device)
+    with torch.no_grad():
+        scaled = np.asarray(value(trajectories, k).float().cpu(), float)
+    return scaling.low + (scaling.high - scaling.low) * scaled

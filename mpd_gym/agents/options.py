@@ -132,7 +132,24 @@ class SamplingConfig:
     @property
     def level_spacing(self) -> str:
         """Name in `SPACINGS`: `spacing`, or what suits the sampler."""
-        return self.spacing or ("log_snr" if self.sampler == "dpm++" else "even")
+        return self.spacing or SAMPLERS[self.sampler].spacing
+
+    def check_plans(self, horizon: int, num_levels: int) -> None:
+        """Check that plans of H steps and K levels allow the options.
+
+        Raises:
+            ConfigError: Naming the first that they do not.
+        """
+        if self.action_chunk > horizon:
+            raise ConfigError(
+                f"action_chunk: a plan has {horizon} actions, got {self.action_chunk}"
+            )
+        for name in ("num_steps", "warm_start_steps"):
+            if (getattr(self, name) or 0) > num_levels:
+                raise ConfigError(
+                    f"{name}: the agent has {num_levels} diffusion levels, got "
+                    f"{getattr(self, name)}"
+                )
 
     def updated(self, options: Mapping[str, Any]) -> SamplingConfig:
         """Return a copy with other values.

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, final
 
 from torch import Tensor
 
-from mpd_gym.agents.config import DiffusionConfig, Layout, planner_sampling
+from mpd_gym.agents.config import DiffusionConfig, FactoredConfig
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
-from mpd_gym.agents.fitting import DenoisingTask
-from mpd_gym.agents.request import Request
-from mpd_gym.diffusion import PLANNER_COMPOSITIONS, make_schedule
+from mpd_gym.agents.losses import DenoisingTask
+from mpd_gym.agents.planning import Request
+from mpd_gym.diffusion import PLANNER_COMPOSITIONS, sample
 from mpd_gym.errors import InputError
-from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser
-from mpd_gym.types import Array, Step
 
-__all__ = ["PlannerAgent", "PlannerConfig", "planner_denoiser", "planner_of"]
+__all__ = ["PlannerAgent", "PlannerConfig", "planner_of"]
 
 A = TypeVar("A", bound=DiffusionAgent[Any])
 
@@ -39,24 +37,14 @@ class PlannerConfig(DiffusionConfig):
         ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
+    own = ("planner",)
+
     initial_state: str = "film"
 
-    def networks(self) -> list[str]:
-        """The planner."""
-        return ["planner"]
-
-    def network(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> TrajectoryDenoiser:
-        """Make the planner's network."""
-        return TrajectoryDenoiser(planner_denoiser(self, nx, nu, sizes))
-
-    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
-        """Shape of what the agent samples."""
-        return Layout(self.horizon, nx + nu, self.plan_horizon, self.diffusion_steps)
-
-    def _check(self) -> None:
-        object.__setattr__(self, "sampling", planner_sampling(self.sampling))
-        planner_denoiser(self, 1, 1, self.unit_sizes)
-        make_schedule(self.schedule, self.diffusion_steps)
+    @classmethod
+    def changes(cls, base: FactoredConfig, env_id: str) -> dict[str, Any]:
+        """Nothing but the missing dynamics model."""
+        return {}
 
 
 @final
@@ -74,39 +62,12 @@ class PlannerAgent(DiffusionAgent[PlannerConfig]):
         """Agent of another one's planner, see `planner_of`."""
         return planner_of(cls, agent)
 
-    def _step(self, request: Request, levels: Sequence[int]) -> Step:
-        return self._composed(request, levels, self._known(request.initial))
-
-    def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
-        return self._future(trajectories[..., : self._nx], trajectories[..., self._nx :])
-
-    def _clip_ranges(self) -> list[tuple[Array, Array]]:
-        return [self.normalizers.observation.clip_range, self.normalizers.action.clip_range]
+    def _reverse(self, request: Request, levels: Sequence[int], start: Tensor) -> Tensor:
+        step = self._composed(request, levels, self._known(request.initial))
+        return sample(step, start, levels, request.noise)
 
     def _task(self, role: str) -> DenoisingTask:
         return self._denoising_task(role)
-
-
-def planner_denoiser(
-    config: DiffusionConfig, nx: int, nu: int, sizes: Mapping[str, int]
-) -> DenoiserConfig:
-    """Configuration of a planner's network, the same as MPDiffuser's.
-
-    Args:
-        config: Of the agent.
-        nx: Size of an observation.
-        nu: Size of an action; 0 for a planner of states alone.
-        sizes: Length of each condition.
-    """
-    return DenoiserConfig(
-        observation_dim=nx,
-        action_dim=nu,
-        horizon=config.horizon,
-        conditions=config.condition_sizes(sizes),
-        null=config.null,  # type: ignore[arg-type]
-        initial_state=config.initial_state,  # type: ignore[arg-type]
-        unet=config.unet,
-    )
 
 
 def planner_of(kind: type[A], agent: DiffusionAgent[Any], **changes: Any) -> A:
@@ -134,15 +95,12 @@ def planner_of(kind: type[A], agent: DiffusionAgent[Any], **changes: Any) -> A:
         options = replace(options, composition="planner_only")
     common = {entry.name for entry in fields(kind.config_type)} & names
     values = {name: getattr(agent.config, name) for name in common}
-    made = kind(
-        kind.config_type(**{**values, "sampling": options, **changes}),
-        {role: model for role, model in agent.models.items() if role != "dynamics"},
-        agent.observation_space,
-        agent.action_space,
-        agent.normalizers,
-        agent.conditions,
+    parts = replace(
+        agent.parts,
+        config=kind.config_type(**{**values, "sampling": options, **changes}),
+        models={role: model for role, model in agent.models.items() if role != "dynamics"},
         history={role: entry for role, entry in agent.history.items() if "dynamics" not in role},
-        device=agent.device,
     )
+    made = kind(parts)
     made.follow(agent)
     return made

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, overload
 
-from mpd_gym.agents.mpdiffuser_config import MPDiffuserConfig
+from mpd_gym.agents import agent_class
+from mpd_gym.agents.config import AgentConfig
+from mpd_gym.agents.mpdiffuser import MPDiffuserConfig
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.datasets import ConditionSpec
 from mpd_gym.diffusion import LossConfig
@@ -29,8 +31,20 @@ DATASETS: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
 """What the planner of an environment learns from, and the dynamics model if from other data."""
 
 
-def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig:
-    """Configuration for an environment.
+@overload
+def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig: ...
+
+
+@overload
+def preset(name: str, env_id: str | None, method: str) -> AgentConfig: ...
+
+
+def preset(name: str, env_id: str | None = None, method: str = "mpdiffuser") -> AgentConfig:
+    """Configuration of an agent for an environment.
+
+    Presets are made for MPDiffuser. A peer's is derived from it, so that comparisons are fair: data
+    windows, networks, training, diffusion levels, inverse dynamics and sampling are the same but
+    for what makes the method, which its configuration's `changes` name.
 
     Args:
         name: ``"paper"``: the network, schedule and training of appendix B, conditioned on
@@ -38,15 +52,20 @@ def preset(name: str, env_id: str | None = None) -> MPDiffuserConfig:
             hour.
         env_id: Registered id. For one of the package's environments, conditions, horizon and
             sampling suit its task; any other gets the general configuration.
+        method: A key of `AGENTS`.
 
     Raises:
-        ConfigError: If there is no such preset.
+        ConfigError: If there is no such preset or method.
     """
     check_choice("preset", name, PRESETS)
-    task = _TASKS.get(env_id or "", _general)()
-    if name == "paper":
-        return replace(task, **_PAPER)
-    return replace(task, **{**_LAPTOP, **_LAPTOP_TASKS.get(env_id or "", _GENERAL)})
+    base = _TASKS.get(env_id or "", _general)()
+    size = _PAPER if name == "paper" else {**_LAPTOP, **_LAPTOP_TASKS.get(env_id or "", _GENERAL)}
+    base = replace(base, **size)
+    kind = agent_class(method).config_type
+    common = {entry.name for entry in fields(kind)} & {entry.name for entry in fields(base)}
+    values = {field: getattr(base, field) for field in common}
+    values["sampling"] = replace(base.sampling, composition="planner_only")
+    return kind(**{**values, **kind.changes(base, env_id or "")})
 
 
 def _general() -> MPDiffuserConfig:

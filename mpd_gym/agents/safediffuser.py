@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, final
 
@@ -10,26 +10,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpd_gym.agents.config import DiffusionConfig, Layout, planner_sampling
+from mpd_gym.agents.config import DiffusionConfig, FactoredConfig
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
-from mpd_gym.agents.fitting import DenoisingTask
+from mpd_gym.agents.losses import DenoisingTask
 from mpd_gym.agents.options import from_mapping
-from mpd_gym.agents.planner import planner_denoiser, planner_of
-from mpd_gym.agents.request import Request
-from mpd_gym.agents.units import environment_units
+from mpd_gym.agents.planner import planner_of
+from mpd_gym.agents.planning import Request
+from mpd_gym.agents.serialization import AgentParts
+from mpd_gym.datasets import AffineNormalizer, CdfNormalizer, Normalizer
 from mpd_gym.diffusion import (
     Barrier,
     SafetyConfig,
     box_barrier,
     function_barrier,
-    make_schedule,
     projected,
+    sample,
 )
 from mpd_gym.errors import ConfigError, InputError, check_integer
-from mpd_gym.models import TrajectoryDenoiser
-from mpd_gym.types import Array, Step
+from mpd_gym.types import Array
 
-__all__ = ["Constraint", "SafeDiffuserAgent", "SafeDiffuserConfig", "StateLimit"]
+__all__ = [
+    "LIMITS",
+    "Constraint",
+    "SafeDiffuserAgent",
+    "SafeDiffuserConfig",
+    "StateLimit",
+    "environment_units",
+]
 
 Constraint = Callable[[Tensor], Tensor]
 """Differentiable ``h(states [..., nx]) -> [...]``, or ``[..., C]`` for several constraints, in
@@ -72,6 +79,17 @@ class StateLimit:
         )
 
 
+def _one_each(name: str, limits: tuple[StateLimit, ...]) -> None:
+    if len({limit.index for limit in limits}) < len(limits):
+        raise ConfigError(f"{name}: expected one for each entry at most, got {limits}")
+
+
+LIMITS: dict[str, tuple[StateLimit, ...]] = {
+    "ConstrainedPendulum-v0": (StateLimit(2, low=-6.5, high=6.5),),
+}
+"""Sets that SafeDiffuser keeps to, where bounds on single entries describe the task's own."""
+
+
 @final
 @dataclass(frozen=True)
 class SafeDiffuserConfig(DiffusionConfig):
@@ -89,40 +107,16 @@ class SafeDiffuserConfig(DiffusionConfig):
         ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
-    limits: tuple[StateLimit, ...] = ()
+    own = ("planner",)
+
+    limits: tuple[StateLimit, ...] = field(default=(), metadata={"check": _one_each})
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     initial_state: str = "film"
 
-    def networks(self) -> list[str]:
-        """The planner."""
-        return ["planner"]
-
-    def network(self, role: str, nx: int, nu: int, sizes: Mapping[str, int]) -> TrajectoryDenoiser:
-        """Make the planner's network."""
-        return TrajectoryDenoiser(planner_denoiser(self, nx, nu, sizes))
-
-    def layout(self, nx: int, nu: int, sizes: Mapping[str, int]) -> Layout:
-        """Shape of what the agent samples."""
-        for limit in self.limits:
-            if limit.index >= nx:
-                raise ConfigError(
-                    f"limits: observations have {nx} entries, counted from 0; got {limit}"
-                )
-        return Layout(self.horizon, nx + nu, self.plan_horizon, self.diffusion_steps)
-
-    def _check(self) -> None:
-        limits = tuple(
-            from_mapping(StateLimit, limit) if isinstance(limit, Mapping) else limit
-            for limit in self.limits
-        )
-        if len({limit.index for limit in limits}) < len(limits):
-            raise ConfigError(f"limits: expected one for each entry at most, got {limits}")
-        object.__setattr__(self, "limits", limits)
-        if isinstance(self.safety, Mapping):
-            object.__setattr__(self, "safety", from_mapping(SafetyConfig, self.safety))
-        object.__setattr__(self, "sampling", planner_sampling(self.sampling))
-        planner_denoiser(self, 1, 1, self.unit_sizes)
-        make_schedule(self.schedule, self.diffusion_steps)
+    @classmethod
+    def changes(cls, base: FactoredConfig, env_id: str) -> dict[str, Any]:
+        """The set that describes the environment's task, where bounds do."""
+        return {"limits": LIMITS.get(env_id, ())}
 
 
 @final
@@ -135,6 +129,15 @@ class SafeDiffuserAgent(DiffusionAgent[SafeDiffuserConfig]):
 
     name = "safediffuser"
     config_type = SafeDiffuserConfig
+
+    def __init__(self, parts: AgentParts[SafeDiffuserConfig]) -> None:
+        for limit in parts.config.limits:
+            if limit.index >= parts.spaces.nx:
+                raise ConfigError(
+                    f"limits: observations have {parts.spaces.nx} entries, counted from 0; got "
+                    f"{limit}"
+                )
+        super().__init__(parts)
 
     @classmethod
     def of(
@@ -163,8 +166,7 @@ class SafeDiffuserAgent(DiffusionAgent[SafeDiffuserConfig]):
         Args:
             constraint: See `Constraint`; None removes it. It is not saved.
         """
-        self._constraint = constraint
-        self._timings = {}  # they depend on it
+        self._set(constraint=constraint)
 
     def with_safety(self, *, limits: Sequence[StateLimit] | None = None, **changes: Any) -> Self:
         """Return a second agent with another set or projection, sharing the weights.
@@ -176,31 +178,27 @@ class SafeDiffuserAgent(DiffusionAgent[SafeDiffuserConfig]):
         Raises:
             ConfigError: If a name is unknown or a value out of range.
         """
-        known = {**vars(self.config.safety), **changes}
-        other = self.with_options()
-        other._timings = {}
-        other.config = replace(
+        config = replace(
             self.config,
             limits=self.config.limits if limits is None else tuple(limits),
-            safety=from_mapping(SafetyConfig, known),
+            safety=from_mapping(SafetyConfig, {**vars(self.config.safety), **changes}),
+            sampling=self.options,
         )
-        other.config.layout(
-            self._nx, self._writer.size, self.conditions.sizes
-        )  # refuses wrong entries
-        return other
+        return self._beside(config, {})
 
-    def _step(self, request: Request, levels: Sequence[int]) -> Step:
-        known = self._known(request.initial)
-        step = self._composed(request, levels, known)
-        return projected(step, self._barrier(), self._nx, self.config.safety)
+    def _reverse(self, request: Request, levels: Sequence[int], start: Tensor) -> Tensor:
+        step = self._composed(request, levels, self._known(request.initial))
+        step = projected(step, self._barrier(), self.parts.spaces.nx, self.config.safety)
+        return sample(step, start, levels, request.noise)
 
     def _barrier(self) -> Barrier:
         """All constraints on normalised states."""
         barriers = []
         if self.config.limits:
             barriers.append(self._box())
-        if self._constraint is not None:
-            barriers.append(function_barrier(self._normalized_constraint(self._constraint)))
+        constraint = self.objective.constraint
+        if constraint is not None:
+            barriers.append(function_barrier(self._normalized_constraint(constraint)))
         if not barriers:
             raise ConfigError(
                 "constraint: SafeDiffuser needs a set to keep to; call set_constraint(fn), or "
@@ -209,7 +207,7 @@ class SafeDiffuserAgent(DiffusionAgent[SafeDiffuserConfig]):
         return barriers[0] if len(barriers) == 1 else _joined(barriers)
 
     def _box(self) -> Barrier:
-        bounds = np.full((2, self._nx), [[-np.inf], [np.inf]])
+        bounds = np.full((2, self.parts.spaces.nx), [[-np.inf], [np.inf]])
         for limit in self.config.limits:
             bounds[:, limit.index] = limit.bounds
         inside = np.nan_to_num(bounds, neginf=0.0, posinf=0.0)
@@ -233,12 +231,6 @@ class SafeDiffuserAgent(DiffusionAgent[SafeDiffuserConfig]):
 
         return normalized
 
-    def _split(self, trajectories: Tensor) -> tuple[Tensor, Tensor]:
-        return self._future(trajectories[..., : self._nx], trajectories[..., self._nx :])
-
-    def _clip_ranges(self) -> list[tuple[Array, Array]]:
-        return [self.normalizers.observation.clip_range, self.normalizers.action.clip_range]
-
     def _task(self, role: str) -> DenoisingTask:
         return self._denoising_task(role)
 
@@ -251,3 +243,37 @@ def _joined(barriers: Sequence[Barrier]) -> Barrier:
         return torch.cat(h, dim=-1), torch.cat(gradients, dim=-2)
 
     return barrier
+
+
+def environment_units(normalizer: Normalizer, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return `Normalizer.unnormalize` for tensors ``[..., d]``, differentiable.
+
+    Beyond the range of the data a CDF, which ends there, goes on as its last piece does, so that
+    noisy values keep a gradient.
+    """
+    if isinstance(normalizer, AffineNormalizer):
+        scale, shift = (_tensor(part, device) for part in (normalizer.scale, normalizer.shift))
+        return lambda states: states * scale + shift
+    assert isinstance(normalizer, CdfNormalizer)
+    counts = normalizer.counts.tolist()
+    values = torch.split(_tensor(normalizer.values, device), counts)
+    levels = torch.split(_tensor(normalizer.levels, device), counts)
+    tables = list(zip(values, levels, strict=True))
+
+    def units(states: Tensor) -> Tensor:
+        columns = [_interpolated(states[..., j], *table) for j, table in enumerate(tables)]
+        return torch.stack(columns, dim=-1)
+
+    return units
+
+
+def _interpolated(z: Tensor, values: Tensor, levels: Tensor) -> Tensor:
+    if len(values) == 1:  # a constant
+        return values[0] + 0 * z
+    right = torch.searchsorted(levels, z.detach().contiguous()).clamp(1, len(levels) - 1)
+    slope = (values[right] - values[right - 1]) / (levels[right] - levels[right - 1])
+    return values[right - 1] + slope * (z - levels[right - 1])
+
+
+def _tensor(array: Array, device: torch.device) -> Tensor:
+    return torch.tensor(array, dtype=torch.float32, device=device)

@@ -1,31 +1,31 @@
-"""One file for one agent: weights, normalisers, spaces and configuration."""
+"""What an agent is made of, and its file: weights, normalisers, spaces and configuration."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, Generic, TypeVar, final
 
-from gymnasium import spaces
+import torch
 from minari.serialization import deserialize_space, serialize_space
 from torch import Tensor, nn
 
+from mpd_gym.agents.config import AgentConfig, Sizes
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.agents.spaces import Spaces
 from mpd_gym.checkpoint import load_file, load_into, save_file
-from mpd_gym.datasets import FittedConditions, Normalizers, WindowConfig, normalizer_from_arrays
+from mpd_gym.datasets import FittedConditions, Normalizers, normalizer_from_arrays
 from mpd_gym.errors import CheckpointError
 from mpd_gym.latent.encoder import SHIPPED, ImageEncoder
 from mpd_gym.types import Array
 
-if TYPE_CHECKING:
-    from mpd_gym.agents.trained import TrainedAgent
-
 __all__ = [
+    "AgentParts",
     "StoredAgent",
     "agent_path",
-    "load_agent",
     "read_agent",
     "shipped_agents",
     "write_agent",
@@ -34,50 +34,72 @@ __all__ = [
 KIND = "agent"
 _SUFFIX = ".safetensors"
 
+C = TypeVar("C", bound=AgentConfig)
+
+
+@final
+@dataclass(frozen=True)
+class AgentParts(Generic[C]):
+    """What an agent is made of.
+
+    Attributes:
+        config: Its configuration.
+        models: Networks by role, those of `config.roles()`; moved to `device`, for evaluation.
+        spaces: The environment's, and the encoder of an agent that plans in a latent space.
+        normalizers: Of observations, actions and goals.
+        conditions: With the scaling of the training data.
+        history: What it was trained on and how, JSON values.
+        device: Of the models.
+    """
+
+    config: C
+    models: Mapping[str, nn.Module]
+    spaces: Spaces
+    normalizers: Normalizers
+    conditions: FittedConditions
+    history: dict[str, Any] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        models = {role: model.to(self.device).eval() for role, model in self.models.items()}
+        object.__setattr__(self, "models", models)
+        object.__setattr__(self, "history", dict(self.history))
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the networks fit."""
+        return Sizes(self.spaces.nx, self.spaces.nu, self.conditions.sizes)
+
 
 def write_agent(
-    path: str | os.PathLike[str],
-    name: str,
-    config: Mapping[str, Any],
-    models: Mapping[str, nn.Module],
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    normalizers: Normalizers,
-    conditions: FittedConditions,
-    history: Mapping[str, Any],
-    encoder: ImageEncoder | None = None,
+    path: str | os.PathLike[str], name: str, parts: AgentParts[Any], sampling: SamplingConfig
 ) -> None:
     """Write an agent's file, whole or not at all.
 
     Args:
         path: Ends in ``.safetensors``.
         name: Of the agent, a key of `AGENTS`.
-        config: Its configuration as JSON values.
-        models: Its networks by role.
-        observation_space: The environment's.
-        action_space: The environment's.
-        normalizers: Of observations, actions and goals.
-        conditions: With their scaling.
-        history: What it was trained on and how, JSON values.
-        encoder: Of stacked frames; None where observations are states.
+        parts: What it is made of.
+        sampling: Its present options.
     """
     tensors: dict[str, Tensor | Array] = {
         f"models/{role}/{key}": tensor
-        for role, model in models.items()
+        for role, model in parts.models.items()
         for key, tensor in model.state_dict().items()
     }
-    for part, normalizer in normalizers._asdict().items():
+    for part, normalizer in parts.normalizers._asdict().items():
         if normalizer is not None:
             arrays = normalizer.arrays()
             tensors |= {f"normalizers/{part}/{key}": array for key, array in arrays.items()}
-    tensors |= {f"conditions/{key}": array for key, array in conditions.arrays().items()}
+    tensors |= {f"conditions/{key}": array for key, array in parts.conditions.arrays().items()}
     header = {
         "agent": name,
-        "config": config,
-        "observation_space": serialize_space(observation_space),
-        "action_space": serialize_space(action_space),
-        "history": dict(history),
+        "config": asdict(replace(parts.config, sampling=sampling)),
+        "observation_space": serialize_space(parts.spaces.observation),
+        "action_space": serialize_space(parts.spaces.action),
+        "history": parts.history,
     }
+    encoder = parts.spaces.encoder
     if encoder is not None:
         weights = encoder.model.state_dict()
         tensors |= {f"encoder/{key}": tensor for key, tensor in weights.items()}
@@ -94,45 +116,48 @@ class StoredAgent:
         source: The file, for messages.
         name: Of the agent, a key of `AGENTS`.
         config: Configuration as JSON values.
-        observation_space: The environment's.
-        action_space: The environment's.
+        spaces: The environment's, and the encoder.
         history: What it was trained on and how.
         tensors: Everything else.
-        encoder: Of stacked frames; None where observations are states.
     """
 
     source: str
     name: str
     config: Mapping[str, Any]
-    observation_space: spaces.Space[Any]
-    action_space: spaces.Space[Any]
-    history: Mapping[str, Any]
+    spaces: Spaces
+    history: dict[str, Any]
     tensors: Mapping[str, Tensor]
-    encoder: ImageEncoder | None = None
 
-    def scalings(self, kind: str, windows: WindowConfig) -> tuple[Normalizers, FittedConditions]:
-        """Build normalisers of one kind and the conditions.
+    def parts(self, kind: type[C], device: torch.device) -> AgentParts[C]:
+        """Build what the agent is made of.
+
+        Args:
+            kind: Class of its configuration.
+            device: Of the models.
 
         Raises:
-            CheckpointError: If their tables are missing or damaged.
+            CheckpointError: If a table or tensor is missing, unknown or damaged.
+            ConfigError: If the configuration is wrong.
         """
-        parts = {
-            part: normalizer_from_arrays(kind, arrays)
+        config = kind.from_json(self.config)
+        found = {
+            part: normalizer_from_arrays(config.normalizer, arrays)
             for part in Normalizers._fields
             if (arrays := self._arrays(f"normalizers/{part}/"))
         }
-        if not {"observation", "action"} <= set(parts):
+        if not {"observation", "action"} <= set(found):
             raise CheckpointError(f"{self.source}: its normalisers are missing; train again")
-        normalizers = Normalizers(**parts)
+        normalizers = Normalizers(**found)
         arrays = self._arrays("conditions/")
-        return normalizers, FittedConditions.from_arrays(windows, normalizers, arrays)
+        conditions = FittedConditions.from_arrays(config.windows, normalizers, arrays)
+        models = config.models(Sizes(self.spaces.nx, self.spaces.nu, conditions.sizes))
+        self._load_weights(models)
+        return AgentParts(
+            config, models, self.spaces, normalizers, conditions, self.history, device
+        )
 
-    def load_weights(self, models: Mapping[str, nn.Module]) -> None:
-        """Fill models with the stored weights, strictly.
-
-        Raises:
-            CheckpointError: If a tensor is missing, unknown, or of another shape or type.
-        """
+    def _load_weights(self, models: Mapping[str, nn.Module]) -> None:
+        """Fill models with the stored weights, strictly."""
         for role, model in models.items():
             load_into(model, self.tensors, f"models/{role}/", source=self.source)
         unknown = {
@@ -175,40 +200,18 @@ def read_agent(source: str | os.PathLike[str], name: str | None = None) -> Store
     if "encoder" in header:
         encoder = ImageEncoder.restored(header["encoder"], tensors, "encoder/", str(path))
     try:
-        return StoredAgent(
-            str(path),
-            header["agent"],
-            header["config"],
+        spaces = Spaces(
             deserialize_space(header["observation_space"]),
             deserialize_space(header["action_space"]),
-            header["history"],
-            tensors,
             encoder,
+        )
+        return StoredAgent(
+            str(path), header["agent"], header["config"], spaces, header["history"], tensors
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: its header is incomplete ({error!r}); train again"
         ) from error
-
-
-def load_agent(
-    source: str | os.PathLike[str], device: str = "auto", **options: Any
-) -> TrainedAgent[Any]:
-    """Read an agent of any method; arguments and errors as `TrainedAgent.load`.
-
-    Raises:
-        CheckpointError: Also if no agent of this package has the name that the file gives.
-        ConfigError: If an option is unknown or out of range.
-    """
-    from mpd_gym.agents import AGENTS, agent_class  # the classes import this module
-
-    stored = read_agent(source)
-    if stored.name not in AGENTS:
-        raise CheckpointError(
-            f"{stored.source}: holds the agent {stored.name!r}; this version has {sorted(AGENTS)}. "
-            "Install the version that wrote it"
-        )
-    return agent_class(stored.name).restored(stored, device, **options)
 
 
 def agent_path(source: str | os.PathLike[str]) -> Path:

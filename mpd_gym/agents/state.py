@@ -7,6 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
+from mpd_gym.agents.config import Layout
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
 
@@ -40,25 +41,47 @@ class AgentState:
         return len(self.position)
 
     @classmethod
-    def fresh(
+    def resumed(
         cls,
+        state: AgentState | None,
         num_envs: int,
-        trajectory_shape: tuple[int, int],
-        horizon: int,
+        layout: Layout,
         nx: int,
         nu: int,
         budget: float | None,
+        episode_start: Any,
     ) -> AgentState:
-        """State of `num_envs` environments before their first step."""
-        return cls(
-            plan=np.zeros((num_envs, *trajectory_shape), np.float32),
-            actions=np.zeros((num_envs, horizon, nu)),
-            position=np.full(num_envs, -1),
-            budget=np.full(num_envs, np.inf if budget is None else budget),
-            observation=np.zeros((num_envs, nx)),
-            action=np.zeros((num_envs, nu)),
-            started=np.zeros(num_envs, bool),
-        )
+        """What `predict` was given, checked and reset; or a fresh state.
+
+        Args:
+            state: What the last call returned; None starts anew.
+            num_envs: E.
+            layout: Of plans.
+            nx: Size of an observation.
+            nu: Size of an action.
+            budget: Cost budget of a new episode; None for no limit.
+            episode_start: As in `reset`.
+
+        Raises:
+            InputError: If the state is of another kind, agent or number of environments, or there
+                is not one flag for each environment.
+        """
+        if state is None:
+            state = cls(
+                plan=np.zeros((num_envs, *layout.shape), np.float32),
+                actions=np.zeros((num_envs, layout.horizon, nu)),
+                position=np.full(num_envs, -1),
+                budget=np.full(num_envs, np.inf if budget is None else budget),
+                observation=np.zeros((num_envs, nx)),
+                action=np.zeros((num_envs, nu)),
+                started=np.zeros(num_envs, bool),
+            )
+        elif not isinstance(state, AgentState):
+            raise InputError(
+                f"state: expected what predict returned, got {type(state).__name__}; pass None "
+                "to start anew"
+            )
+        return state.checked(num_envs, layout.shape).reset(episode_start, budget)
 
     def checked(self, num_envs: int, trajectory_shape: tuple[int, int]) -> AgentState:
         """Return self.

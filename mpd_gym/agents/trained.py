@@ -4,100 +4,52 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from dataclasses import replace
+from typing import Any, ClassVar, Self, TypeVar
 
-import torch
-from gymnasium import spaces
 from torch import nn
 
-from mpd_gym.agents.actions import action_size
 from mpd_gym.agents.base import Agent
-from mpd_gym.agents.config import AgentConfig
-from mpd_gym.agents.fitting import (
-    Dataset,
-    Job,
-    RegressionTask,
-    Task,
-    TrainingData,
-    as_data,
-    train_modules,
-)
-from mpd_gym.agents.losses import MLPTask
-from mpd_gym.agents.objective import learned_objective
-from mpd_gym.agents.observations import ObservationReader
-from mpd_gym.agents.serialization import StoredAgent, read_agent, write_agent
-from mpd_gym.datasets import FittedConditions, Normalizers
+from mpd_gym.agents.config import INVERSE_DYNAMICS, AgentConfig, Sizes
+from mpd_gym.agents.fitting import Dataset, Job, as_data, fit_scalings, train_models
+from mpd_gym.agents.losses import MLPTask, RegressionTask, TrainingTask
+from mpd_gym.agents.serialization import AgentParts, StoredAgent, read_agent, write_agent
+from mpd_gym.agents.spaces import Spaces
+from mpd_gym.datasets import EpisodeSource
 from mpd_gym.errors import ConfigError
 from mpd_gym.latent.data import encoder_of
-from mpd_gym.models import MLP, Regressor
+from mpd_gym.models import Regressor
 from mpd_gym.models.device import find_device
-from mpd_gym.training import TrainingResult
+from mpd_gym.training import TrainingConfig, TrainingResult
 
 __all__ = ["TrainedAgent"]
 
 C = TypeVar("C", bound=AgentConfig)
 
+DYNAMICS = {"dynamics", "successor"}
+"""Models that learn from `dynamics_dataset` where `fit` is given one."""
+AUXILIARY = {INVERSE_DYNAMICS, "successor"}
+"""Models that are trained as `regressor_training` says, as reward, cost and termination are."""
 
-class TrainedAgent(Agent, Generic[C]):
+
+class TrainedAgent(Agent[C]):
     """An agent whose models are learned offline and kept in one file.
 
     Make one with `fit` or `load`. See `mpd_gym.agents.base.Agent` for `predict`, `plan`,
     `with_options` and the functions that can be set at run time.
 
     Args:
-        config: Its configuration.
-        models: Networks by role, those of `config.roles()`.
-        observation_space: The environment's.
-        action_space: The environment's.
-        normalizers: Of observations, actions and goals.
-        conditions: With the scaling of the training data.
-        history: What it was trained on and how, JSON values.
-        device: Of the models.
+        parts: What it is made of.
     """
 
     config_type: ClassVar[type[AgentConfig]]
     """Class of its configuration."""
-    dynamics_roles: ClassVar[frozenset[str]] = frozenset()
-    """Models that learn from `dynamics_dataset` where `fit` is given one."""
-    auxiliary_roles: ClassVar[frozenset[str]] = frozenset()
-    """Models that are trained as `regressor_training` says."""
 
-    def __init__(
-        self,
-        config: C,
-        models: Mapping[str, nn.Module],
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        normalizers: Normalizers,
-        conditions: FittedConditions,
-        *,
-        history: Mapping[str, Any] | None = None,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.config: C = config
-        self.models = {role: model.to(device).eval() for role, model in models.items()}
-        self.history = dict(history or {})
-        self._nx = ObservationReader(observation_space).size
-        layout = config.layout(self._nx, action_size(action_space), conditions.sizes)
-        super().__init__(
-            observation_space,
-            action_space,
-            normalizers,
-            conditions,
-            learned_objective(config.discount, self.models, normalizers, torch.device(device)),
-            config.sampling,
-            trajectory_shape=(layout.rows, layout.columns),
-            horizon=layout.horizon,
-            num_levels=layout.levels,
-            seed=config.seed,
-            device=torch.device(device),
-        )
-
-    def _task(self, role: str) -> Task:
-        """Examples and loss of a denoiser or value network."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how {role!r} learns")
+    @abstractmethod
+    def _task(self, role: str) -> TrainingTask:
+        """Examples and loss of one of the method's own networks."""
 
     # --- training ------------------------------------------------------------------------------
 
@@ -152,62 +104,47 @@ class TrainedAgent(Agent, Generic[C]):
         where = find_device(device)
         sources = as_data(dataset)
         others = sources if dynamics_dataset is None else as_data(dynamics_dataset)
+        first = sources[0].metadata
         encoder = encoder_of((*sources, *others))
-        longest = max(int(source.lengths.max()) for source in sources)
-        space, actions = (
-            sources[0].metadata[f"{part}_space"] for part in ("observation", "action")
+        spaces = Spaces(first["observation_space"], first["action_space"], encoder)
+        config = _settled(config, sources, goals=spaces.goal_size > 0)
+        normalizers, conditions = fit_scalings(sources, others, config, condition_functions or {})
+        sizes = Sizes(spaces.nx, spaces.nu, conditions.sizes)
+        config = config.resolved(sizes)
+        models = config.models(sizes)
+        agent = cls(AgentParts(config, models, spaces, normalizers, conditions, device=where))
+        jobs = [agent._job(role, others if role in DYNAMICS else sources) for role in models]
+        agent._take(
+            train_models(jobs, directory, resume=resume, parallel=parallel, progress=progress)
         )
-        config = _settled(config, longest, goals=ObservationReader(space).goal_size > 0)
-        data = TrainingData.prepare(
-            sources,
-            others,
-            config.windows,
-            config.normalizer,
-            condition_functions or {},
-            config.validation_fraction,
-            config.seed,
-        )
-        nx, nu = ObservationReader(space).size, action_size(actions)
-        config = config.resolved(nx, nu, data.conditions.sizes)
-        models = config.models(nx, nu, data.conditions.sizes)
-        agent = cls(config, models, space, actions, data.normalizers, data.conditions, device=where)
-        agent.set_encoder(encoder)
-        other_data = replace(data, sources=others)
-        jobs = [
-            agent._job(role, other_data if role in cls.dynamics_roles else data) for role in models
-        ]
-        results = train_modules(
-            jobs, directory, where, resume=resume, parallel=parallel, progress=progress
-        )
-        agent._take(results)
         return agent
 
-    def _job(self, role: str, data: TrainingData) -> Job:
+    def _job(
+        self,
+        role: str,
+        sources: tuple[EpisodeSource, ...],
+        settings: TrainingConfig | None = None,
+        name: str = "",
+    ) -> Job:
+        """Training of one model, under its role's name and with the configuration's settings."""
         model, config = self.models[role], self.config
+        task: TrainingTask
         if isinstance(model, Regressor):
-            goal = config.goal_condition
-            task: Task = RegressionTask(model.config.target, "" if goal is None else goal.name)
-        elif isinstance(model, MLP):
+            goal = config.condition("goal")
+            task = RegressionTask(model.config.target, "" if goal is None else goal.name)
+        elif role == INVERSE_DYNAMICS:
             task = MLPTask(role)
         else:
             task = self._task(role)
-        auxiliary = isinstance(model, Regressor) or role in self.auxiliary_roles
-        settings = config.regressor_training if auxiliary else config.training
-        return Job(role, role, model, task, data, settings)
+        if settings is None:
+            auxiliary = isinstance(model, Regressor) or role in AUXILIARY
+            settings = config.regressor_training if auxiliary else config.training
+        parts = replace(self.parts, models={role: model})
+        return Job(role, name or role, task, sources, settings, parts)
 
     def _beside(self, config: C, models: Mapping[str, nn.Module]) -> Self:
         """A second agent with other models in some roles, which shares everything else."""
-        made = type(self)(
-            config,
-            {**self.models, **models},
-            self.observation_space,
-            self.action_space,
-            self.normalizers,
-            self.conditions,
-            history=self.history,
-            device=self.device,
-        )
-        made.set_encoder(self.encoder)
+        made = type(self)(replace(self.parts, config=config, models={**self.models, **models}))
         made.follow(self)
         return made
 
@@ -238,19 +175,7 @@ class TrainedAgent(Agent, Generic[C]):
                 "not saved; set them again after load",
                 stacklevel=2,
             )
-        config = asdict(replace(self.config, sampling=self.options))
-        write_agent(
-            path,
-            self.name,
-            config,
-            self.models,
-            self.observation_space,
-            self.action_space,
-            self.normalizers,
-            self.conditions,
-            self.history,
-            self.encoder,
-        )
+        write_agent(path, self.name, self.parts, self.options)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str = "auto", **options: Any) -> Self:
@@ -272,27 +197,14 @@ class TrainedAgent(Agent, Generic[C]):
     @classmethod
     def restored(cls, stored: StoredAgent, device: str = "auto", **options: Any) -> Self:
         """Build an agent from the contents of its file; arguments and errors as `load`."""
-        config: Any = cls.config_type.from_json(stored.config)
-        normalizers, conditions = stored.scalings(config.normalizer, config.windows)
-        nx = ObservationReader(stored.observation_space).size
-        models = config.models(nx, action_size(stored.action_space), conditions.sizes)
-        stored.load_weights(models)
-        agent = cls(
-            config,
-            models,
-            stored.observation_space,
-            stored.action_space,
-            normalizers,
-            conditions,
-            history=stored.history,
-            device=find_device(device),
-        )
-        agent.set_encoder(stored.encoder)
+        config_type: Any = cls.config_type
+        agent = cls(stored.parts(config_type, find_device(device)))
         return agent.with_options(**options) if options else agent
 
 
-def _settled(config: C, longest: int, *, goals: bool) -> C:
+def _settled(config: C, sources: tuple[EpisodeSource, ...], *, goals: bool) -> C:
     """Decide what conditions leave to the data; warn where goals would not be seen."""
+    longest = max(int(source.lengths.max()) for source in sources)
     conditions = config.windows.settled(longest, goals=goals).conditions
     if goals and not {"goal", "custom"} & {spec.kind for spec in conditions}:
         warnings.warn(

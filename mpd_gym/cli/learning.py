@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mpd_gym.cli.shared import OUTPUTS, Device, Preset, app, console, show_agent
+from mpd_gym.agents import AGENTS
+from mpd_gym.cli.shared import OUTPUTS, Device, app, console, show_agent
 
-__all__ = ["Method", "train", "train_encoder"]
-
-
-class Method(StrEnum):
-    """Names of the agents, as in `mpd_gym.agents.AGENTS`."""
-
-    mpdiffuser = "mpdiffuser"
-    dmpc = "dmpc"
-    planner = "planner"
-    diffuser = "diffuser"
-    decision_diffuser = "decision_diffuser"
-    safediffuser = "safediffuser"
-    behavior_cloning = "behavior_cloning"
+__all__ = ["train", "train_encoder"]
 
 
 @app.command()
@@ -34,8 +23,10 @@ def train(
             "whose usual data sets must have been collected."
         ),
     ],
-    method: Annotated[Method, typer.Option(help="Which agent.")] = Method.mpdiffuser,
-    preset: Annotated[Preset, typer.Option(help="Size of networks and training.")] = Preset.laptop,
+    method: Annotated[str, typer.Option(help=f"Which agent: {', '.join(AGENTS)}.")] = "mpdiffuser",
+    preset: Annotated[
+        str, typer.Option(help="Size of networks and training: laptop or paper.")
+    ] = "laptop",
     env: Annotated[
         str | None, typer.Option(help="Environment whose preset is taken; the data's by default.")
     ] = None,
@@ -59,6 +50,7 @@ def train(
     from mpd_gym.agents.fitting import as_data
     from mpd_gym.agents.presets import DATASETS
 
+    kind = agent_class(method)
     usual = DATASETS.get(dataset[0])
     if usual is not None:
         dataset, others = list(usual[0]), usual[1]
@@ -66,9 +58,9 @@ def train(
     sources = as_data(list(dataset))
     env_id = env or sources[0].metadata.get("env_id")
     config = _config(method, preset, env_id, seed, steps, precision)
-    parts = [env_id or Path(dataset[0]).stem, preset.value, f"seed{seed}"]
-    name = "-".join(parts if method is Method.mpdiffuser else [method.value, *parts])
-    agent = agent_class(method.value).fit(
+    parts = [env_id or Path(dataset[0]).stem, preset, f"seed{seed}"]
+    name = "-".join(parts if method == "mpdiffuser" else [method, *parts])
+    agent = kind.fit(
         sources,
         config,
         dynamics_dataset=list(dynamics) if dynamics else None,
@@ -113,23 +105,16 @@ def train_encoder(
 
 
 def _config(
-    method: Method,
-    preset: Preset,
-    env_id: str | None,
-    seed: int,
-    steps: int | None,
-    precision: str,
+    method: str, size: str, env_id: str | None, seed: int, steps: int | None, precision: str
 ) -> Any:
     """The preset with another seed and precision and, if given, another length of training."""
-    from dataclasses import replace
-
-    from mpd_gym.agents.peer_presets import peer_preset
+    from mpd_gym.agents.presets import preset
 
     def changed(training: Any) -> Any:
         training = replace(training, seed=seed)
         return training if steps is None else training.with_steps(steps)
 
-    config: Any = peer_preset(method.value, env_id, preset.value)
+    config: Any = preset(size, env_id, method)
     return replace(
         config,
         seed=seed,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from mpd_gym.errors import MpdError
 
-__all__ = ["OUTPUTS", "Device", "Preset", "app", "console", "file_name", "reported", "show_agent"]
+__all__ = ["OUTPUTS", "Device", "app", "console", "file_name", "reported", "show_agent"]
 
 app = typer.Typer(
     help="Diffusion planners for control.",
@@ -30,13 +29,6 @@ OUTPUTS = Path("outputs")
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
-class Preset(StrEnum):
-    """Names of the presets."""
-
-    laptop = "laptop"
-    paper = "paper"
-
-
 def file_name(env_id: str) -> str:
     """An environment's id as part of a path."""
     return env_id.replace("/", "-").replace(":", "-")
@@ -44,7 +36,7 @@ def file_name(env_id: str) -> str:
 
 def show_agent(path: str) -> None:
     """Print what an agent's file holds."""
-    from mpd_gym.agents.serialization import load_agent
+    from mpd_gym.agents import load_agent
     from mpd_gym.evaluation.figures import agent_table
 
     console.print(agent_table(path, load_agent(path, "cpu")))

@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from mpd_gym.types import Denoiser, Noise, Step
 __all__ = [
     "SAMPLERS",
     "Move",
+    "Sampler",
     "ddim_move",
     "ddpm_posterior",
     "draw",
@@ -40,7 +42,6 @@ __all__ = [
 ]
 
 Move = Callable[[Tensor, Tensor, int, int, NoiseSchedule], tuple[Tensor, float]]
-SAMPLERS = ("ddpm", "ddim", "dpm++")
 
 
 def ddpm_posterior(
@@ -88,34 +89,6 @@ def ddim_move(
     return schedule.signal(k_next) * clean + direction * noise, std
 
 
-def make_move(name: str, eta: float = 0.0) -> Move:
-    """Return the move of a sampler, a name in `SAMPLERS`; DDPM has no `eta`.
-
-    That of ``"dpm++"`` is DDIM's; its denoisers need `with_history`.
-
-    Raises:
-        ConfigError: If the name is unknown or `eta` outside [0, 1].
-    """
-    check_choice("sampler", name, SAMPLERS)
-    if not 0 <= eta <= 1:
-        raise ConfigError(f"eta: expected a value in [0, 1]; got {eta}")
-    return ddpm_posterior if name == "ddpm" else functools.partial(ddim_move, eta=eta)
-
-
-def with_history(
-    name: str, denoiser: Denoiser, levels: Sequence[int], schedule: NoiseSchedule
-) -> Denoiser:
-    """Return the denoiser that a sampler wants in one reverse pass over `levels`.
-
-    Args:
-        name: Sampler; all but ``"dpm++"`` take the denoiser as it is.
-        denoiser: Predicts x̂_0, clipped.
-        levels: Levels of this pass, from `NoiseSchedule.levels`.
-        schedule: Noise schedule.
-    """
-    return multistep(denoiser, levels, schedule) if name == "dpm++" else denoiser
-
-
 def multistep(denoiser: Denoiser, levels: Sequence[int], schedule: NoiseSchedule) -> Denoiser:
     """Extrapolate x̂_0 to the middle of the coming move (DPM-Solver++ 2M, Lu et al. 2022).
 
@@ -161,6 +134,62 @@ def _extrapolation(levels: Sequence[int], schedule: NoiseSchedule) -> dict[int, 
         for before, k, gone, coming in zip(levels, levels[1:], gaps, gaps[1:], strict=False)
         if schedule.log_ratio(before) >= MIN_LOG_RATIO
     }
+
+
+class Sampler(NamedTuple):
+    """One row of `SAMPLERS`.
+
+    Attributes:
+        move: From eta in [0, 1] to the move.
+        history: Makes the denoiser of one reverse pass, which may remember its predictions; None
+            takes the denoiser as it is.
+        spacing: Name in `SPACINGS` of the levels that suit it where levels are skipped.
+    """
+
+    move: Callable[[float], Move]
+    history: Callable[[Denoiser, Sequence[int], NoiseSchedule], Denoiser] | None = None
+    spacing: str = "even"
+
+
+def _ddim(eta: float) -> Move:
+    return functools.partial(ddim_move, eta=eta)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(lambda eta: ddpm_posterior),
+    "ddim": Sampler(_ddim),
+    "dpm++": Sampler(_ddim, history=multistep, spacing="log_snr"),
+}
+"""Samplers by name."""
+
+
+def make_move(name: str, eta: float = 0.0) -> Move:
+    """Return the move of a sampler, a name in `SAMPLERS`; DDPM has no `eta`.
+
+    Denoisers of a sampler with a history need `with_history`.
+
+    Raises:
+        ConfigError: If the name is unknown or `eta` outside [0, 1].
+    """
+    check_choice("sampler", name, SAMPLERS)
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"eta: expected a value in [0, 1]; got {eta}")
+    return SAMPLERS[name].move(eta)
+
+
+def with_history(
+    name: str, denoiser: Denoiser, levels: Sequence[int], schedule: NoiseSchedule
+) -> Denoiser:
+    """Return the denoiser that a sampler wants in one reverse pass over `levels`.
+
+    Args:
+        name: Sampler.
+        denoiser: Predicts x̂_0, clipped.
+        levels: Levels of this pass, from `NoiseSchedule.levels`.
+        schedule: Noise schedule.
+    """
+    history = SAMPLERS[name].history
+    return denoiser if history is None else history(denoiser, levels, schedule)
 
 
 def draw(mean: Tensor, std: float, noise: Noise, temperature: float) -> Tensor:

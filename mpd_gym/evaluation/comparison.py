@@ -149,10 +149,10 @@ def _value(text: str) -> Any:
 
 
 def compare(
-    entries: Sequence[Entry],
+    policies: Mapping[str, Policy] | Sequence[Entry],
     env_id: str,
     *,
-    seeds: Sequence[int],
+    seeds: int | Sequence[int] = 20,
     num_envs: int = 10,
     env_kwargs: Mapping[str, Any] | None = None,
     folder: Path | None = None,
@@ -162,9 +162,11 @@ def compare(
     """Play the same episodes with every policy.
 
     Args:
-        entries: The policies.
+        policies: Each by its name. Agents of this package draw from their own seed, all others act
+            deterministically, as in Stable-Baselines3's `evaluate_policy`; an `Entry` tells
+            otherwise.
         env_id: Registered id.
-        seeds: One for each episode; the film shows the first.
+        seeds: One for each episode, a number n stands for ``range(n)``; the film shows the first.
         num_envs: Copies of the environment per call of `predict`.
         env_kwargs: Keyword arguments of the environment.
         folder: Folder for ``summary.csv``, ``episodes.csv`` and the film ``side-by-side.gif``;
@@ -179,6 +181,8 @@ def compare(
     Raises:
         ConfigError: If the environment does not exist, or draws no pictures for the film.
     """
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    entries = _entries(policies) if isinstance(policies, Mapping) else policies
     filmed = film and folder is not None
     first = _first_observation(env_id, env_kwargs, seeds, film=filmed)
     results: dict[str, Evaluation] = {}
@@ -201,6 +205,10 @@ def compare(
     if folder is not None:
         _write(folder, results, columns)
     return results
+
+
+def _entries(policies: Mapping[str, Policy]) -> list[Entry]:
+    return [Entry(name, one, not hasattr(one, "plan")) for name, one in policies.items()]
 
 
 def _timed(
@@ -295,7 +303,7 @@ def _load_entry(
 
 
 def _load_agent(source: str, device: str, options: Mapping[str, Any]) -> Any:
-    from mpd_gym.agents.serialization import load_agent
+    from mpd_gym.agents import load_agent
 
     if source.endswith(".zip"):
         raise CheckpointError(f"{source}: for a Stable-Baselines3 zip write {SB3}{source}")

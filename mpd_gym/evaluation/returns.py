@@ -151,7 +151,7 @@ def evaluate(
     policy: Policy,
     env_id: str,
     *,
-    seeds: Sequence[int],
+    seeds: int | Sequence[int] = 20,
     num_envs: int = 1,
     env_kwargs: Mapping[str, Any] | None = None,
     reset_options: Sequence[Mapping[str, Any]] | None = None,
@@ -167,7 +167,7 @@ def evaluate(
         policy: Anything with Stable-Baselines3's `predict`; it gets ``state`` and
             ``episode_start``.
         env_id: Registered id.
-        seeds: One for each episode.
+        seeds: One for each episode; a number n stands for ``range(n)``.
         num_envs: Copies stepped together.
         env_kwargs: Keyword arguments of the environment.
         reset_options: One `options` mapping for each episode, for exact starts.
@@ -179,10 +179,7 @@ def evaluate(
         InputError: If there is no seed, or not one of `reset_options` for each.
     """
     check_policy(policy)
-    if isinstance(seeds, int):
-        raise InputError(
-            f"seeds: expected one for each episode, such as range({seeds}); got {seeds}"
-        )
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
     if not len(seeds) or num_envs < 1:
         raise InputError(f"expected at least one seed and one copy, got {len(seeds)}, {num_envs}")
     if reset_options is not None and len(reset_options) != len(seeds):

@@ -1,8 +1,8 @@
-"""From what an environment shows to what a planner sees, with every check before any work."""
+"""What an environment shows and takes, as flat vectors, with every check before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,7 +13,11 @@ from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array
 
-__all__ = ["ObservationReader", "Reading"]
+__all__ = ["InverseDynamics", "Reading", "Spaces", "read_off"]
+
+InverseDynamics = Callable[[Array, Array, Array], Array]
+"""``fn(observations [N, H, nx], actions [N, H, nu], next_observations [N, H, nx]) -> actions``, in
+environment units: ``[N, H, nu]`` that lead from each planned state to the next."""
 
 
 @dataclass(frozen=True)
@@ -35,36 +39,72 @@ class Reading:
     def __len__(self) -> int:
         return len(self.x)
 
+    def rows(self, chosen: Array) -> Reading:
+        """Some of the observations, as a batch: where an array of indices or flags says."""
+        goal, budget = (None if part is None else part[chosen] for part in (self.goal, self.budget))
+        return Reading(self.x[chosen], goal, budget, single=False)
+
 
 @final
-class ObservationReader:
-    """Reads one or many observations of a Box, or of a Dict with an ``observation`` key.
+class Spaces:
+    """Spaces of observations and actions: reads what an environment shows, writes what it takes.
 
-    A Dict may also hold ``desired_goal`` (Gymnasium-Robotics' convention) and
-    ``remaining_budget`` (as `mpd_gym.envs.wrappers.RemainingBudget` supplies it); other keys are
-    checked for nothing and ignored.
+    Observations are a Box, or a Dict with a Box under ``observation``. A Dict may also hold
+    ``desired_goal`` (Gymnasium-Robotics' convention) and ``remaining_budget`` (as
+    `mpd_gym.envs.wrappers.RemainingBudget` supplies it); other keys are ignored.
 
     Args:
-        space: The environment's observation space.
-        encoder: Makes observations of `space` out of stacked frames, which are then read as well;
-            None reads observations of `space` only.
+        observation: The environment's observation space.
+        action: The environment's action space, a Box.
+        encoder: Makes observations out of stacked frames, which are then read as well; None reads
+            observations only.
+
+    Attributes:
+        nx: Size of a flat observation.
+        nu: Size of a flat action.
+        goal_size: Size of a goal; 0 without one.
 
     Raises:
-        ConfigError: If the space is neither of the two, or the encoder gives others.
+        ConfigError: If a space is of another kind, or the encoder gives other observations.
     """
 
-    def __init__(self, space: spaces.Space[Any], encoder: ImageEncoder | None = None) -> None:
-        if encoder is not None and encoder.latent_space.shape != space.shape:
+    def __init__(
+        self,
+        observation: spaces.Space[Any],
+        action: spaces.Space[Any],
+        encoder: ImageEncoder | None = None,
+    ) -> None:
+        if not isinstance(action, spaces.Box):
+            raise ConfigError(f"action space: planners need a Box, got {action}")
+        if encoder is not None and encoder.latent_space.shape != observation.shape:
             raise ConfigError(
                 f"encoder: its latents have shape {encoder.latent_space.shape}, the agent's "
-                f"observations {space.shape}; take the encoder that the agent was trained with"
+                f"observations {observation.shape}; take the encoder that the agent was trained "
+                "with"
             )
-        self.encoder = encoder
-        self.space = space
-        self._parts = _parts(space)
-        self.size = int(np.prod(self._parts["observation"].shape))
-        goal = self._parts.get("desired_goal")
-        self.goal_size = 0 if goal is None else int(np.prod(goal.shape))
+        self.observation, self.action, self.encoder = observation, action, encoder
+        self._parts = _parts(observation)
+        sizes = {key: int(np.prod(part.shape)) for key, part in self._parts.items()}
+        self.nx, self.goal_size = sizes["observation"], sizes.get("desired_goal", 0)
+        self.nu = int(np.prod(action.shape))
+
+    def with_encoder(self, encoder: ImageEncoder | None) -> Spaces:
+        """The same spaces with another encoder."""
+        return Spaces(self.observation, self.action, encoder)
+
+    def clip(self, actions: Array) -> Array:
+        """Cut flat actions ``[…, nu]`` to the bounds."""
+        return np.clip(actions, self.action.low.reshape(-1), self.action.high.reshape(-1))
+
+    def write(self, actions: Array, *, single: bool) -> Array:
+        """Actions ``[E, nu]`` in the space's shape and type, without axis E for a single one.
+
+        They are cut once more: float32 rounding must not leave the Box.
+        """
+        space = self.action
+        rows = actions.reshape(len(actions), *space.shape).astype(space.dtype)
+        shaped: Array = np.clip(rows, space.low, space.high)
+        return shaped[0] if single else shaped
 
     def read(self, observation: Any) -> Reading:
         """Check and split one or many observations.
@@ -95,11 +135,11 @@ class ObservationReader:
         return Reading(rows, goal, budget, single)
 
     def _entries(self, observation: Any) -> Mapping[str, Any]:
-        if not isinstance(self.space, spaces.Dict):
+        if not isinstance(self.observation, spaces.Dict):
             if isinstance(observation, Mapping):
                 raise InputError(
-                    f"observation: expected an array of shape {self.space.shape}, got a mapping "
-                    f"with keys {sorted(observation)}"
+                    f"observation: expected an array of shape {self.observation.shape}, got a "
+                    f"mapping with keys {sorted(observation)}"
                 )
             return {"observation": observation}
         if not isinstance(observation, Mapping):
@@ -156,3 +196,24 @@ def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Box]:
         f"'desired_goal' for goals), got {space}; flatten it with "
         "gymnasium.wrappers.FlattenObservation"
     )
+
+
+def read_off(function: InverseDynamics, observations: Array, actions: Array) -> Array:
+    """Actions that lead along planned states, instead of the planned actions.
+
+    Args:
+        function: The caller's inverse dynamics.
+        observations: x_0 … x_H, ``[N, H + 1, nx]``.
+        actions: u_0 … u_{H-1} as planned, ``[N, H, nu]``.
+
+    Raises:
+        InputError: If the function returns another shape, or what is not finite.
+    """
+    found = np.asarray(function(observations[:, :-1], actions, observations[:, 1:]), float)
+    if found.shape != actions.shape or not np.isfinite(found).all():
+        raise InputError(
+            f"inverse dynamics: expected finite actions of shape {actions.shape}, got "
+            f"{found.shape}{'' if np.isfinite(found).all() else ' with NaN or infinity'}: "
+            "correct the function that set_inverse_dynamics was given"
+        )
+    return found

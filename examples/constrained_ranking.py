@@ -11,8 +11,7 @@ import argparse
 
 import numpy as np
 
-from mpd_gym import MPDiffuserAgent
-from mpd_gym.evaluation.returns import evaluate
+from mpd_gym import MPDiffuserAgent, evaluate
 
 ENV = "ConstrainedPendulum-v0"
 

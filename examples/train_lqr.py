@@ -11,11 +11,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from mpd_gym import MPDiffuserAgent
-from mpd_gym.agents.presets import preset
+from mpd_gym import MPDiffuserAgent, evaluate, preset, record
 from mpd_gym.collect.lqr import NoisyLQR
-from mpd_gym.collect.record import record
-from mpd_gym.evaluation.returns import evaluate
 
 DATASET = "examples/lqr-v0"
 

@@ -10,11 +10,8 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 
-from mpd_gym import MPDiffuserAgent
-from mpd_gym.agents.presets import preset
-from mpd_gym.collect.record import record
+from mpd_gym import MPDiffuserAgent, evaluate, preset, record
 from mpd_gym.collect.scripted import SmoothRandom
-from mpd_gym.evaluation.returns import evaluate
 
 
 class PointMass(gym.Env):

@@ -197,7 +197,9 @@ def test_a_study_is_a_file_and_an_entry(tmp_path: Path, monkeypatch: pytest.Monk
     from studies.runner import Scope
 
     module: Any = ModuleType("studies.counting")
-    module.study = lambda book: Report("Counting", "How it was counted.", [Table("", ["n"], [["3"]])])
+    module.study = lambda book: Report(
+        "Counting", "How it was counted.", [Table("", ["n"], [["3"]])]
+    )
     monkeypatch.setitem(sys.modules, "studies.counting", module)
     monkeypatch.setitem(STUDIES, "counting", Study("counting", "counts", "1 s"))
     assert "How it was counted." in run_study("counting", Scope(tmp_path, (0,), 1))

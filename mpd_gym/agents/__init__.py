@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpd_gym.agents.trained import TrainedAgent
 
-__all__ = ["AGENTS", "agent_class", "load_agent"]
-
 AGENTS = {
     "behavior_cloning": "mpd_gym.agents.behavior_cloning:BehaviorCloningAgent",
     "decision_diffuser": "mpd_gym.agents.decision_diffuser:DecisionDiffuserAgent",
@@ -29,7 +27,6 @@ AGENTS = {
 _OTHERS = {
     "SamplingConfig": "mpd_gym.agents.options",
     "StateLimit": "mpd_gym.agents.safediffuser",
-    "preset": "mpd_gym.agents.presets",
 }
 
 
@@ -90,4 +87,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """What completion offers."""
-    return sorted([*__all__, *_places()])
+    return sorted(["AGENTS", "agent_class", "load_agent", *_places()])
+
+
+__all__ = __dir__()

@@ -208,10 +208,10 @@ class Agent(ABC, Generic[C]):
         """Return a second agent with other sampling options, sharing the weights.
 
         Args:
-            latency_budget: Seconds that 99 % of the calls of `predict` may take, but for the first
-                plan of an episode where plans are warm-started. Steps and samples are cut until
-                they fit, as `mpd_gym.agents.latency.choose` says, from a profile of this machine
-                that is measured once, in less than a second for laptop-size networks. The new
+            latency_budget: Seconds that 99 % of the calls of `predict` may take; the first plan of
+                an episode may take longer where plans are warm-started. A profile of this machine
+                is measured once, in less than a second for laptop-size networks, and
+                `mpd_gym.agents.latency.choose` cuts steps and samples until they fit. The new
                 agent's `latency` tells what was chosen and measured.
             options: Of `SamplingConfig`.
 

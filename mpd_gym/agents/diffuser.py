@@ -92,9 +92,11 @@ class DiffuserAgent(DiffusionAgent[DiffuserConfig]):
 
     def _reverse(self, request: Request, levels: Sequence[int], start: Tensor) -> Tensor:
         appended = given_columns(request, self.conditions, self.config.inputs)
-        known = self._known(torch.cat((request.initial, appended), dim=-1))
+        initial = torch.cat((request.initial, appended), dim=-1)
+        known = self._known(initial)
         assert known is not None, "it inpaints"
-        step = self._guided(self._composed(request, levels, known), known)
+        step = self._composed(replace(request, initial=initial), levels, known)
+        step = self._guided(step, known)
         return sample(step, start, levels, request.noise)
 
     def _guided(self, step: Step, known: Inpainting) -> Step:

@@ -33,7 +33,7 @@ __all__ = [
 
 ENOUGH_STEPS = 5
 """Steps that samples are given up for; further steps come after samples. On LQR-v0 five DDPM
-steps of 50 cost no more than all of them (``mpd-gym reproduce lqr-steps``)."""
+steps of 50 cost no more than all of them (``python -m studies lqr-steps``)."""
 
 MANY_STEPS = 4  # of the longer of the two plans that are timed
 SECONDS = 0.15  # of timing for each number of samples, unless that is fewer than …

@@ -49,7 +49,7 @@ def states_only(batch: Batch) -> Batch:
 
 
 def actions_only(batch: Batch) -> Batch:
-    """Leave out the states of a batch but for x_0 (Zhou et al. 2025)."""
+    """Leave out all states of a batch except x_0 (Zhou et al. 2025)."""
     return replace(batch, observations=batch.observations[..., :0])
 
 
@@ -201,7 +201,7 @@ class ValueTask:
     def _noised(
         self, schedule: NoiseSchedule, clean: Tensor, fixed: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Levels, and trajectories noised to them but for what is fixed."""
+        """Levels, and trajectories noised to them where they are not fixed."""
         size, source = len(clean), generator.device
         k = torch.randint(1, schedule.num_levels + 1, (size,), generator=generator, device=source)
         noise = torch.randn(clean.shape, generator=generator, device=source)

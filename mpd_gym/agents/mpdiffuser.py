@@ -26,7 +26,7 @@ __all__ = ["MPDiffuserAgent", "MPDiffuserConfig"]
 class MPDiffuserConfig(FactoredConfig):
     """Everything that defines a trained MPDiffuser, and how it samples by default.
 
-    The defaults are the paper's (appendix B) but for the normaliser, the padding and the null
+    The defaults are the paper's (appendix B), except the normaliser, the padding and the null
     condition; `mpd_gym.agents.presets` has laptop-size ones for each environment. Round-trips
     through ``dataclasses.asdict`` and JSON. The other fields are those of `FactoredConfig` and
     `DiffusionConfig`.

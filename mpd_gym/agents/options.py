@@ -46,7 +46,7 @@ class SamplingConfig:
         temperature: Factor on every variance of the reverse process, >= 0 (Algorithm 1's α).
         guidance_scale: Classifier-free guidance ω (eq. 1); 1 is the plain conditional model.
         dynamics_guidance_scale: ω of the dynamics model; None for `guidance_scale`. 0 leaves its
-            conditions out: a dynamics model that is told of a high return predicts the states that
+            conditions out: a dynamics model that sees a high return predicts the states that
             bring it, whatever the actions.
         warm_start_steps: Reverse steps after the first plan, from the last plan shifted by the
             executed actions and noised; 0 plans from scratch each time.

@@ -278,7 +278,7 @@ def rank(
         budgets: Remaining budgets, ``[E]``; infinite without one.
         goals: Goals, ``[E, ng]``, or None.
         name: A key of `RANKERS`; None takes what suits what is known.
-        own: The caller's ranker, which goes before `name`.
+        own: The caller's ranker; it replaces `name`.
 
     Raises:
         PlanningError: If no candidate of an environment is finite.

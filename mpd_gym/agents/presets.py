@@ -71,8 +71,8 @@ def preset(name: str, env_id: str | None = None, method: str = "mpdiffuser") -> 
 def _general() -> MPDiffuserConfig:
     """Any environment: asked for its goal, or else for return; ranked by learned rewards.
 
-    Far from a goal the best return of a number of steps is out of reach: asked for both, 8 of 100
-    walks through PointMaze's U got stuck; asked for the goal alone, none.
+    Far from a goal the best return of a number of steps is out of reach: conditioned on both, 8 of
+    100 walks through PointMaze's U got stuck; conditioned on the goal alone, none did.
     """
     return MPDiffuserConfig(
         conditions=(
@@ -89,7 +89,7 @@ def _lqr() -> MPDiffuserConfig:
     """The final state of a trajectory is asked to be the origin (paper, appendix E).
 
     Guidance of 1.5 changed the planner's cost by 0.2 % on a tuning seed (64 trials, temperature
-    0.001) and doubles the time. Ten of the 50 steps cost no more than all (``mpd-gym reproduce
+    0.001) and doubles the time. Ten of the 50 steps cost no more than all (``python -m studies
     lqr-steps``, at temperature 1). Means of samples and warm starts were chosen on training seed 0
     and starts from 100000 on, where they cut the cost above the optimum from 3.7 to 0.6 %.
     """
@@ -110,11 +110,10 @@ def _lqr() -> MPDiffuserConfig:
 def _car() -> MPDiffuserConfig:
     """The plan is asked to end at the goal (paper, appendix C).
 
-    A quarter of the windows begins where an episode does, because whole plans are executed from
-    there; all actions weigh the same for that reason. Planned states are better than planned
-    actions: what leads from one to the next is learned, from the expert's drives. A plan made in
-    one step from the last arrives as often as one in ten steps from noise. Both were found on
-    starts from 100000 on (``python benchmarks/car_actions.py``, ``car_plans.py``).
+    Whole plans are executed from an episode's start, so a quarter of the windows begins there and
+    all actions weigh the same. Planned states are better than planned actions, so the agent learns
+    inverse dynamics from the expert's drives. A plan made in one step from the last plan arrives as
+    often as a plan made in ten steps from noise. Both were found on starts from 100000 on.
     """
     return MPDiffuserConfig(
         conditions=(ConditionSpec("goal"),),
@@ -131,13 +130,13 @@ def _car() -> MPDiffuserConfig:
 def _constrained_pendulum() -> MPDiffuserConfig:
     """The best candidate that is predicted to keep the limit (Algorithm 2).
 
-    Returns are those of the window, and no window is padded: an episode ends by its time limit,
-    which would make "nothing more to lose" look like success. The dynamics model is not told of
-    return and budget; where it is, it predicts the states of a high return whatever the actions.
-    The planner does so to a smaller extent, and leaves the choice to the ranker (guidance 0). Costs
-    are 0 or 1, learned as probabilities: a step counts where a violation is likelier than 1 %,
-    which leaves room for the error of the predicted states. Steps, guidance and threshold were
-    chosen on starts from 100000 on.
+    Returns are those of the window, and no window is padded: episodes end by a time limit, and
+    padding would make "nothing more to lose" look like success. The dynamics model does not see
+    return and budget; if it does, it predicts the states of a high return whatever the actions. The
+    planner does the same to a smaller extent, so guidance is 0 and the ranker chooses. Costs are 0
+    or 1 and learned as probabilities: a step counts where a violation is likelier than 1 %, which
+    leaves room for errors of the predicted states. Steps, guidance and threshold were chosen on
+    starts from 100000 on.
     """
     return MPDiffuserConfig(
         conditions=(ConditionSpec("return", horizon="window"), ConditionSpec("cost")),
@@ -162,10 +161,10 @@ def _constrained_pendulum() -> MPDiffuserConfig:
 def _latent_pendulum() -> MPDiffuserConfig:
     """Conditioned on the return of the next 96 steps, ranked by a learned reward.
 
-    A swing-up takes longer than a plan, and within the 32 steps of one all actions near hanging
-    are about as bad: asked for the return of these alone, 5 of 64 episodes returned less than -400,
-    of 96 steps none (starts from 100000 on). Temperature and guidance no longer matter then
-    (``mpd-gym reproduce pendulum-images``); guidance 1 needs half the network calls. No window is
+    A swing-up takes longer than a plan of 32 steps, in which all actions near hanging are about as
+    bad: conditioned on the return of a plan, 5 of 64 episodes returned less than -400; conditioned
+    on 96 steps, none did (starts from 100000 on). Temperature and guidance then no longer matter
+    (``python -m studies pendulum-images``); guidance 1 needs half the network calls. No window is
     padded: an episode ends by its time limit, after which there is nothing to lose.
 
     The networks predict x̂_0: the noise of 33 columns does not fit through a width of 32. On 32
@@ -206,9 +205,7 @@ def _size(width: int, steps: int, batch_size: int = 64) -> dict[str, Any]:
 
 
 _LAPTOP: dict[str, Any] = {"diffusion_steps": 50}
-# A time limit is no end of the task: what it cuts says nothing of how good a plan is. Of plans of
-# 32 steps a network of this width learns too little for a loop that must be precise, and four
-# actions of one plan are too many for it (HalfCheetah-v5, docs/guide.md).
+# Time-limit cuts say nothing about plan quality. At this width, plan 8 steps and replan every step.
 _GENERAL: dict[str, Any] = {
     **_size(width=32, steps=20_000, batch_size=256),
     "horizon": 8,

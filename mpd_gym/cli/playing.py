@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mpd_gym.cli.shared import OUTPUTS, Device, app, console, file_name
+
+if TYPE_CHECKING:
+    from mpd_gym.evaluation.comparison import Entry
 
 __all__ = ["compare", "demo", "evaluate", "plans", "watch"]
 
@@ -69,8 +72,8 @@ def compare(
         mpd-gym compare Pendulum-v1 mine=agent.safetensors,num_candidates=8 sac=sb3:sac.zip
     """
     place = folder or OUTPUTS / "compare" / file_name(env)
-    _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
-             deterministic, device, folder=place, film=gif)  # fmt: skip
+    entries, env_kwargs = _loaded(policy, env, option, env_option, device, deterministic)
+    _compare(entries, env, range(seed, seed + episodes), num_envs, env_kwargs, place, film=gif)
     console.print(f"Files are in {place}/")
 
 
@@ -87,8 +90,8 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Compare without writing files."""
-    _compare(policy, env, range(seed, seed + episodes), num_envs, option, env_option,
-             deterministic, device, folder=None, film=False)  # fmt: skip
+    entries, env_kwargs = _loaded(policy, env, option, env_option, device, deterministic)
+    _compare(entries, env, range(seed, seed + episodes), num_envs, env_kwargs)
 
 
 @app.command()
@@ -115,19 +118,9 @@ def watch(
 
         mpd-gym watch CarUMaze-v0 shipped
     """
-    from mpd_gym.evaluation.comparison import load_entries, parse_options
     from mpd_gym.evaluation.watch import watch as watch_window
 
-    env_kwargs = parse_options(env_option or [])
-    options = parse_options(option or [])
-    entries = load_entries(
-        policy,
-        env,
-        options=options,
-        env_kwargs=env_kwargs,
-        deterministic=deterministic,
-        device=device,
-    )
+    entries, env_kwargs = _loaded(policy, env, option, env_option, device, deterministic)
     watch_window(entries, env, seed=seed, episodes=episodes, env_kwargs=env_kwargs, fps=fps)
 
 
@@ -150,13 +143,10 @@ def plans(
     hold.
     """
     from mpd_gym.atomic import write_csv
-    from mpd_gym.evaluation.comparison import load_entries, parse_options
     from mpd_gym.evaluation.figures import plan_errors_table, save_figure, state_error_figure
     from mpd_gym.evaluation.open_loop import error_rows, open_loop_error
 
-    env_kwargs = parse_options(env_option or [])
-    options = parse_options(option or [])
-    entries = load_entries(policy, env, options=options, env_kwargs=env_kwargs, device=device)
+    entries, env_kwargs = _loaded(policy, env, option, env_option, device)
     seeds = range(seed, seed + episodes)
     agents = {entry.label: entry.policy for entry in entries}
     found = open_loop_error(agents, env, seeds=seeds, env_kwargs=env_kwargs)
@@ -182,32 +172,36 @@ def demo(
     console.print(f"GIFs with the plans drawn in, and all numbers, are in {folder}/")
 
 
-def _compare(
+def _loaded(
     policies: list[str],
+    env: str,
+    options: list[str] | None,
+    env_options: list[str] | None,
+    device: str,
+    deterministic: bool | None = None,
+) -> tuple[list[Entry], dict[str, Any]]:
+    """The policies, and the environment's arguments."""
+    from mpd_gym.evaluation.comparison import load_entries, parse_options
+
+    kwargs = parse_options(env_options or [])
+    common = {"options": parse_options(options or []), "env_kwargs": kwargs}
+    return load_entries(policies, env, deterministic=deterministic, device=device, **common), kwargs
+
+
+def _compare(
+    entries: list[Entry],
     env: str,
     seeds: range,
     num_envs: int,
-    options: list[str] | None,
-    env_options: list[str] | None,
-    deterministic: bool | None,
-    device: str,
+    env_kwargs: dict[str, Any],
+    folder: Path | None = None,
     *,
-    folder: Path | None,
-    film: bool,
+    film: bool = False,
 ) -> None:
-    """Load, play and show a table."""
-    from mpd_gym.evaluation.comparison import compare, load_entries, parse_options
+    """Play and show a table."""
+    from mpd_gym.evaluation.comparison import compare
     from mpd_gym.evaluation.figures import evaluation_table
 
-    env_kwargs = parse_options(env_options or [])
-    entries = load_entries(
-        policies,
-        env,
-        options=parse_options(options or []),
-        env_kwargs=env_kwargs,
-        deterministic=deterministic,
-        device=device,
-    )
     results = compare(
         entries,
         env,

@@ -40,7 +40,7 @@ REACH = 1.0  # metres from the goal that count as there
 
 
 def episodes(
-    agent: Agent,
+    agent: Agent[Any],
     env_id: str,
     starts: Sequence[int],
     *,
@@ -61,7 +61,7 @@ def episodes(
     return _outcomes(evaluate(agent, env_id, seeds=starts, num_envs=at_once, env_kwargs=env_kwargs))
 
 
-def clocked(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
+def clocked(agent: Agent[Any], env_id: str, starts: Sequence[int]) -> dict[str, Any]:
     """Episodes of one environment after the other, with the time that each action takes.
 
     Nothing else should run on the machine.
@@ -76,7 +76,7 @@ def clocked(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
     return {**_outcomes(played), "milliseconds": times}
 
 
-def regulation(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
+def regulation(agent: Agent[Any], env_id: str, starts: Sequence[int]) -> dict[str, Any]:
     """Costs of linear-quadratic control in closed loop, and errors of the first plans.
 
     Returns:
@@ -108,7 +108,7 @@ def regulation(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, An
 
 
 def open_loop(
-    agent: Agent,
+    agent: Agent[Any],
     env_id: str,
     starts: Sequence[int],
     *,
@@ -145,7 +145,7 @@ def open_loop(
     }
 
 
-def promises(agent: Agent, env_id: str, starts: Sequence[int]) -> dict[str, Any]:
+def promises(agent: Agent[Any], env_id: str, starts: Sequence[int]) -> dict[str, Any]:
     """What one plan from each start of the pendulum promises, and what its actions lead to.
 
     Returns:

@@ -130,7 +130,7 @@ class Cell:
     method: str = ""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def agent(self, folder: Path) -> Agent:
+    def agent(self, folder: Path) -> Agent[Any]:
         """Load the agent from a folder of agents."""
         agent = self.network.load(folder)
         kind: Any = agent_class(self.method or self.network.method)

@@ -33,9 +33,6 @@ class BehaviorCloningConfig(AgentConfig):
         hidden: Widths of the hidden layers.
         training: Of the policy.
         sampling: Of its options, those that give values to conditions matter; nothing is sampled.
-
-    Raises:
-        ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
     hidden: tuple[int, ...] = (256, 256)

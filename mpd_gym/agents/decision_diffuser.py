@@ -27,9 +27,6 @@ class DecisionDiffuserConfig(DiffusionConfig):
             closed loop on the car, 62 and 100 % park (``python -m studies car-umaze``).
         loss: Options of the denoising loss; the network predicts x̂_0 by default.
         inverse_dynamics: Always learned: plans hold no actions.
-
-    Raises:
-        ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
     own = ("planner", INVERSE_DYNAMICS)

@@ -41,9 +41,6 @@ class DiffuserConfig(DiffusionConfig):
         guidance_free_levels: Lowest levels, which have none.
         sampling: Default options; `guidance_scale` is the factor on gradient times posterior
             variance, of the value in environment units.
-
-    Raises:
-        ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
     own = ("planner", "value")

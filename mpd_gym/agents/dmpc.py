@@ -35,9 +35,6 @@ class DMPCConfig(FactoredConfig):
     Attributes:
         dynamics_conditions: As there; the paper's dynamics model sees none.
         value_unet: Size of the value network's encoder; None for the proposal's.
-
-    Raises:
-        ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
     own = ("proposal", "dynamics", "value")

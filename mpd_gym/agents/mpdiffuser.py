@@ -33,9 +33,6 @@ class MPDiffuserConfig(FactoredConfig):
 
     Attributes:
         initial_state: ``"film"``, or ``"inpaint"`` with plans of H − 1 steps (appendix D).
-
-    Raises:
-        ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
     own = ("planner", "dynamics")

@@ -32,9 +32,6 @@ class PlannerConfig(DiffusionConfig):
 
     Attributes:
         initial_state: ``"film"``, or ``"inpaint"`` with plans of H − 1 steps.
-
-    Raises:
-        ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
     own = ("planner",)

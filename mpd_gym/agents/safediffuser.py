@@ -102,9 +102,6 @@ class SafeDiffuserConfig(DiffusionConfig):
             other.
         safety: The projection.
         initial_state: ``"film"``, or ``"inpaint"`` with plans of H − 1 steps.
-
-    Raises:
-        ConfigError: If a value is unknown, out of range or contradicts another.
     """
 
     own = ("planner",)

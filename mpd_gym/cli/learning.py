@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mpd_gym.agents import AGENTS
-from mpd_gym.cli.shared import OUTPUTS, Device, app, console, show_agent
+from mpd_gym.cli.shared import OUTPUTS, Device, Preset, app, console, show_agent
 
 __all__ = ["train", "train_encoder"]
 
@@ -24,9 +24,7 @@ def train(
         ),
     ],
     method: Annotated[str, typer.Option(help=f"Which agent: {', '.join(AGENTS)}.")] = "mpdiffuser",
-    preset: Annotated[
-        str, typer.Option(help="Size of networks and training: laptop or paper.")
-    ] = "laptop",
+    preset: Annotated[Preset, typer.Option(help="Size of networks and training.")] = Preset.laptop,
     env: Annotated[
         str | None, typer.Option(help="Environment whose preset is taken; the data's by default.")
     ] = None,
@@ -57,8 +55,8 @@ def train(
         dynamics = dynamics or (None if others is None else list(others))
     sources = as_data(list(dataset))
     env_id = env or sources[0].metadata.get("env_id")
-    config = _config(method, preset, env_id, seed, steps, precision)
-    parts = [env_id or Path(dataset[0]).stem, preset, f"seed{seed}"]
+    config = _config(method, preset.value, env_id, seed, steps, precision)
+    parts = [env_id or Path(dataset[0]).stem, preset.value, f"seed{seed}"]
     name = "-".join(parts if method == "mpdiffuser" else [method, *parts])
     agent = kind.fit(
         sources,

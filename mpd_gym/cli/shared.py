@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from mpd_gym.errors import MpdError
 
-__all__ = ["OUTPUTS", "Device", "app", "console", "file_name", "reported", "show_agent"]
+__all__ = ["OUTPUTS", "Device", "Preset", "app", "console", "file_name", "reported", "show_agent"]
 
 app = typer.Typer(
     help="Diffusion planners for control.",
@@ -27,6 +28,13 @@ console = Console(markup=False)  # or what stands in brackets, such as pip's ext
 OUTPUTS = Path("outputs")
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+class Preset(StrEnum):
+    """Names of the presets."""
+
+    laptop = "laptop"
+    paper = "paper"
 
 
 def file_name(env_id: str) -> str:

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from helpers import PENDULUM, TINY, observations, pick, play, source, tiny_agent
 
 from mpd_gym import MPDiffuserAgent
+from mpd_gym.agents.spaces import Spaces
 from mpd_gym.datasets import ConditionSpec, load_episodes
 from mpd_gym.envs.wrappers import RemainingBudget
 from mpd_gym.errors import ConfigError, InputError
@@ -189,14 +190,8 @@ def test_an_observation_can_supply_the_remaining_budget() -> None:
     )
     config = replace(TINY, conditions=("cost",), cost_model=True)
     trained = MPDiffuserAgent.fit(data, config, progress=False)
-    agent = MPDiffuserAgent(
-        trained.config,
-        trained.models,
-        env.observation_space,
-        env.action_space,
-        trained.normalizers,
-        trained.conditions,
-    )
+    known = Spaces(env.observation_space, env.action_space)
+    agent = MPDiffuserAgent(replace(trained.parts, spaces=known))
     observation, _ = env.reset(seed=0)
     _, state = agent.predict(observation)
     assert state.budget[0] == 3.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import gymnasium as gym
@@ -23,7 +22,6 @@ from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
 from mpd_gym.errors import ConfigError, DataError
 from mpd_gym.latent import ImageEncoder
-from studies import STUDIES
 
 runner = CliRunner()
 
@@ -48,12 +46,9 @@ def collected(name: str, fraction: str) -> minari.MinariDataset:
     return minari.load_dataset("me/try-v0")
 
 
-def test_collect_and_reproduce_list_what_there_is() -> None:
+def test_collect_lists_what_there_is() -> None:
     listed = run("collect")
     assert all(name in listed for name in RECIPES)
-    studies = run("reproduce", "--list")
-    assert run("reproduce") == studies
-    assert all(name in studies for name in STUDIES)
 
 
 @pytest.mark.parametrize("percent", [10, 20, 30, 40, 80])
@@ -242,7 +237,6 @@ def test_errors_are_one_line(
         (["evaluate", "LQR-v0", "x", "-o", "temperature"], "name=value"),
         (["compare", "LQR-v0", "sb3:nothing.zip"], "no such file"),
         (["compare", "LQR-v7", "x"], "LQR-v7 cannot be made"),
-        (["reproduce", "lqr-steps", "--seeds", "0;1"], "whole numbers"),
     ):
         monkeypatch.setattr("sys.argv", ["mpd-gym", *arguments])
         with pytest.raises(SystemExit) as stop:
@@ -273,35 +267,3 @@ def test_narrow_tables_of_data_sets_cut_no_number(monkeypatch: pytest.MonkeyPatc
     assert "…" not in shown and "e+" not in shown
     assert "cost" not in shown, "columns without content are left out"
     assert "200 ±" in shown and "400" in shown
-
-
-@pytest.mark.slow
-def test_reproduce_writes_a_study_and_the_page_of_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One cell through the whole command, with a network that is there already."""
-    from miniature import use_made_up_data
-
-    from studies import lqr_steps
-    from studies.networks import Network
-
-    use_made_up_data(monkeypatch)
-    agent = tiny_agent("LQR-v0", conditions=("final_state",))
-
-    def load(self: Network, folder: Path) -> MPDiffuserAgent:
-        return agent
-
-    monkeypatch.setattr(Network, "train", lambda self, folder, parallel: None)
-    monkeypatch.setattr(Network, "load", load)
-    monkeypatch.setattr(lqr_steps, "STEPS", (2,))
-    monkeypatch.setattr(lqr_steps, "SAMPLERS", ("ddpm",))
-    monkeypatch.setattr(lqr_steps, "NAMES", ("planner_only",))
-    monkeypatch.setattr(lqr_steps, "OPTIONS", {"action_chunk": 8})
-    run("reproduce", "lqr-steps", "--folder", "r", "--seeds", "4,5", "--trials", "3",
-        "--processes", "0")  # fmt: skip
-    content = json.loads((tmp_path / "r/lqr-steps.json").read_text())
-    assert content["setting"] == {"preset": "laptop", "trials": 3, "seeds": [4, 5]}
-    assert all(len(cell["costs"]) == 3 for cell in content["cells"].values())
-    assert "4, 5" in (tmp_path / "r/lqr-steps.md").read_text()
-    run("reproduce", "--report", "--folder", "r")
-    assert "skipped levels" in (tmp_path / "r.md").read_text()

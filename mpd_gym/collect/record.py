@@ -117,9 +117,9 @@ def record(
         WorkerError: If a process died.
         KeyboardInterrupt: On SIGINT, after storing finished episodes; says how to resume.
     """
-    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0),
-                               ("processes", processes, 1)):  # fmt: skip
-        check_integer(name, value, least)
+    check_integer("episodes", episodes, 1)
+    check_integer("seed", seed, 0)
+    check_integer("processes", processes, 1)
     if not callable(policy):
         check_policy(policy)
     limit = episodes if max_discarded is None else max_discarded
@@ -127,8 +127,8 @@ def record(
     place = Place(dataset_id)
     content = describe(env_id, env_kwargs, views.space, None, views.frame_stack)
     assert content.spec is not None
-    job = Assignment(dataset_id, content.spec, policy, seed, deterministic,
-              content.observation_space, views, accept)  # fmt: skip
+    space = content.observation_space
+    job = Assignment(dataset_id, content.spec, policy, seed, deterministic, space, views, accept)
     arguments = _arguments(job, fingerprint or {})
     entries = {**(info or DatasetInfo()).metadata(), **plain(metadata or {}, "metadata")}
     with place.exclusive():
@@ -136,7 +136,7 @@ def record(
             if place.final.exists() and not overwrite:
                 raise already_there(dataset_id)
             entries["collection"] = {"id": place.begin(arguments), "arguments": arguments}
-            with _saying_how_to_go_on(place, episodes):
+            with _with_resume_hint(place, episodes):
                 schedule = Schedule(_decided(place), episodes)
                 with _reporter(schedule, episodes, limit, progress, on_stored) as report:
                     _collect(job, place, schedule, processes, report)
@@ -228,7 +228,7 @@ def _check_discarded(now: Progress, limit: int) -> None:
 
 
 @contextmanager
-def _saying_how_to_go_on(place: Place, episodes: int) -> Iterator[None]:
+def _with_resume_hint(place: Place, episodes: int) -> Iterator[None]:
     """Add to an error the number of stored episodes and how to resume."""
     try:
         yield

@@ -23,7 +23,7 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "mpd_gym/pretrained/*.md")
     for path in ROOT.glob(pattern)
 )
-LENGTHS = {"README.md": 150, "docs/guide.md": 150, "CHANGELOG.md": 60}
+LENGTHS = {"README.md": 150, "docs/guide.md": 150, "docs/speed.md": 60, "CHANGELOG.md": 60}
 TAUGHT = ["README.md", "docs/guide.md", "docs/data.md", "docs/agents.md"]
 BUDGETS = {"episodes=100": "episodes=2", "range(20), num_envs=20": "range(2), num_envs=2"}
 TINY = {

@@ -16,7 +16,7 @@ from mpd_gym.models.denoisers import TrajectoryDenoiser
 
 __all__ = ["enough_threads", "multiplications", "threads"]
 
-# Multiplications of a call that keep one more thread busy; see docs/results/sampling-speed.md.
+# Multiplications of a call that keep one more thread busy; see docs/speed.md.
 MULTIPLICATIONS_PER_THREAD = 2**28
 
 

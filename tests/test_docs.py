@@ -25,7 +25,10 @@ PAGES = sorted(
 )
 LENGTHS = {"README.md": 150, "docs/guide.md": 150, "docs/speed.md": 60, "CHANGELOG.md": 60}
 TAUGHT = ["README.md", "docs/guide.md", "docs/data.md", "docs/agents.md"]
-BUDGETS = {"episodes=100": "episodes=2", "range(20), num_envs=20": "range(2), num_envs=2"}
+BUDGETS = {
+    "episodes=100": "episodes=2",
+    '"Pendulum-v1").items()': '"Pendulum-v1", seeds=2).items()',
+}
 TINY = {
     "unet": UnetConfig(width=8, multipliers=(1, 2), groups=4),
     "training": TrainingConfig(steps=2, batch_size=4, validation_batches=1, ema_every=1),

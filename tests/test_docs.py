@@ -38,11 +38,12 @@ TINY = {
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files_and_headings(page: str) -> None:
+def test_files_and_headings_that_a_page_leads_to_exist(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\((?!https?:)([^)\s]*)\)", path.read_text())
-    lost = [link for link in links if not _there(path, *link.partition("#")[::2])]
-    assert not lost
+    assert not [link for link in links if not _there(path, *link.partition("#")[::2])]
+    scripts = re.findall(r"(?:benchmarks|examples)/[a-z_\d]+\.py", path.read_text())
+    assert not [script for script in scripts if not (ROOT / script).exists()]
 
 
 def _there(page: Path, name: str, heading: str) -> bool:

@@ -204,6 +204,27 @@ def test_times_are_those_of_one_environment_alone(tmp_path: Path) -> None:
     assert all(np.prod(size, dtype=int) == 1 for size in sizes[200:])
 
 
+def test_policies_by_name_are_deterministic_unless_they_plan() -> None:
+    told: dict[str, set[bool]] = {"clone": set(), "planner": set()}
+
+    class Noting:
+        def __init__(self, name):
+            self.name = name
+
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            told[self.name].add(deterministic)
+            return np.zeros((*np.shape(observation)[:-1], 1)), None
+
+    class Planning(Noting):
+        def plan(self, observation):
+            raise AssertionError
+
+    found = compare({"clone": Noting("clone"), "planner": Planning("planner")}, PENDULUM, seeds=2)
+    assert told == {"clone": {True}, "planner": {False}}
+    np.testing.assert_array_equal(found["clone"].seeds, [0, 1])
+    np.testing.assert_array_equal(found["clone"].returns, found["planner"].returns)
+
+
 def test_the_film_shows_every_policy_with_its_name(
     tmp_path: Path, files: Path, monkeypatch: Any
 ) -> None:

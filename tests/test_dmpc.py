@@ -82,15 +82,15 @@ def test_each_network_learns_what_it_samples(agent: DMPCAgent) -> None:
     rng, data = np.random.default_rng(0), windows()
     proposal, dynamics, value = (agent._task(role) for role in ("proposal", "dynamics", "value"))
     assert isinstance(proposal, DenoisingTask) and isinstance(dynamics, DenoisingTask)
-    examples = proposal.sampler(data)(4, rng)
+    examples = proposal.examples(data.sample(4, rng))
     assert examples.trajectory.shape == (4, CONFIG.horizon, 1) and examples.initial.shape == (4, 2)
     assert not examples.fixed.any()
     assert examples.executed.nonzero().tolist() == [[0, 0]]
-    examples = dynamics.sampler(data)(4, rng)
+    examples = dynamics.examples(data.sample(4, rng))
     assert examples.trajectory.shape == (4, CONFIG.horizon, 3)
     assert examples.fixed[:, 2:].all() and not examples.fixed[:, :2].any()
     assert isinstance(value, ValueTask)
-    rows = value.sampler(data)(4, rng)
+    rows = value.examples(data.sample(4, rng))
     shown: list[Tensor] = []
     network = agent.models["value"]
     network.register_forward_pre_hook(lambda _, inputs: shown.extend(inputs))

@@ -206,7 +206,7 @@ def test_conditions_are_appended_to_every_state() -> None:
 def test_value_examples_hold_the_first_row_clean_and_the_rest_noisy() -> None:
     schedule = make_schedule("cosine", 10)
     task = ValueTask(schedule, ("goal",), "return", torch.device("cpu"))
-    examples = task.sampler(Windows())(6, np.random.default_rng(0))
+    examples = task.examples(Windows().sample(6, np.random.default_rng(0)))
     given = batch()
     np.testing.assert_array_equal(examples["value"], given.conditions["return"][:, 0])
     seen: dict[str, Tensor] = {}
@@ -226,7 +226,7 @@ def test_states_alone_have_no_action_columns_and_no_loss_on_x_0() -> None:
     network = TrajectoryDenoiser(config)
     parts = make_schedule("cosine", 10), LossConfig("x0"), (), "inpaint", torch.device("cpu")
     task = DenoisingTask(*parts, rearrange=states_only)
-    examples = task.sampler(Windows())(6, np.random.default_rng(0))
+    examples = task.examples(Windows().sample(6, np.random.default_rng(0)))
     given = batch()
     assert examples.trajectory.shape == (6, 4, 2)
     np.testing.assert_array_equal(examples.trajectory[:, 0], given.initial)

@@ -347,8 +347,8 @@ class Agent(ABC, Generic[C]):
         self, state: AgentState | None, reading: Reading, episode_start: Any
     ) -> AgentState:
         """The state of now: resets done, and the cost of the last step taken off the budget."""
-        sizes = (self.layout, self.parts.spaces.nx, self.parts.spaces.nu)
-        state = AgentState.resumed(state, len(reading), *sizes, self.options.budget, episode_start)
+        spaces, budget = self.parts.spaces, self.options.budget
+        state = AgentState.resumed(state, len(reading), self.layout, spaces, budget, episode_start)
         if reading.budget is not None:
             return replace(state, budget=np.maximum(reading.budget, 0.0))
         if np.isfinite(state.budget).any():

@@ -137,9 +137,9 @@ class Job:
         return self._sampler(train), self._sampler(kept)
 
     def _sampler(self, sources: Sequence[EpisodeSource]) -> Any:
-        parts = self.parts
-        windows = WindowSampler(sources, parts.config.windows, parts.normalizers, parts.conditions)
-        return self.task.sampler(windows)
+        config, parts = self.parts.config, self.parts
+        windows = WindowSampler(sources, config.windows, parts.normalizers, parts.conditions)
+        return lambda size, rng: self.task.examples(windows.sample(size, rng))
 
 
 def train_models(

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.datasets import WindowSampler
 from mpd_gym.diffusion import Examples, LossConfig, NoiseSchedule, assemble, denoising_loss
 from mpd_gym.models import MLP, Regressor, TrajectoryDenoiser, ValueNetwork, regression_loss
 from mpd_gym.models.backends.choice import training_forward
@@ -56,8 +55,8 @@ def actions_only(batch: Batch) -> Batch:
 class TrainingTask(Protocol):
     """How a model learns from windows; sent to another process where models train in parallel."""
 
-    def sampler(self, windows: WindowSampler) -> Any:
-        """Function of batch size and random numbers that gives examples."""
+    def examples(self, batch: Batch) -> Any:
+        """What the model learns from in a batch of windows."""
         ...
 
     def __call__(
@@ -90,20 +89,15 @@ class DenoisingTask:
     actions_given: bool = False
     rearrange: Callable[[Batch], Batch] | None = None
 
-    def sampler(self, windows: WindowSampler) -> Any:
-        """Function of batch size and random numbers that gives examples."""
-
-        def sample(batch_size: int, rng: np.random.Generator) -> Examples:
-            batch = windows.sample(batch_size, rng)
-            return assemble(
-                batch if self.rearrange is None else self.rearrange(batch),
-                self.names,
-                initial_state=self.initial_state,
-                actions_given=self.actions_given,
-                device=self.device,
-            )
-
-        return sample
+    def examples(self, batch: Batch) -> Examples:
+        """Trajectories with x_0 and conditions."""
+        return assemble(
+            batch if self.rearrange is None else self.rearrange(batch),
+            self.names,
+            initial_state=self.initial_state,
+            actions_given=self.actions_given,
+            device=self.device,
+        )
 
     def __call__(
         self, module: nn.Module, examples: Examples, generator: torch.Generator
@@ -127,9 +121,9 @@ class RegressionTask:
     target: str
     goal: str = ""
 
-    def sampler(self, windows: WindowSampler) -> Any:
-        """Function of batch size and random numbers that gives windows."""
-        return windows.sample
+    def examples(self, batch: Batch) -> Batch:
+        """The windows themselves."""
+        return batch
 
     def __call__(
         self, module: nn.Module, batch: Any, generator: torch.Generator
@@ -170,21 +164,12 @@ class ValueTask:
     device: torch.device
     initial_state: str = "inpaint"
 
-    def sampler(self, windows: WindowSampler) -> Any:
-        """Function of batch size and random numbers that gives examples and their values."""
-
-        def sample(batch_size: int, rng: np.random.Generator) -> dict[str, Tensor]:
-            batch = windows.sample(batch_size, rng)
-            rows = with_conditions(batch, self.names)
-            examples = assemble(rows, (), initial_state=self.initial_state, device=self.device)
-            value = torch.as_tensor(batch.conditions[self.target][:, 0], device=self.device)
-            return {
-                "trajectory": examples.trajectory,
-                "fixed": examples.fixed,
-                "value": value,
-            }
-
-        return sample
+    def examples(self, batch: Batch) -> dict[str, Tensor]:
+        """Trajectories and their values."""
+        rows = with_conditions(batch, self.names)
+        examples = assemble(rows, (), initial_state=self.initial_state, device=self.device)
+        value = torch.as_tensor(batch.conditions[self.target][:, 0], device=self.device)
+        return {"trajectory": examples.trajectory, "fixed": examples.fixed, "value": value}
 
     def __call__(
         self, module: nn.Module, examples: Mapping[str, Tensor], generator: torch.Generator
@@ -251,20 +236,11 @@ class MLPTask:
 
     target: str
 
-    def sampler(self, windows: WindowSampler) -> Any:
-        """Function of batch size and random numbers that gives inputs, outputs and their mask."""
-        columns = MLP_TARGETS[self.target]
-
-        def sample(batch_size: int, rng: np.random.Generator) -> dict[str, Array]:
-            batch = windows.sample(batch_size, rng)
-            inputs, outputs = columns(batch)
-            return {
-                "inputs": inputs,
-                "outputs": outputs,
-                "mask": batch.mask[:, : inputs.shape[1], None],
-            }
-
-        return sample
+    def examples(self, batch: Batch) -> dict[str, Array]:
+        """Inputs, outputs and their mask."""
+        inputs, outputs = MLP_TARGETS[self.target](batch)
+        mask = batch.mask[:, : inputs.shape[1], None]
+        return {"inputs": inputs, "outputs": outputs, "mask": mask}
 
     def __call__(
         self, module: nn.Module, examples: Mapping[str, Tensor], generator: torch.Generator

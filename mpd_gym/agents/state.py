@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from mpd_gym.agents.config import Layout
+from mpd_gym.agents.spaces import Spaces
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
 
@@ -46,8 +47,7 @@ class AgentState:
         state: AgentState | None,
         num_envs: int,
         layout: Layout,
-        nx: int,
-        nu: int,
+        spaces: Spaces,
         budget: float | None,
         episode_start: Any,
     ) -> AgentState:
@@ -57,10 +57,10 @@ class AgentState:
             state: What the last call returned; None starts anew.
             num_envs: E.
             layout: Of plans.
-            nx: Size of an observation.
-            nu: Size of an action.
+            spaces: Of the agent.
             budget: Cost budget of a new episode; None for no limit.
-            episode_start: As in `reset`.
+            episode_start: Flags ``[E]``, True where an environment's past is forgotten; None resets
+                nothing. Never kept or changed: Stable-Baselines3 mutates its array in place.
 
         Raises:
             InputError: If the state is of another kind, agent or number of environments, or there
@@ -69,11 +69,11 @@ class AgentState:
         if state is None:
             state = cls(
                 plan=np.zeros((num_envs, *layout.shape), np.float32),
-                actions=np.zeros((num_envs, layout.horizon, nu)),
+                actions=np.zeros((num_envs, layout.horizon, spaces.nu)),
                 position=np.full(num_envs, -1),
                 budget=np.full(num_envs, np.inf if budget is None else budget),
-                observation=np.zeros((num_envs, nx)),
-                action=np.zeros((num_envs, nu)),
+                observation=np.zeros((num_envs, spaces.nx)),
+                action=np.zeros((num_envs, spaces.nu)),
                 started=np.zeros(num_envs, bool),
             )
         elif not isinstance(state, AgentState):
@@ -81,39 +81,19 @@ class AgentState:
                 f"state: expected what predict returned, got {type(state).__name__}; pass None "
                 "to start anew"
             )
-        return state.checked(num_envs, layout.shape).reset(episode_start, budget)
-
-    def checked(self, num_envs: int, trajectory_shape: tuple[int, int]) -> AgentState:
-        """Return self.
-
-        Raises:
-            InputError: If the state belongs to another number of environments or another agent.
-        """
-        if len(self) != num_envs:
+        if len(state) != num_envs:
             raise InputError(
-                f"state: it belongs to {len(self)} environments, but {num_envs} observations "
+                f"state: it belongs to {len(state)} environments, but {num_envs} observations "
                 "came; pass state=None to start anew"
             )
-        if self.plan.shape[1:] != trajectory_shape:
+        if state.plan.shape[1:] != layout.shape:
             raise InputError(
-                f"state: its plans have shape {self.plan.shape[1:]}, this agent's have "
-                f"{trajectory_shape}; it comes from another agent, pass state=None"
+                f"state: its plans have shape {state.plan.shape[1:]}, this agent's have "
+                f"{layout.shape}; it comes from another agent, pass state=None"
             )
-        return self
+        return state if episode_start is None else state._reset(episode_start, budget)
 
-    def reset(self, episode_start: Any, budget: float | None) -> AgentState:
-        """Forget the environments where `episode_start` is True.
-
-        Args:
-            episode_start: Bool or ``[E]`` flags; None resets nothing. Never kept or changed:
-                Stable-Baselines3 mutates its array in place.
-            budget: Cost budget of a new episode; None for no limit.
-
-        Raises:
-            InputError: If there is not one flag for each environment.
-        """
-        if episode_start is None:
-            return self
+    def _reset(self, episode_start: Any, budget: float | None) -> AgentState:
         flags = np.array(episode_start, dtype=bool).reshape(-1)
         if flags.shape != (len(self),):
             raise InputError(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import tiny_agent
 
-from mpd_gym.agents import diffusion_agent
+from mpd_gym.agents import mpdiffuser
 from mpd_gym.models import DenoiserConfig, TrajectoryDenoiser, UnetConfig
 from mpd_gym.models.backends import threads as module
 from mpd_gym.models.backends.threads import enough_threads, multiplications, threads
@@ -52,13 +52,13 @@ def test_agents_sample_with_them(
     limit: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[int] = set()
-    real = diffusion_agent.sample
+    real = mpdiffuser.sample
 
     def watched(*arguments: object) -> torch.Tensor:
         seen.add(torch.get_num_threads())
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(diffusion_agent, "sample", watched)
+    monkeypatch.setattr(mpdiffuser, "sample", watched)
     monkeypatch.setattr(module, "MULTIPLICATIONS_PER_THREAD", limit)
     tiny_agent().predict(np.zeros(2, np.float32))
     assert seen == {expected}

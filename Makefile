@@ -40,7 +40,7 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/windows.py
 
 # Torch goes first and pinned: what depends on it would otherwise pull its newest build.
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard mpd_gym/models/backends/c/*)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt torch

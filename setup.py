@@ -83,12 +83,16 @@ def _build(compiler: str, levels: dict[str, tuple[str, ...]], folder: Path) -> P
     objects.append(folder / "dispatch.o")
     _compile(compiler, "dispatch.c", objects[-1], *known)
     library = folder / "library.so"
-    _run(compiler, "-shared", "-pthread", "-o", str(library), *map(str, objects), "-lm")
+    _run(compiler, *_more(), "-shared", "-pthread", "-o", str(library), *map(str, objects), "-lm")
     return library
 
 
+def _more() -> list[str]:
+    return os.environ.get("CFLAGS", "").split()
+
+
 def _compile(compiler: str, source: str, target: Path, *flags: str) -> None:
-    _run(compiler, *FLAGS, *flags, "-c", str(BACKENDS / "c" / source), "-o", str(target))
+    _run(compiler, *FLAGS, *flags, *_more(), "-c", str(BACKENDS / "c" / source), "-o", str(target))
 
 
 def _run(*command: str) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from glob import glob
+from hashlib import sha256
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -67,9 +68,11 @@ class Wheel(bdist_wheel):
 
 def _build(compiler: str, levels: dict[str, tuple[str, ...]], folder: Path) -> Path:
     """Compile all levels that the compiler knows; return the library."""
+    files = sorted((BACKENDS / "c").iterdir())  # as `library.py` reads them
+    digest = sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     objects, known = [], []
     for symbol, (name, *flags) in levels.items():
-        defined = (f"-DLEVEL=mpd_{symbol}", f'-DLEVEL_NAME="{name}"')
+        defined = (f"-DLEVEL=mpd_{symbol}", f'-DLEVEL_NAME="{name}"', f'-DSOURCES="{digest}"')
         objects.append(folder / f"{symbol}.o")
         try:
             _compile(compiler, "level.c", objects[-1], *flags, *defined)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _ctypes
-import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def damaged(path: Path) -> Path:
     [
         (lambda path: path, "no C compiler was found"),
         (damaged, "file too short|invalid ELF header|not a mach-o"),
-        (lambda _: Path(_ctypes.__file__), "has no mpd_level"),
+        (lambda _: Path(_ctypes.__file__), "has no mpd_find_level"),
     ],
     ids=["missing", "damaged", "another"],
 )
@@ -63,10 +62,10 @@ def test_without_it_plain_pytorch_runs_and_says_so_once(
 
 
 @needs_c
-def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Longer(ctypes.Structure):
-        _fields_ = [("op", library.Op), ("more", ctypes.c_int64)]
-
-    monkeypatch.setattr(library, "Op", Longer)
+def test_a_library_of_other_sources_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "level.c").write_text("/* changed since it was compiled */")
+    monkeypatch.setattr(library, "SOURCES", tmp_path)
     with pytest.warns(RuntimeWarning, match="is of other sources"):
         assert compiled() is None

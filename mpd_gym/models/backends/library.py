@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import final
 __all__ = ["LIBRARY", "Call", "Level", "Op", "compiled", "describe", "levels"]
 
 LIBRARY = Path(__file__).with_name("libunet.so")
-KINDS = 17  # of ops, as in `unet.h`
+SOURCES = LIBRARY.with_name("c")  # which wheels do not hold
 SWITCH = "MPD_GYM_NATIVE"  # an environment variable; 0 leaves all to PyTorch
 
 
@@ -64,20 +65,20 @@ class Level(ctypes.Structure):
 
     Attributes:
         name: Of the instructions.
+        sources: Digest of the sources.
         lanes: Numbers in a vector.
         pairs: Whether it multiplies in bfloat16.
         run: Runs a `Call`, given its address.
     """
 
     name: bytes
+    sources: bytes
     lanes: int
     pairs: int
-    op_size: int
-    kinds: int
     run: Callable[[int], None]
     _fields_ = [
-        ("name", ctypes.c_char_p),
-        *((name, ctypes.c_int64) for name in ("lanes", "pairs", "op_size", "kinds")),
+        *((name, ctypes.c_char_p) for name in ("sources", "name")),
+        *((name, ctypes.c_int64) for name in ("lanes", "pairs")),
         ("run", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
     ]
 
@@ -113,18 +114,23 @@ def levels() -> list[Level]:
         raise OSError("no C compiler was found, or it failed, when mpd_gym was installed.")
     library = ctypes.CDLL(str(LIBRARY))
     try:
-        find = library.mpd_level
+        find = library.mpd_find_level
     except AttributeError as error:
-        raise OSError(f"{LIBRARY.name} has no mpd_level; install mpd_gym again.") from error
+        raise OSError(f"{LIBRARY.name} has no mpd_find_level; install mpd_gym again.") from error
     find.argtypes, find.restype = (ctypes.c_int64,), ctypes.POINTER(Level)
     found: list[Level] = []
     while pointer := find(len(found)):
         found.append(pointer.contents)
     if not found:
         raise OSError("this CPU lacks the instructions that it was compiled for.")
-    if any((one.op_size, one.kinds) != (ctypes.sizeof(Op), KINDS) for one in found):
+    if SOURCES.exists() and found[0].sources.decode() != _digest(SOURCES):
         raise OSError(f"{LIBRARY.name} is of other sources; install mpd_gym again.")
     return found
+
+
+def _digest(folder: Path) -> str:
+    content = b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+    return hashlib.sha256(content).hexdigest()
 
 
 def describe() -> str:

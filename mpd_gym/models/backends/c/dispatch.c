@@ -9,7 +9,7 @@
 extern const struct level mpd_v3, mpd_v4, mpd_v4_bf16, mpd_aarch64;
 
 /* Level `number`, from the best one on; NULL where there are not so many. */
-const struct level *mpd_level(int64_t number) {
+const struct level *mpd_find_level(int64_t number) {
     const struct level *found[MOST_LEVELS] = {0};
     int64_t count = 0;
 #if defined(__x86_64__)

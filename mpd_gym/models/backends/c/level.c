@@ -119,4 +119,4 @@ static void run(const struct call *call) {
     for (int64_t t = 1; t < *threads; t++) pthread_join(handles[t], 0);
 }
 
-const struct level LEVEL = {LEVEL_NAME, LANES, PAIRS, sizeof(struct op), KINDS, run};
+const struct level LEVEL = {SOURCES, LEVEL_NAME, LANES, PAIRS, run};

@@ -95,9 +95,9 @@ struct call {
 
 /* The code compiled for one set of instructions. */
 struct level {
+    const char *sources; /* their digest; first, to be read whatever else has changed */
     const char *name;
     int64_t lanes, pairs; /* floats in a vector; whether it multiplies in bfloat16 */
-    int64_t op_size, kinds;
     void (*run)(const struct call *call);
 };
 

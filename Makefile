@@ -7,13 +7,16 @@ DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip
 WORKERS ?= 2
 
-.PHONY: demo test fast lint format type check benchmark clean
+.PHONY: demo test test-studies fast lint format type check benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/mpd-gym demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-studies: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal studies/tests
 
 fast: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"

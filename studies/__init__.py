@@ -1,6 +1,7 @@
 """Studies: each trains what is missing, measures, and writes every seed and trial.
 
-A study is one file with a function ``study(book)``; `STUDIES` lists them for ``mpd-gym reproduce``.
+A study is one file with a function ``study(run)``, for one table or figure; ``python -m studies``
+runs those of `STUDIES`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from mpd_gym.errors import check_choice
 
 if TYPE_CHECKING:
     from studies.report import Report
-    from studies.runner import Book, Scope
+    from studies.results import Results
+    from studies.runner import Run, Scope
 
 __all__ = ["STUDIES", "Study", "read_study", "run_study"]
 
@@ -36,9 +38,9 @@ class Study:
     description: str
     time: str
 
-    def load(self) -> Callable[[Book], Report]:
+    def load(self) -> Callable[[Run], Report]:
         """The study's function."""
-        study: Callable[[Book], Report] = import_module(f"studies.{self.module}").study
+        study: Callable[[Run], Report] = import_module(f"studies.{self.module}").study
         return study
 
 
@@ -71,8 +73,8 @@ STUDIES = {
         "T. 5: ConstrainedPendulum-v0, N = 1 … 64 ranked candidates; planner and SafeDiffuser",
         "6 h",
     ),
-    "pendulum-promises": Study(
-        "pendulum_promises",
+    "pendulum-calibration": Study(
+        "pendulum_calibration",
         "why T. 5 comes out so: what chosen plans promise, and what their actions lead to",
         "30 min",
     ),
@@ -131,50 +133,54 @@ STUDIES = {
     "real-time": Study(
         "real_time",
         "return against milliseconds per action of the shipped agents: steps, warm starts, chunks",
-        "1 h 15 min with --trials 100",
+        "75 min",
     ),
 }
 
 
 def run_study(name: str, scope: Scope) -> str:
-    """Run a study, or go on with it, and write results, table and figure.
+    """Run a study, or go on with it, and write results, page and figure.
 
     Args:
         name: A key of `STUDIES`.
         scope: What it covers, and where it goes.
 
     Returns:
-        The report, as Markdown.
+        The page, as Markdown.
 
     Raises:
         ConfigError: If there is no such study.
         DataError: If the folder holds results of another setting.
     """
+    from studies.report import write_page
     from studies.results import Results
-    from studies.runner import Book
+    from studies.runner import Run
 
     check_choice("study", name, STUDIES)
     results = Results(scope.folder / f"{name}.json", scope.setting, free=("seeds",))
-    report = STUDIES[name].load()(Book(scope, results))
+    report = STUDIES[name].load()(Run(scope, results))
     results.save()
-    return report.write(scope.folder, name)
+    return write_page(scope.folder, name, STUDIES[name].time, report, results)
 
 
-def read_study(name: str, folder: Path) -> Report:
-    """Report of a study from its stored results alone; nothing is trained or measured.
+def read_study(name: str, folder: Path) -> tuple[Report, Results]:
+    """A study's report from its stored results; nothing is trained or measured.
 
     Args:
         name: A key of `STUDIES`.
         folder: Where ``name.json`` is.
+
+    Returns:
+        The report, and the results.
 
     Raises:
         ConfigError: If there is no such study.
         DataError: If results are missing or damaged.
     """
     from studies.results import Results
-    from studies.runner import Book, Scope
+    from studies.runner import Run, Scope
 
     check_choice("study", name, STUDIES)
     results = Results.read(folder / f"{name}.json")
     scope = Scope.of_setting(folder, results.setting)
-    return STUDIES[name].load()(Book(scope, results, read_only=True))
+    return STUDIES[name].load()(Run(scope, results, read_only=True)), results

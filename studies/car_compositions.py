@@ -8,11 +8,10 @@ new plan follows after a chunk of actions. All forms share networks, starts and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from studies.estimates import Estimate, average, share
+from studies.figures import Curve, Panel, curves
 from studies.measures import (
     arrived,
     episodes,
@@ -20,21 +19,25 @@ from studies.measures import (
     free,
     mean_error,
     open_loop,
+    parked,
 )
-from studies.report import Curve, Ordering, Panel, Report, Table, curves
-from studies.runner import Book, Cell, of_seeds
+from studies.peers import ALONE, LITERAL, OURS, RESAMPLED
+from studies.report import Ordering, Report, Table
+from studies.runner import Measurement, Run, of_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["study"]
 
 ENV_ID = "CarUMaze-v0"
-PLANNER, MATCHED = "planner only", "level-matched"
 COMPOSITIONS: dict[str, dict[str, Any]] = {
-    PLANNER: {"composition": "planner_only"},
-    "Algorithm 1": {"composition": "alternating"},
-    MATCHED: {"composition": "alternating_matched"},
-    "resampled": {"composition": "alternating_resampled"},
-    "combined 1/2": {"composition": "combined_score", "dynamics_weight": 0.5},
-    "combined 1": {"composition": "combined_score", "dynamics_weight": 1.0},
+    ALONE: {"composition": "planner_only"},
+    LITERAL: {"composition": "alternating"},
+    OURS: {"composition": "alternating_matched"},
+    RESAMPLED: {"composition": "alternating_resampled"},
+    "combined score, weight 1/2": {"composition": "combined_score", "dynamics_weight": 0.5},
+    "combined score, weight 1": {"composition": "combined_score", "dynamics_weight": 1.0},
 }
 TEMPERATURES = (0.01, 0.5, 1.0)
 STEPS = (None, 10)  # reverse steps; None for all K
@@ -47,30 +50,45 @@ Cells = Mapping[Any, dict[str, Any]]
 Seeds = tuple[int, ...]
 
 
-def study(book: Book) -> Report:
-    """Measure every cell and report."""
-    opened, closed, seeds = _opened(book), _closed(book), book.scope.seeds
+def study(run: Run) -> Report:
+    """Measure everything and report."""
+    opened, closed, seeds = _opened(run), _closed(run), run.scope.seeds
+    rows = [
+        [
+            name,
+            *(_safe(opened, name, temperature, STEPS[-1], seeds) for temperature in TEMPERATURES),
+            PUBLISHED if name == LITERAL else "–",
+        ]
+        for name in COMPOSITIONS
+    ]
+    heads = ("form", *(f"temperature {one:g}" for one in TEMPERATURES), "published success")
     text = (
-        f"{book.scope.trials} unseen start-goal pairs for each of the training seeds "
-        f"({', '.join(map(str, seeds))}), the same for all forms; per cent with the 95 % Wilson "
-        "interval over all trials, and each seed. Success: the car ends within 1 m of the goal; "
-        f"free: it touched no wall either. Published for MPDiffuser, open loop: {PUBLISHED} % "
-        "success."
+        f"Plans that arrive without touching a wall, %, open loop, {_shown(STEPS[-1])}. "
+        f"{run.scope.told}."
     )
     return Report(
         "CarUMaze-v0: planner alone and compositions (Fig. 2)",
-        text,
+        "Where does the dynamics model help the car, and in which form?",
+        Table("", heads, rows, text),
+        _figure(opened, seeds),
+        "Distance between planned and executed position: plans of the level-matched form are "
+        "followed most closely.",
+        "Unseen start-goal pairs, the same for all forms. Success: the car ends within 1 m of the "
+        "goal; free: it touched no wall either.",
         [*(_open_table(opened, steps, seeds) for steps in STEPS), _closed_table(closed, seeds)],
         _orderings(opened, closed, seeds),
-        _figure(opened, seeds),
     )
 
 
-def _opened(book: Book) -> Cells:
-    scope = book.scope
-    return book.measure(
+def _safe(cells: Cells, name: str, temperature: float, steps: int | None, seeds: Seeds) -> str:
+    return share(of_seeds(cells, name, temperature, _shown(steps), seeds=seeds), free).short
+
+
+def _opened(run: Run) -> Cells:
+    scope = run.scope
+    return run.measure(
         {
-            (name, temperature, _shown(steps), seed): Cell(
+            (name, temperature, _shown(steps), seed): Measurement(
                 scope.network(ENV_ID, seed),
                 open_loop,
                 scope.starts,
@@ -84,29 +102,24 @@ def _opened(book: Book) -> Cells:
     )
 
 
-def _closed(book: Book) -> Cells:
-    scope = book.scope
+def _closed(run: Run) -> Cells:
+    scope = run.scope
     cells = {
-        ("closed loop", chunk, name, seed): Cell(
+        ("closed loop", chunk, name, seed): Measurement(
             scope.network(ENV_ID, seed),
             episodes,
             scope.starts,
             {**CLOSED, **OPTIONS, **COMPOSITIONS[name], "action_chunk": chunk},
         )
         for chunk in CHUNKS
-        for name in (PLANNER, MATCHED)
+        for name in (ALONE, OURS)
         for seed in scope.seeds
     }
-    return {key[1:]: cell for key, cell in book.measure(cells).items()}
+    return {key[1:]: cell for key, cell in run.measure(cells).items()}
 
 
 def _shown(steps: int | None) -> str:
     return "all steps" if steps is None else f"{steps} steps"
-
-
-def _driven(cell: Mapping[str, Any]) -> Any:
-    """Whether each episode ended at the goal and touched no wall."""
-    return np.array(cell["success"]) & ~np.array(cell["collision"])
 
 
 def _open_table(cells: Cells, steps: int | None, seeds: Seeds) -> Table:
@@ -124,10 +137,10 @@ def _open_table(cells: Cells, steps: int | None, seeds: Seeds) -> Table:
 def _closed_table(cells: Cells, seeds: Seeds) -> Table:
     rows = []
     for chunk in CHUNKS:
-        for name in (PLANNER, MATCHED):
+        for name in (ALONE, OURS):
             found = of_seeds(cells, chunk, name, seeds=seeds)
             success = share(found, lambda cell: cell["success"])
-            rows.append([chunk, name, success, share(found, _driven), average(found, "return")])
+            rows.append([chunk, name, success, share(found, parked), average(found, "return")])
     heads = ("actions of each plan", "form", "success %", "free success %", "return")
     text = (
         "At the goal at the end of 64 steps. Plans of one sample in 10 steps at temperature 0.01."
@@ -141,32 +154,31 @@ def _orderings(opened: Cells, closed: Cells, seeds: Seeds) -> list[Ordering]:
         for steps in STEPS:
             ahead, behind = (
                 share(of_seeds(opened, name, temperature, _shown(steps), seeds=seeds), free)
-                for name in (MATCHED, PLANNER)
+                for name in (OURS, ALONE)
             )
             place = f"open loop, temperature {temperature:g}, {_shown(steps)}"
             found.append(_ordering(place, ahead, behind))
     for chunk in CHUNKS:
         ahead, behind = (
-            share(of_seeds(closed, chunk, name, seeds=seeds), _driven)
-            for name in (MATCHED, PLANNER)
+            share(of_seeds(closed, chunk, name, seeds=seeds), parked) for name in (OURS, ALONE)
         )
         found.append(_ordering(f"closed loop, {chunk} actions of each plan", ahead, behind))
     return found
 
 
 def _ordering(place: str, ahead: Estimate, behind: Estimate) -> Ordering:
-    return Ordering(f"MPDiffuser above its planner, {place}", ahead, behind, "–")
+    return Ordering(f"{OURS} above {ALONE}", ahead, behind, place=place)
 
 
-def _figure(cells: Cells, seeds: Seeds) -> Any:
+def _figure(cells: Cells, seeds: Seeds) -> Figure:
     """Distance between planned and executed position for each step of the plan."""
     panels = []
     for temperature in TEMPERATURES:
         lines = {}
-        for name in (PLANNER, "Algorithm 1", MATCHED):
+        for name in (ALONE, LITERAL, OURS):
             found = of_seeds(cells, name, temperature, _shown(STEPS[0]), seeds=seeds)
             mean = error_series(found)
             lines[name] = Curve(range(1, len(mean) + 1), mean)
         title = f"temperature {temperature:g}"
-        panels.append(Panel(title, lines, "step of the plan", "plan to execution m"))
+        panels.append(Panel(title, lines, "step of the plan", "planned to executed position, m"))
     return curves(panels)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from studies.estimates import average, share
+from studies.figures import Curve, Panel, curves
 from studies.measures import (
     arrived,
     episodes,
@@ -30,14 +31,15 @@ from studies.peers import (
     BC,
     DECISION_DIFFUSER_FILM,
     FILM,
-    MPDIFFUSER,
+    LITERAL,
+    OURS,
     PEERS,
     contender,
     grid,
     orderings,
 )
-from studies.report import Curve, Ordering, Panel, Report, Table, curves
-from studies.runner import Book, Cell, of_seeds
+from studies.report import Ordering, Report, Table
+from studies.runner import Measurement, Run, Scope, of_seeds
 
 __all__ = ["quality", "study"]
 
@@ -50,56 +52,67 @@ FORMS: dict[str, dict[str, Any]] = {
 TEMPERATURES = (0.01, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
 CLOSED = {"action_chunk": 1, "warm_start_steps": 1}  # in closed loop, beside the last of the forms
-PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, MPDIFFUSER: 95.3}
+PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, OURS: 95.3, LITERAL: 95.3}
 
 Cells = Mapping[Any, dict[str, Any]]
 Seeds = tuple[int, ...]
 Options = Mapping[str, Mapping[str, Any]]
 
 
-def study(book: Book) -> Report:
-    """Measure every cell and report."""
-    seeds = book.scope.seeds
-    tables, found, panels = [], [], []
+def study(run: Run) -> Report:
+    """Measure everything and report."""
+    seeds = run.scope.seeds
+    opened: dict[str, Cells] = {}
+    tables, found = [], []
     for form in FORMS:
-        chosen, cells = _opened(book, form)
-        tables.append(_open_table(form, chosen, cells, seeds))
-        found += _opened_orderings(form, cells, seeds)
-        panels.append(_panel(form, cells, seeds))
-    closed = _closed(book, chosen)
-    found += _closed_orderings(closed, seeds)
-    text = (
-        f"Success of {book.scope.trials} unseen start-goal pairs, the same for all, in per cent "
-        "with the 95 % Wilson interval over the trials of all training seeds "
-        f"({', '.join(map(str, seeds))}), and each seed. Without heed of walls, as published: the "
-        "car ends within 1 m of the goal; free: it touched no wall either. Temperature "
-        f"{TEMPERATURES} and guidance {GUIDANCES} of each method were chosen by free success on "
-        "validation starts with the first seed, apart for plans that are one sample and plans that "
-        "are the mean of eight."
-    )
+        chosen, opened[form] = _opened(run, form)
+        tables.append(_open_table(form, chosen, opened[form], seeds))
+        found += _opened_orderings(form, opened[form], seeds)
+    closed = _closed(run, chosen)
     return Report(
         "CarUMaze-v0: whole plans executed open loop (Table 8, Fig. 2)",
-        text,
+        "Whose plans take the car to the goal, executed without looking and in closed loop?",
+        _main_table(opened, closed, run.scope),
+        curves([_panel(form, cells, seeds) for form, cells in opened.items()]),
+        "Distance between planned and executed position: plans of Decision Diffuser with FiLM are "
+        "followed most closely.",
+        f"Unseen start-goal pairs, the same for all. Success, as published: the car ends within 1 "
+        f"m of the goal; free: it touched no wall either. Temperature {TEMPERATURES} and guidance "
+        f"{GUIDANCES} of each method were chosen by free success on validation starts with the "
+        "first seed, apart for plans that are one sample and plans that are the mean of eight.",
         [*tables, _closed_table(closed, seeds)],
-        found,
-        curves(panels),
+        [*found, *_closed_orderings(closed, seeds)],
     )
 
 
-def _opened(book: Book, form: str) -> tuple[Options, Cells]:
-    """Options of each method whose plans have a form, and its cells by name and seed."""
-    scope = book.scope
+def _main_table(opened: Mapping[str, Cells], closed: Cells, scope: Scope) -> Table:
+    rows = []
+    for name in METHODS:
+        shares = [
+            share(of_seeds(cells, name, seeds=scope.seeds), arrived).short if name != BC else "–"
+            for cells in opened.values()
+        ]
+        driven = share(of_seeds(closed, name, seeds=scope.seeds), parked).short
+        rows.append([name, *shares, PUBLISHED.get(name, "–"), driven])
+    heads = ("method", *(f"open loop, {form}" for form in opened), "published", "closed loop, free")
+    text = f"Success %; free: without touching a wall. {scope.told}. Published for {LITERAL}."
+    return Table("", heads, rows, text)
+
+
+def _opened(run: Run, form: str) -> tuple[Options, Cells]:
+    """Options of each method for plans of a form, and what was measured by name and seed."""
+    scope = run.scope
     names = [name for name in METHODS if name != BC]
     tried = grid(TEMPERATURES, GUIDANCES)
     rivals = {
         (form, name): contender(scope, METHODS[name], ENV_ID, open_loop, FORMS[form], tried)
         for name in names
     }
-    tuned = book.tune(rivals, quality)
+    tuned = run.tune(rivals, quality)
     chosen = {name: choice.options for (_, name), choice in tuned.items()}
-    cells = book.measure(
+    cells = run.measure(
         {
-            (form, name, seed): Cell(
+            (form, name, seed): Measurement(
                 replace(rivals[form, name].network, seed=seed),
                 open_loop,
                 scope.starts,
@@ -117,20 +130,20 @@ def quality(cell: Mapping[str, Any]) -> float:
     return float(np.mean(free(cell)) - 1e-3 * np.mean(cell["final_error"]))
 
 
-def _closed(book: Book, chosen: Options) -> Cells:
+def _closed(run: Run, chosen: Options) -> Cells:
     """Closed-loop cells by method and seed; behaviour cloning plans nothing and has no options."""
     options: dict[str, dict[str, Any]] = {BC: {}}
     options |= {name: {**one, **CLOSED} for name, one in chosen.items()}
-    cells = book.measure(
+    cells = run.measure(
         {
-            ("closed loop", name, seed): Cell(
-                METHODS[name].network(book.scope, ENV_ID, seed),
+            ("closed loop", name, seed): Measurement(
+                METHODS[name].network(run.scope, ENV_ID, seed),
                 episodes,
-                book.scope.starts,
+                run.scope.starts,
                 one,
             )
             for name, one in options.items()
-            for seed in book.scope.seeds
+            for seed in run.scope.seeds
         }
     )
     return {key[1:]: cell for key, cell in cells.items()}
@@ -142,14 +155,14 @@ def _opened_orderings(form: str, cells: Cells, seeds: Seeds) -> list[Ordering]:
     near = {name: share(of_seeds(cells, name, seeds=seeds), arrived) for name in names}
     untouched = {name: share(of_seeds(cells, name, seeds=seeds), free) for name in names}
     return [
-        *orderings(near, PUBLISHED, f", {form}"),
-        *orderings(untouched, {}, f", {form}, without collisions"),
+        *orderings(near, PUBLISHED, form, "Table 8"),
+        *orderings(untouched, {}, f"{form}, without collisions"),
     ]
 
 
 def _closed_orderings(cells: Cells, seeds: Seeds) -> list[Ordering]:
     safe = {name: share(of_seeds(cells, name, seeds=seeds), parked) for name in METHODS}
-    return orderings(safe, {}, ", closed loop, without collisions")
+    return orderings(safe, {}, "closed loop, without collisions")
 
 
 def _open_table(form: str, chosen: Options, cells: Cells, seeds: Seeds) -> Table:

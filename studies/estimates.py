@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 
 from mpd_gym.evaluation.returns import Interval, mean_interval, proportion_interval
+from mpd_gym.types import Array
 
 __all__ = ["Estimate", "average", "cost_ratio", "ratio_of", "share"]
 
-Cell = Mapping[str, Any]
+Values = Mapping[str, Any]
 RESAMPLES = 2000  # of the bootstrap
 
 
@@ -30,6 +31,7 @@ class Estimate:
         high: End of the interval.
         seeds: The number of each training seed.
         digits: After the point, in text.
+        trials: What the number is the mean of, by seed and start; empty if not known.
     """
 
     mean: float
@@ -37,6 +39,7 @@ class Estimate:
     high: float
     seeds: tuple[float, ...]
     digits: int = 3
+    trials: Array = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     def __str__(self) -> str:
         def shown(value: float) -> str:
@@ -45,8 +48,20 @@ class Estimate:
         each = ", ".join(map(shown, self.seeds)) if len(self.seeds) > 1 else "one seed"
         return f"**{shown(self.mean)}** [{shown(self.low)}, {shown(self.high)}] ({each})"
 
+    def less(self, other: Estimate) -> Interval | None:
+        """Mean difference to another estimate, trial by trial; None if the trials differ."""
+        if len(self.trials) != len(other.trials) or not len(self.trials):
+            return None
+        return mean_interval(self.trials - other.trials)
 
-def share(cells: Sequence[Cell], flags: Callable[[Cell], Any]) -> Estimate:
+    @property
+    def short(self) -> str:
+        """The mean and its interval."""
+        low, high = (f"{value:.{self.digits}f}" for value in (self.low, self.high))
+        return f"{self.mean:.{self.digits}f} [{low}, {high}]"
+
+
+def share(cells: Sequence[Values], flags: Callable[[Values], Any]) -> Estimate:
     """Share of trials in per cent with its Wilson interval.
 
     Args:
@@ -54,11 +69,10 @@ def share(cells: Sequence[Cell], flags: Callable[[Cell], Any]) -> Estimate:
         flags: Booleans of a cell's trials.
     """
     parts = [np.asarray(flags(cell), bool) for cell in cells]
-    found = proportion_interval(np.concatenate(parts))
-    return _scaled(found, [float(part.mean()) for part in parts], 100.0, 1)
+    return _scaled(proportion_interval(np.concatenate(parts)), parts, 100.0, 1)
 
 
-def average(cells: Sequence[Cell], name: str, digits: int = 3) -> Estimate:
+def average(cells: Sequence[Values], name: str, digits: int = 3) -> Estimate:
     """Mean of a value over trials with its t interval.
 
     Args:
@@ -67,11 +81,10 @@ def average(cells: Sequence[Cell], name: str, digits: int = 3) -> Estimate:
         digits: After the point, in text.
     """
     parts = [np.asarray(cell[name], float) for cell in cells]
-    found = mean_interval(np.concatenate(parts))
-    return _scaled(found, [float(part.mean()) for part in parts], 1.0, digits)
+    return _scaled(mean_interval(np.concatenate(parts)), parts, 1.0, digits)
 
 
-def cost_ratio(cells: Sequence[Cell]) -> Estimate:
+def cost_ratio(cells: Sequence[Values]) -> Estimate:
     """Mean cost ÷ mean least possible cost, with its bootstrap interval over paired trials.
 
     Args:
@@ -85,14 +98,16 @@ def cost_ratio(cells: Sequence[Cell]) -> Estimate:
     drawn = costs[rows].mean(axis=1) / best[rows].mean(axis=1)
     low, high = np.quantile(drawn, (0.025, 0.975))
     each = tuple(ratio_of(cell) for cell in cells)
-    return Estimate(float(costs.mean() / best.mean()), float(low), float(high), each)
+    mean = float(costs.mean() / best.mean())
+    return Estimate(mean, float(low), float(high), each, trials=costs / best.mean())
 
 
-def ratio_of(cell: Cell) -> float:
+def ratio_of(cell: Values) -> float:
     """Mean cost of a cell's trials ÷ mean least possible cost."""
     return float(np.mean(cell["costs"]) / np.mean(cell["optimal_costs"]))
 
 
-def _scaled(found: Interval, seeds: Sequence[float], factor: float, digits: int) -> Estimate:
+def _scaled(found: Interval, parts: Sequence[Array], factor: float, digits: int) -> Estimate:
     mean, low, high = (factor * value for value in (found.mean, found.low, found.high))
-    return Estimate(mean, low, high, tuple(factor * value for value in seeds), digits)
+    seeds = tuple(factor * float(part.mean()) for part in parts)
+    return Estimate(mean, low, high, seeds, digits, factor * np.concatenate(parts))

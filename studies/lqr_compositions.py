@@ -1,37 +1,41 @@
 """Planner alone against every composition on the linear system (paper, appendix E).
 
 Networks are trained on noisy LQR data and asked to end at the origin; what counts is the cost of
-200 steps in closed loop, divided by the least possible cost from the same starts. Literal
-alternation, its level-matched forms and the combined score share the networks, the starts and all
-options but the temperature.
+200 steps in closed loop, divided by the least possible cost from the same starts. All compositions
+share the networks, the starts and all options but the temperature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpd_gym.models import UnetConfig
 from studies.estimates import Estimate, cost_ratio
+from studies.figures import Curve, Panel, curves
 from studies.lqr_noise import ENV_ID, noisy_data
 from studies.measures import regulation
 from studies.networks import Network
-from studies.report import Curve, Ordering, Panel, Report, Table, curves
-from studies.runner import Book, Cell, Scope, of_seeds
+from studies.peers import ALONE, LITERAL, OURS, RESAMPLED
+from studies.report import Ordering, Report, Table
+from studies.runner import Measurement, Run, Scope, of_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["COMPOSITIONS", "narrow", "study"]
 
 PERCENTS = (10, 40)
 TEMPERATURES = (0.001, 0.1, 1.0)
 COMPOSITIONS: dict[str, dict[str, Any]] = {
-    "planner_only": {"composition": "planner_only"},
-    "alternating": {"composition": "alternating"},
-    "alternating_matched": {"composition": "alternating_matched"},
-    "alternating_resampled": {"composition": "alternating_resampled"},
-    "combined_score 0.5": {"composition": "combined_score", "dynamics_weight": 0.5},
-    "combined_score 1": {"composition": "combined_score", "dynamics_weight": 1.0},
+    ALONE: {"composition": "planner_only"},
+    LITERAL: {"composition": "alternating"},
+    OURS: {"composition": "alternating_matched"},
+    RESAMPLED: {"composition": "alternating_resampled"},
+    "combined score, weight 1/2": {"composition": "combined_score", "dynamics_weight": 0.5},
+    "combined score, weight 1": {"composition": "combined_score", "dynamics_weight": 1.0},
 }
 # All K levels, because skipping them is not the same for every composition; long chunks save time.
 OPTIONS: dict[str, Any] = {
@@ -52,18 +56,18 @@ def narrow(scope: Scope, percent: int, seed: int) -> Network:
     return scope.network(ENV_ID, seed, data=noisy_data(percent), changes={"unet": NETWORK})
 
 
-def study(book: Book) -> Report:
-    """Measure every cell and report."""
-    scope = book.scope
+def study(run: Run) -> Report:
+    """Measure everything and report."""
+    scope = run.scope
     keys = [
         (percent, name, temperature)
         for percent in PERCENTS
         for temperature in TEMPERATURES
         for name in COMPOSITIONS
     ]
-    cells = book.measure(
+    cells = run.measure(
         {
-            (f"p={percent / 100}", name, temperature, seed): Cell(
+            (f"p={percent / 100}", name, temperature, seed): Measurement(
                 narrow(scope, percent, seed),
                 regulation,
                 scope.starts,
@@ -80,19 +84,34 @@ def study(book: Book) -> Report:
         for percent, name, temperature in keys
     }
     ratios = {key: cost_ratio(one) for key, one in found.items()}
+    rows = [
+        [
+            name,
+            *(ratios[percent, name, one].short for percent in PERCENTS for one in TEMPERATURES[1:]),
+        ]
+        for name in COMPOSITIONS
+    ]
+    heads = [
+        f"p = {percent / 100}, temperature {one:g}"
+        for percent in PERCENTS
+        for one in TEMPERATURES[1:]
+    ]
+    published = "; ".join(f"{PUBLISHED[percent]} at p = {percent / 100}" for percent in PERCENTS)
     text = (
-        f"Cost of 200 closed-loop steps ÷ least possible cost; {scope.trials} trials a cell, the "
-        f"same starts in all; options {OPTIONS}; with the 95 % bootstrap interval over trials, and "
-        f"each training seed ({', '.join(map(str, scope.seeds))}). State error: mean distance "
-        "between planned and simulated states over the steps of the first plan. Published at a "
-        "temperature that is not given."
+        f"Cost of 200 steps ÷ least possible cost, lower is better. {scope.told}. Published, "
+        f"{LITERAL} : {ALONE}, at a temperature that is not given: {published}."
     )
     return Report(
         "LQR-v0: planner alone and compositions",
-        text,
+        "Which composition of planner and dynamics model costs least on the linear system?",
+        Table("", ["composition", *heads], rows, text),
+        _figure(found, ratios),
+        "Above: cost with its 95 % interval over temperature; below: distance of planned to "
+        "simulated states. Narrow samplers cost less at high temperature.",
+        f"The same starts for all; options {OPTIONS}. State error: mean distance between planned "
+        "and simulated states over the steps of the first plan.",
         [_table(percent, found, ratios) for percent in PERCENTS],
         _orderings(ratios),
-        _figure(found, ratios),
     )
 
 
@@ -114,19 +133,20 @@ def _error(cells: list[dict[str, Any]]) -> float:
 def _orderings(ratios: Ratios) -> list[Ordering]:
     return [
         Ordering(
-            f"{name} below planner_only at p = {percent / 100}, temperature {temperature:g}",
+            f"{name} below {ALONE}",
             ratios[percent, name, temperature],
-            ratios[percent, "planner_only", temperature],
+            ratios[percent, ALONE, temperature],
             PUBLISHED[percent],
             higher=False,
+            place=f"p = {percent / 100}, temperature {temperature:g}",
         )
         for percent in PERCENTS
         for temperature in TEMPERATURES
-        for name in ("alternating", "alternating_matched")
+        for name in (LITERAL, OURS)
     ]
 
 
-def _figure(found: Found, ratios: Ratios) -> Any:
+def _figure(found: Found, ratios: Ratios) -> Figure:
     """Cost ratio over temperature above, state error of the plans per step below."""
     panels = []
     for percent in PERCENTS:

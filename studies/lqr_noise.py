@@ -11,23 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from studies.estimates import Estimate, cost_ratio, ratio_of
+from studies.figures import Curve, Panel, curves
 from studies.measures import regulation
 from studies.networks import Data
-from studies.peers import BC, PEERS, contender, grid
-from studies.report import Curve, Ordering, Panel, Report, Table, curves
-from studies.runner import Book, Cell, Choice, Contender, Scope, of_seeds
+from studies.peers import ALONE, BC, LITERAL, OURS, PEERS, contender, grid
+from studies.report import UNPUBLISHED, Ordering, Report, Table
+from studies.runner import Choice, Contender, Measurement, Run, Scope, of_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["ENV_ID", "OPTIONS", "noisy_data", "study"]
 
 ENV_ID = "LQR-v0"
 PERCENTS = (10, 20, 30, 40, 80)
 ALL_SEEDS_AT = 40  # per cent at which every training seed is measured; elsewhere the first one
+DRAWN = (10, 40)  # per cent, in the figure, and of its plans:
 FIGURE_AT = 80
+AT_ONE = "temperature 1"
 TEMPERATURES = (0.001, 0.1, 1.0)
 GUIDANCES = (1.0, 1.5)
 OPTIONS: dict[str, Any] = {"num_steps": 5, "action_chunk": 8}
@@ -35,11 +41,9 @@ ERRORS = ("planned_error", "simulated_error", "state_error")
 PUBLISHED = {
     "Diffuser": (2.38, 3.50, 4.40, 5.27),
     "Decision Diffuser": (2.34, 3.12, 5.48, 5.59),
-    "planner": (1.36, 2.63, 4.40, 5.00),
-    "MPDiffuser": (1.27, 1.54, 3.38, 3.99),
+    ALONE: (1.36, 2.63, 4.40, 5.00),
+    LITERAL: (1.27, 1.54, 3.38, 3.99),
 }
-
-OURS = ("MPDiffuser", "MPDiffuser, Algorithm 1")
 
 Place = tuple[str, int]  # method, per cent of noisy steps
 Found = Mapping[tuple[str, int, float], list[dict[str, Any]]]  # with the temperature
@@ -51,14 +55,14 @@ def noisy_data(percent: int) -> tuple[Data, ...]:
     return (Data(f"mpd_gym/lqr/noisy-p{percent}-v0"),)
 
 
-def study(book: Book) -> Report:
-    """Measure every cell and report."""
-    scope = book.scope
+def study(run: Run) -> Report:
+    """Measure everything and report."""
+    scope = run.scope
     rivals = _contenders(scope)
-    chosen = book.tune(rivals, lambda cell: -ratio_of(cell))
-    cells = book.measure(
+    chosen = run.tune(rivals, lambda cell: -ratio_of(cell))
+    cells = run.measure(
         {
-            (*place, temperature, seed): Cell(
+            (*place, temperature, seed): Measurement(
                 replace(rivals[place].network, seed=seed),
                 regulation,
                 scope.starts,
@@ -78,7 +82,12 @@ def study(book: Book) -> Report:
     best = {place: choice.options.get("temperature", 0.0) for place, choice in chosen.items()}
     return Report(
         "LQR-v0: noise in the data (Table 10, Fig. 12)",
-        _text(scope),
+        "How does noise in the data, in a share p of the steps, hurt each method?",
+        _main_table(ratios, scope),
+        _figure(ratios, found, best),
+        "Cost with its 95 % interval over temperature, and distance of planned and "
+        "simulated states to the optimal ones. All are near the optimum at low temperature.",
+        _text(),
         [
             _tuned_table(ratios, best),
             *(_temperature_table(ratios, chosen, percent) for percent in PERCENTS),
@@ -86,8 +95,26 @@ def study(book: Book) -> Report:
             _consistency_table(found),
         ],
         _orderings(ratios, best),
-        _figure(ratios, found, best),
     )
+
+
+def _main_table(ratios: Estimates, scope: Scope) -> Table:
+    rows = []
+    for name in PEERS:
+        known = [f" ({one:g})" for one in PUBLISHED.get(name, ())] + [""] * len(PERCENTS)
+        temperature = 0.0 if name == BC else 1.0
+        cells = [
+            f"{ratios[name, percent, temperature].short}{one}"
+            for percent, one in zip(PERCENTS, known, strict=False)
+        ]
+        rows.append([name, *cells])
+    heads = ("method", *(f"p = {percent / 100}" for percent in PERCENTS))
+    text = (
+        "Cost of 200 steps ÷ least possible cost at temperature 1 [95 % interval] (published, "
+        f"temperature not given); lower is better. {scope.trials} trials; training seeds "
+        f"{', '.join(map(str, scope.seeds))} at p = {ALL_SEEDS_AT / 100}, one elsewhere."
+    )
+    return Table("", heads, rows, text)
 
 
 def _seeds(scope: Scope, percent: int) -> tuple[int, ...]:
@@ -113,15 +140,11 @@ def _contenders(scope: Scope) -> dict[Place, Contender]:
     }
 
 
-def _text(scope: Scope) -> str:
-    seeds = ", ".join(map(str, scope.seeds))
+def _text() -> str:
     return (
-        f"Cost of 200 closed-loop steps ÷ least possible cost; {scope.trials} trials a cell, the "
-        "same starts in all, with the 95 % bootstrap interval over trials. Training seeds "
-        f"{seeds} at p = {ALL_SEEDS_AT / 100}, one seed elsewhere. Options {OPTIONS}; guidance "
-        f"{GUIDANCES} was chosen for each method and temperature on validation starts with the "
-        "first seed, and so was the temperature of the first table. The published temperature is "
-        "not known."
+        f"The same starts for all; options {OPTIONS}. Guidance {GUIDANCES} was chosen for each "
+        "method and temperature on validation starts with the first seed, and so was the "
+        "temperature of the first table below."
     )
 
 
@@ -199,28 +222,37 @@ def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def _orderings(ratios: Estimates, best: Mapping[Place, float]) -> list[Ordering]:
     """MPDiffuser against each other method, tuned and at temperature 1; there in both forms."""
-    orderings = []
-    settings = [(OURS[0], "tuned"), *((name, "temperature 1") for name in OURS)]
-    for winner, at in settings:
-        for loser in (name for name in PEERS if name not in OURS):
-            for index, percent in enumerate(PERCENTS[:-1]):
-                known = PUBLISHED.get(loser, ())
-                published = f"{PUBLISHED['MPDiffuser'][index]} : {known[index]}" if known else "–"
-                ours, theirs = (
-                    ratios[one, percent, _temperature(one, percent, at, best)]
-                    for one in (winner, loser)
-                )
-                statement = f"{winner} below {loser}, p = {percent / 100}, {at}"
-                orderings.append(Ordering(statement, ours, theirs, published, higher=False))
-    return orderings
+    settings = ((OURS, "tuned"), (OURS, AT_ONE), (LITERAL, AT_ONE))
+    on_page = {(LITERAL, AT_ONE, name) for name in PUBLISHED} | {(OURS, "tuned", ALONE)}
+    return [
+        Ordering(
+            f"{winner} below {loser}, {at}",
+            ratios[winner, percent, _temperature(winner, percent, at, best)],
+            ratios[loser, percent, _temperature(loser, percent, at, best)],
+            _published(loser, index),
+            higher=False,
+            place=f"p = {percent / 100}",
+            table="Table 10" if (winner, at, loser) in on_page else "",
+        )
+        for winner, at in settings
+        for loser in PEERS
+        if loser not in (OURS, LITERAL)
+        for index, percent in enumerate(PERCENTS[:-1])
+    ]
+
+
+def _published(loser: str, index: int) -> str:
+    if loser not in PUBLISHED:
+        return UNPUBLISHED
+    return f"{PUBLISHED[LITERAL][index]} : {PUBLISHED[loser][index]}"
 
 
 def _temperature(name: str, percent: int, at: str, best: Mapping[Place, float]) -> float:
     return best[name, percent] if at == "tuned" or name == BC else 1.0
 
 
-def _figure(ratios: Estimates, found: Found, best: Mapping[Place, float]) -> Any:
-    """Cost over temperature for each p, and Fig. 12's two errors over the steps."""
+def _figure(ratios: Estimates, found: Found, best: Mapping[Place, float]) -> Figure:
+    """Cost over temperature, and Fig. 12's two errors over the steps."""
     names = [name for name in PEERS if name != BC]
     panels = [
         Panel(
@@ -233,7 +265,7 @@ def _figure(ratios: Estimates, found: Found, best: Mapping[Place, float]) -> Any
             "cost ÷ optimal cost",
             log=True,
         )
-        for percent in PERCENTS
+        for percent in DRAWN
     ]
     for error in ERRORS[:2]:
         lines = {}

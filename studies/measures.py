@@ -1,4 +1,4 @@
-"""What cells of studies measure: functions of an agent and the seeds of its starts.
+"""What studies measure: functions of an agent and the seeds of its starts.
 
 Each returns JSON values, one entry for every trial unless it says otherwise.
 """
@@ -20,6 +20,7 @@ from mpd_gym.types import Array
 __all__ = [
     "Measure",
     "arrived",
+    "calibration",
     "clocked",
     "episodes",
     "error_series",
@@ -27,7 +28,6 @@ __all__ = [
     "mean_error",
     "open_loop",
     "parked",
-    "promises",
     "regulation",
 ]
 
@@ -145,7 +145,7 @@ def open_loop(
     }
 
 
-def promises(agent: Agent[Any], env_id: str, starts: Sequence[int]) -> dict[str, Any]:
+def calibration(agent: Agent[Any], env_id: str, starts: Sequence[int]) -> dict[str, Any]:
     """What one plan from each start of the pendulum promises, and what its actions lead to.
 
     Returns:

@@ -13,11 +13,15 @@ from studies.report import UNPUBLISHED, Ordering
 from studies.runner import Contender, Scope
 
 __all__ = [
+    "ALONE",
     "BC",
     "DECISION_DIFFUSER_FILM",
     "FILM",
-    "MPDIFFUSER",
+    "LITERAL",
+    "OURS",
     "PEERS",
+    "RESAMPLED",
+    "TWICE",
     "Peer",
     "contender",
     "grid",
@@ -25,7 +29,9 @@ __all__ = [
 ]
 
 BC = "behaviour cloning"
-MPDIFFUSER = "MPDiffuser"
+ALONE, TWICE = "planner alone", "planner, levels twice"
+OURS, LITERAL = "MPDiffuser (level-matched, ours)", "MPDiffuser (Algorithm 1)"
+RESAMPLED = "MPDiffuser (resampled)"  # each level entered anew after the dynamics model
 FILM = "Decision Diffuser, FiLM"
 
 
@@ -61,18 +67,18 @@ PEERS: dict[str, Peer] = {
     BC: Peer("behavior_cloning"),
     "Diffuser": Peer("diffuser", {"composition": "planner_only"}),
     "Decision Diffuser": Peer("decision_diffuser", {"composition": "planner_only"}),
-    "planner": Peer(options={"composition": "planner_only"}),
-    "planner, twice the steps": Peer(options={"composition": "planner_resampled"}),
-    MPDIFFUSER: Peer(options={"composition": "alternating_matched"}),
-    f"{MPDIFFUSER}, Algorithm 1": Peer(options={"composition": "alternating"}),
+    ALONE: Peer(options={"composition": "planner_only"}),
+    TWICE: Peer(options={"composition": "planner_resampled"}),
+    OURS: Peer(options={"composition": "alternating_matched"}),
+    LITERAL: Peer(options={"composition": "alternating"}),
 }
-"""Name to method. "Twice the steps" takes every level twice, which costs as many network calls as
-MPDiffuser (appendix H); "MPDiffuser" is the level-matched form."""
+"""Name to method. The planner that takes every level twice makes as many network calls as
+MPDiffuser (appendix H)."""
 
 DECISION_DIFFUSER_FILM = Peer(
     "decision_diffuser", PEERS["Decision Diffuser"].options, {"initial_state": "film"}
 )
-"""Decision Diffuser with x_0 as a condition in the place of inpainting."""
+"""Decision Diffuser with x_0 as a condition, not inpainted."""
 
 
 def grid(temperatures: Sequence[float], guidances: Sequence[float]) -> list[dict[str, Any]]:
@@ -118,23 +124,28 @@ def contender(
 
 
 def orderings(
-    estimates: Mapping[str, Estimate], published: Mapping[str, float], suffix: str = ""
+    estimates: Mapping[str, Estimate],
+    published: Mapping[str, float],
+    place: str = "",
+    table: str = "",
 ) -> list[Ordering]:
-    """MPDiffuser above every other method; its own forms are not compared.
+    """MPDiffuser (level-matched) above every other method; its own forms are not compared.
 
     Args:
         estimates: By name, a key of `PEERS`; higher is better.
         published: Values of the paper by name, where there are any.
-        suffix: Of each statement.
+        place: Where it was measured.
+        table: Of the paper, for the page of results.
     """
-    ours = estimates[MPDIFFUSER]
     return [
         Ordering(
-            f"{MPDIFFUSER} above {name}{suffix}",
-            ours,
+            f"{OURS} above {name}",
+            estimates[OURS],
             estimate,
-            f"{published[MPDIFFUSER]} : {published[name]}" if name in published else UNPUBLISHED,
+            f"{published[OURS]} : {published[name]}" if name in published else UNPUBLISHED,
+            place=place,
+            table=table if name in published else "",
         )
         for name, estimate in estimates.items()
-        if not name.startswith(MPDIFFUSER)
+        if name not in (OURS, LITERAL)
     ]

@@ -16,10 +16,11 @@ import numpy as np
 from mpd_gym.agents.diffuser import VALUE_GUIDANCE_SCALE
 from mpd_gym.agents.presets import preset
 from studies.estimates import Estimate, average
+from studies.figures import dots
 from studies.measures import episodes
-from studies.peers import BC, MPDIFFUSER, PEERS, contender, grid, orderings
+from studies.peers import ALONE, BC, LITERAL, OURS, PEERS, contender, grid, orderings
 from studies.report import Report, Table
-from studies.runner import Book, Cell, Choice, Contender, Scope, of_seeds
+from studies.runner import Choice, Contender, Measurement, Run, Scope, of_seeds
 
 __all__ = ["study"]
 
@@ -28,51 +29,54 @@ TEMPERATURES = (0.1, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
 VALUE_GUIDANCES = tuple(VALUE_GUIDANCE_SCALE * factor for factor in (3.0, 10.0, 30.0))
 OPTIONS: dict[str, Any] = {"num_candidates": 4}  # the others are the agent's own
-METHODS = (BC, "Diffuser", "Decision Diffuser", "planner", MPDIFFUSER)
+METHODS = (BC, "Diffuser", "Decision Diffuser", ALONE, OURS)
 PUBLISHED = {
     "Diffuser": -196.2,
     "Decision Diffuser": -242.9,
-    "planner": -181.5,
-    MPDIFFUSER: -155.4,
+    ALONE: -181.5,
+    OURS: -155.4,
 }
 
 Cells = Mapping[Any, dict[str, Any]]
 
 
-def study(book: Book) -> Report:
-    """Measure every cell and report."""
-    scope = book.scope
-    chosen, cells = _measured(book)
+def study(run: Run) -> Report:
+    """Measure everything and report."""
+    scope = run.scope
+    chosen, cells = _measured(run)
     returns = {
         name: average(of_seeds(cells, name, seeds=scope.seeds), "return", 1) for name in METHODS
     }
     ahead = preset(scope.preset, ENV_ID).conditions[0].horizon
     scales = ", ".join(f"{scale:g}" for scale in VALUE_GUIDANCES)
-    text = (
-        f"Return of {scope.trials} episodes of 200 steps, the same starts for all, with the 95 % "
-        f"interval over the trials of all seeds ({', '.join(map(str, scope.seeds))}). A plan is "
-        f"the best of {OPTIONS['num_candidates']} candidates by a learned reward, asked for the "
-        f"highest return of the next {ahead} steps. Temperature "
-        f"{TEMPERATURES} and guidance {GUIDANCES} (Diffuser: {scales}) were chosen on "
-        "validation starts with the first seed."
+    return Report(
+        "LatentPendulum-v0: planning from pictures (Table 6)",
+        "How well do the methods plan in the latent space of pictures?",
+        _table(returns, chosen, f"{scope.told}. Published for {LITERAL}."),
+        dots({"return of an episode": returns}, "return"),
+        "Mean and 95 % interval over episodes: cloning, planner and MPDiffuser are level.",
+        f"Episodes of 200 steps, the same starts for all. A plan is the best of "
+        f"{OPTIONS['num_candidates']} candidates by a learned reward, asked for the highest return "
+        f"of the next {ahead} steps. Temperature {TEMPERATURES} and guidance {GUIDANCES} "
+        f"(Diffuser: {scales}) were chosen on validation starts with the first seed.",
+        (),
+        orderings(returns, PUBLISHED, table="Table 6"),
     )
-    title = "LatentPendulum-v0: planning from pictures (Table 6)"
-    return Report(title, text, [_table(returns, chosen)], orderings(returns, PUBLISHED))
 
 
-def _measured(book: Book) -> tuple[Mapping[str, Choice], Cells]:
+def _measured(run: Run) -> tuple[Mapping[str, Choice], Cells]:
     """What was chosen for each method, and its cells by name and seed."""
-    scope = book.scope
+    scope = run.scope
     rivals = {name: _contender(scope, name) for name in METHODS}
-    chosen = book.tune(rivals, lambda cell: float(np.mean(cell["return"])))
+    chosen = run.tune(rivals, lambda cell: float(np.mean(cell["return"])))
     cells = {
-        (name, seed): Cell(
+        (name, seed): Measurement(
             replace(rivals[name].network, seed=seed), episodes, scope.starts, choice.options
         )
         for name, choice in chosen.items()
         for seed in scope.seeds
     }
-    return chosen, book.measure(cells)
+    return chosen, run.measure(cells)
 
 
 def _contender(scope: Scope, name: str) -> Contender:
@@ -80,11 +84,11 @@ def _contender(scope: Scope, name: str) -> Contender:
     return contender(scope, PEERS[name], ENV_ID, episodes, OPTIONS, grid(TEMPERATURES, scales))
 
 
-def _table(returns: Mapping[str, Estimate], chosen: Mapping[str, Choice]) -> Table:
+def _table(returns: Mapping[str, Estimate], chosen: Mapping[str, Choice], text: str) -> Table:
     shown = "temperature", "guidance_scale"
     rows = []
     for name, estimate in returns.items():
         options = chosen[name].options
         told = [f"{options[key]:g}" if key in options else "–" for key in shown]
-        rows.append([name, estimate, PUBLISHED.get(name, "–"), *told])
-    return Table("", ("method", "return", "published", *shown), rows)
+        rows.append([name, estimate.short, PUBLISHED.get(name, "–"), *told])
+    return Table("", ("method", "return", "published", "temperature", "guidance"), rows, text)

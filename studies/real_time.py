@@ -9,7 +9,6 @@ fail, or violate; of those that are, the cheapest per action is recommended.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,17 +16,18 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+from mpd_gym.agents.base import Agent
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.serialization import agent_path
-from mpd_gym.errors import DataError
 from mpd_gym.evaluation.returns import Interval, evaluate, mean_interval, proportion_interval
+from mpd_gym.evaluation.style import WIDTH, legend_below, styled
+from studies.networks import Shipped
 from studies.report import Report, Table
-from studies.results import Results
-from studies.runner import Book, Scope
+from studies.runner import Measurement, Run, Scope
 
-__all__ = ["Setting", "clock", "play", "recommended", "settings", "study"]
+__all__ = ["Setting", "played", "recommended", "settings", "study", "timed"]
 
 ENVIRONMENTS = ("LQR-v0", "CarUMaze-v0", "ConstrainedPendulum-v0")
 SAMPLERS = ("ddpm", "ddim", "dpm++")
@@ -47,12 +47,16 @@ SINGLE: dict[str, dict[str, Any]] = {
     "LQR-v0": {"samples_per_candidate": 1, "temperature": 0.1, "action_chunk": 8},
 }
 FEW, GRID = 5, 10  # steps where other options vary, and of the first plan before warm starts
-FIRST_TRIAL = 0  # seed of the first episode; the training data's seeds are far from these
 TIMED_EPISODES = 3
-PROCESSES = 2
-COLORS = {"ddpm": "tab:blue", "ddim": "tab:orange", "dpm++": "tab:green"}
+COLORS = {"ddpm": "#0072B2", "ddim": "#E69F00", "dpm++": "#009E73"}
+RING: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 12,
+    "markerfacecolor": "none",
+    "markeredgecolor": "black",
+}
 
-Cell = Mapping[str, Any]
+Values = Mapping[str, Any]
 
 
 @final
@@ -104,7 +108,7 @@ def settings(
 
     Args:
         own: The agent's options.
-        single: Options in their place for plans that are single samples.
+        single: Options that replace these for plans that are single samples.
         candidates: Numbers of candidates that make sense in its environment.
     """
     base = _setting(own.updated(dict(single)))._replace(sampler="ddpm", steps=None, warm=0)
@@ -134,101 +138,79 @@ def _setting(options: SamplingConfig) -> Setting:
     )
 
 
-def study(book: Book) -> Report:
+def study(run: Run) -> Report:
     """Play and time every setting of the agents that ship; training seeds play no part.
 
     Times are taken one after the other, after all episodes, with one thread; nothing else should
-    run beside them. An agent ``agents/ENV_ID.safetensors`` in the study's folder takes the place of
-    the one that ships.
+    run beside them. A file ``agents/ENV_ID.safetensors`` in the study's folder replaces the agent
+    that ships.
     """
-    scope = book.scope
-    if book.read_only and not all(_file(scope.folder, env).exists() for env in ENVIRONMENTS):
-        raise DataError("the study has not run", source=str(scope.folder))
-    return _report({env: _measured(scope, env) for env in ENVIRONMENTS}, scope)
+    scope = run.scope
+    agents = {env_id: _shipped(scope.folder, env_id) for env_id in ENVIRONMENTS}
+    own = {env_id: agent.load(scope.folder).options for env_id, agent in agents.items()}
+    places = [(env_id, one) for env_id in ENVIRONMENTS for one in _settings(env_id, own[env_id])]
+    outcomes = run.measure(
+        {
+            (env_id, str(one)): Measurement(agents[env_id], played, scope.starts, one.options)
+            for env_id, one in places
+        }
+    )
+    starts = range(scope.starts.start, scope.starts.start + TIMED_EPISODES)
+    times = run.measure(
+        {
+            (env_id, f"time of {one}"): Measurement(agents[env_id], timed, starts, one.options)
+            for env_id, one in places
+        },
+        alone=True,
+    )
+    found: dict[str, dict[Setting, Values]] = {env_id: {} for env_id in ENVIRONMENTS}
+    for env_id, one in places:
+        taken = times[env_id, f"time of {one}"]
+        found[env_id][one] = {**outcomes[env_id, str(one)], **taken}
+    return _report(found, {env_id: _setting(options) for env_id, options in own.items()}, scope)
 
 
-def _file(folder: Path, env_id: str) -> Path:
-    return folder / f"real-time-{env_id}.json"
-
-
-class _Measured(NamedTuple):
-    own: Setting  # of the agent as it ships
-    cells: Mapping[Setting, Cell]  # the reference first
-
-
-def _measured(scope: Scope, env_id: str) -> _Measured:
-    """Outcomes and times of every setting in one environment."""
-    folder, trials = scope.folder, scope.trials
-    precision = {} if scope.precision == "fp32" else {"precision": scope.precision}
+def _shipped(folder: Path, env_id: str) -> Shipped:
     given = folder / "agents" / f"{env_id}.safetensors"
-    path = given if given.exists() else agent_path(env_id)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    results = Results(
-        _file(folder, env_id),
-        {"trials": trials, "timed_episodes": TIMED_EPISODES, "agent": digest, **precision},
-    )
-    own = MPDiffuserAgent.load(path, device="cpu").options
+    return Shipped(env_id, given if given.exists() else agent_path(env_id))
+
+
+def _settings(env_id: str, own: SamplingConfig) -> list[Setting]:
     single = SINGLE.get(env_id, {}) if own.samples_per_candidate > 1 else {}
-    chosen = settings(own, single, CANDIDATES[env_id])
-    options = {one: {**one.options, **precision} for one in chosen}
-    played = results.fill(
-        {str(one): (path, env_id, options[one], trials) for one in chosen}, play, PROCESSES
-    )
-    timed = results.fill(
-        {f"time of {one}": (path, env_id, options[one], TIMED_EPISODES) for one in chosen},
-        clock,
-        processes=1,
-    )
-    cells = {one: {**played[str(one)], **timed[f"time of {one}"]} for one in chosen}
-    return _Measured(_setting(own), cells)
+    return settings(own, single, CANDIDATES[env_id])
 
 
-def play(path: Path, env_id: str, options: dict[str, Any], trials: int) -> dict[str, Any]:
+def played(agent: Agent[Any], env_id: str, starts: Sequence[int]) -> dict[str, Any]:
     """Outcome of every episode, all played at once.
-
-    Args:
-        path: The agent's file.
-        env_id: Environment.
-        options: Sampling options.
-        trials: Episodes.
 
     Returns:
         ``returns``, and ``successes`` and ``violations`` or None, one entry for each episode.
     """
-    agent = MPDiffuserAgent.load(path, device="cpu", **options)
-    seeds = range(FIRST_TRIAL, FIRST_TRIAL + trials)
-    played = evaluate(agent, env_id, seeds=seeds, num_envs=trials)
+    found = evaluate(agent, env_id, seeds=starts, num_envs=len(starts))
     return {
-        "returns": [round(float(value), 6) for value in played.returns],
-        "successes": None if played.successes is None else played.successes.tolist(),
-        "violations": None if played.costs is None else (played.costs > 0).tolist(),
+        "returns": [round(float(value), 6) for value in found.returns],
+        "successes": None if found.successes is None else found.successes.tolist(),
+        "violations": None if found.costs is None else (found.costs > 0).tolist(),
     }
 
 
-def clock(path: Path, env_id: str, options: dict[str, Any], episodes: int) -> dict[str, Any]:
+def timed(agent: Agent[Any], env_id: str, starts: Sequence[int]) -> dict[str, Any]:
     """Milliseconds per action of single episodes in a row.
-
-    Args:
-        path: The agent's file.
-        env_id: Environment.
-        options: Sampling options.
-        episodes: How many.
 
     Returns:
         ``milliseconds``: median over episodes of the mean over their actions; ``p99``: 99th
         percentile of all actions, of which those that plan take the time.
     """
-    agent = MPDiffuserAgent.load(path, device="cpu", **options)
     agent.predict(agent.observation_space.sample())  # what is made once, is made before
-    played = evaluate(agent, env_id, seeds=range(FIRST_TRIAL, FIRST_TRIAL + episodes))
-    each = np.split(1e3 * played.seconds, np.cumsum(played.lengths)[:-1])
+    found = evaluate(agent, env_id, seeds=starts)
+    each = np.split(1e3 * found.seconds, np.cumsum(found.lengths)[:-1])
     return {
         "milliseconds": round(float(np.median([np.mean(part) for part in each])), 4),
-        "p99": round(float(np.quantile(1e3 * played.seconds, 0.99)), 4),
+        "p99": round(float(np.quantile(1e3 * found.seconds, 0.99)), 4),
     }
 
 
-def recommended(cells: Mapping[Setting, Cell]) -> Setting:
+def recommended(cells: Mapping[Setting, Values]) -> Setting:
     """The cheapest setting that is as good as the first one, by the rule of this module.
 
     Args:
@@ -239,7 +221,7 @@ def recommended(cells: Mapping[Setting, Cell]) -> Setting:
     return min(good, key=lambda one: float(cells[one]["milliseconds"]))
 
 
-def _as_good(cell: Cell, reference: Cell) -> bool:
+def _as_good(cell: Values, reference: Values) -> bool:
     enough = [bool(_difference(cell, reference).high >= 0)]
     for name, sign in (("successes", 1), ("violations", -1)):
         if reference[name] is not None:
@@ -248,37 +230,49 @@ def _as_good(cell: Cell, reference: Cell) -> bool:
     return all(enough)
 
 
-def _difference(cell: Cell, reference: Cell) -> Interval:
+def _difference(cell: Values, reference: Values) -> Interval:
     """Return less that of the reference, start by start."""
     return mean_interval(np.subtract(cell["returns"], reference["returns"]))
 
 
-def _report(found: Mapping[str, _Measured], scope: Scope) -> Report:
-    text = (
-        f"{scope.trials} episodes of each setting in {scope.precision}, the same starts for all; "
-        "mean with its 95 % interval. Milliseconds: one environment, one thread, mean over the "
-        f"actions of an episode, median of {TIMED_EPISODES} episodes; p99 over all their actions. "
-        "The first row of each table visits all levels; differences from it are taken start by "
-        "start. Recommended, in bold: the cheapest setting whose difference has an interval that "
-        f"does not end below 0, with at most {100 * MARGIN:g} % of the episodes more that fail, or "
-        "violate. In italics: the options of the agent as it ships. A mean of samples has the "
-        "agent's own temperature; single samples the one that suits them."
-    )
+def _report(
+    found: Mapping[str, Mapping[Setting, Values]], own: Mapping[str, Setting], scope: Scope
+) -> Report:
     heads = (
         *("setting", "return", "difference", "success %", "violations %"),
         *("ms per action", "p99 ms", "× all levels"),
     )
-    tables = []
-    for env_id, (own, cells) in found.items():
+    chosen, tables = [], []
+    for env_id, cells in found.items():
         best, (reference, *others) = recommended(cells), cells
+        for kind, one in (("all levels", reference), ("ships", own[env_id]), ("cheapest", best)):
+            row = _row(one, cells)
+            chosen.append([env_id, f"{kind}: {one}", row[0], row[2], row[3], row[4]])
         order = [reference, *sorted(others, key=lambda one: -float(cells[one]["milliseconds"]))]
-        names = {own: f"*{own}*", best: f"**{best}**" if best != own else f"***{best}***"}
-        rows = [[names.get(one, str(one)), *_row(one, cells)] for one in order]
-        tables.append(Table(env_id, heads, rows, f"Recommended: **{best}**."))
-    return Report("Return against milliseconds per action", text, tables, (), _figure(found))
+        rows = [[str(one), *_row(one, cells)] for one in order]
+        tables.append(Table(env_id, heads, rows, f"Cheapest that is as good: {best}."))
+    text = (
+        f"{scope.trials} episodes of each setting, the same starts for all; mean [95 % interval]. "
+        "Nothing is published for these environments."
+    )
+    return Report(
+        "Return against milliseconds per action",
+        "Which sampling settings of the agents that ship are as good as all levels, and cheapest?",
+        Table("", ("environment", "setting", "return", *heads[3:6]), chosen, text),
+        _figure(found),
+        "Return with its 95 % interval over time per action. Grey: the interval of all levels; "
+        "triangles: warm-started plans; ring: the cheapest setting that is as good.",
+        f"Arithmetic: {scope.precision}. Milliseconds: one environment, one thread, mean over the "
+        f"actions of an episode, median of {TIMED_EPISODES} episodes; p99 over all their actions. "
+        "The first row of each table visits all levels; differences from it are taken start by "
+        "start. As good: the interval of the difference does not end below 0, and at most "
+        f"{100 * MARGIN:g} % of the episodes more fail, or violate. A mean of samples has the "
+        "agent's own temperature; single samples the one that suits them.",
+        tables,
+    )
 
 
-def _row(setting: Setting, cells: Mapping[Setting, Cell]) -> list[str]:
+def _row(setting: Setting, cells: Mapping[Setting, Values]) -> list[str]:
     cell, reference = cells[setting], next(iter(cells.values()))
     shares = []
     for name in ("successes", "violations"):
@@ -294,25 +288,30 @@ def _row(setting: Setting, cells: Mapping[Setting, Cell]) -> list[str]:
     return [*map(str, returns), *shares, *times]
 
 
-def _figure(found: Mapping[str, _Measured]) -> Figure:
+@styled()
+def _figure(found: Mapping[str, Mapping[Setting, Values]]) -> Figure:
     """Return over milliseconds per action, one panel for each environment."""
-    figure = Figure(figsize=(4.2 * len(found), 3.8), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(found)))
-    for axes, (env_id, (_, cells)) in zip(panels, found.items(), strict=True):
+    figure = Figure(figsize=(WIDTH, 2.7 * len(found) + 0.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(found), 1))
+    for axes, (env_id, cells) in zip(panels, found.items(), strict=True):
         _draw(axes, cells)
         axes.set(xlabel="milliseconds per action", ylabel="return", title=env_id)
-    for name, color in COLORS.items():
-        panels[0].plot([], [], "o", color=color, markersize=4, label=name)
-    panels[0].plot([], [], "^", color="0.4", markersize=4, label="warm start")
-    panels[0].legend(frameon=False, fontsize=8)
+    handles = {
+        name: Line2D([], [], marker="o", linestyle="", color=color)
+        for name, color in COLORS.items()
+    }
+    handles["warm start"] = Line2D([], [], marker="^", linestyle="", color="0.4")
+    handles["cheapest as good"] = Line2D([], [], linestyle="", **RING)
+    handles["all levels"] = Line2D([], [], linewidth=8, color="0.9")
+    legend_below(figure, handles)
     return figure
 
 
-def _draw(axes: Any, cells: Mapping[Setting, Cell]) -> None:
+def _draw(axes: Any, cells: Mapping[Setting, Values]) -> None:
     """One environment: the reference's interval as a band, the recommended setting in a ring."""
     intervals = {one: mean_interval(cell["returns"]) for one, cell in cells.items()}
     reference = next(iter(intervals.values()))
-    axes.axhspan(reference.low, reference.high, color="0.9", label="all levels")
+    axes.axhspan(reference.low, reference.high, color="0.9")
     for one, value in intervals.items():
         axes.errorbar(
             cells[one]["milliseconds"],
@@ -324,11 +323,9 @@ def _draw(axes: Any, cells: Mapping[Setting, Cell]) -> None:
             linewidth=1,
         )
     best = recommended(cells)
-    place = (cells[best]["milliseconds"], intervals[best].mean)
-    axes.plot(*place, "ko", markersize=12, markerfacecolor="none", label="recommended")
+    axes.plot(cells[best]["milliseconds"], intervals[best].mean, **RING)
     margin = reference.high - reference.low
     axes.set(xscale="log", ylim=_view([value.mean for value in intervals.values()], margin))
-    axes.grid(alpha=0.3)
 
 
 def _view(means: Sequence[float], margin: float) -> tuple[float, float]:

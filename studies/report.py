@@ -1,37 +1,38 @@
-"""Reports of studies: tables beside published values, orderings, and figures."""
+"""Reports of studies, and the page of one: a screen with what was found, and details below."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
 from mpd_gym.atomic import atomic_path
+from mpd_gym.errors import DataError
 from mpd_gym.evaluation.figures import save_figure
 from studies.estimates import Estimate
+from studies.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "ORDERING_HEADS",
     "UNPUBLISHED",
-    "VERDICTS",
-    "Curve",
+    "Finding",
     "Ordering",
-    "Panel",
     "Report",
     "Table",
-    "curves",
     "markdown_table",
+    "page",
+    "write_page",
 ]
 
-ORDERING_HEADS = ("published ordering", "published", "here", "verdict", "seeds")
 UNPUBLISHED = "–"
-VERDICTS = ("holds", "holds, intervals overlap", "not seen, intervals overlap", "**does not hold**")
+HOLDS, EQUAL, FAILS = "holds", "no difference", "does not hold"
+MOST_WORDS = 120  # of what was found
+SETTING = {"preset": "laptop", "trials": 250, "seeds": [0, 1, 2], "precision": "fp32"}
+"""What the command does unless it is told otherwise."""
 
 
 @final
@@ -43,7 +44,7 @@ class Table:
         title: Heading above it; empty for none.
         heads: Of the columns.
         rows: Text, or anything with a text.
-        text: A paragraph below the heading.
+        text: A paragraph below it.
     """
 
     title: str
@@ -51,11 +52,11 @@ class Table:
     rows: Sequence[Sequence[Any]]
     text: str = ""
 
-    def lines(self, level: int = 2) -> list[str]:
-        """Markdown, with a heading of a level."""
-        heading = ["", f"{'#' * level} {self.title}"] if self.title else []
+    def lines(self) -> list[str]:
+        """Markdown."""
+        heading = ["", f"### {self.title}"] if self.title else []
         paragraph = ["", self.text] if self.text else []
-        return [*heading, *paragraph, "", *markdown_table(self.heads, self.rows)]
+        return [*heading, "", *markdown_table(self.heads, self.rows), *paragraph]
 
 
 @final
@@ -64,34 +65,40 @@ class Ordering:
     """An ordering of two methods, published or not, and what was measured here.
 
     Attributes:
-        statement: Such as "MPDiffuser above its planner".
+        statement: Such as "MPDiffuser (Algorithm 1) above planner alone".
         winner: Estimate of what is published, or expected, to be better.
         loser: Estimate of the other.
         published: Both published values, or words; a dash where nothing is published.
         higher: Whether higher is better.
+        place: Where it was measured, such as a number of candidates; may be empty.
+        table: ``"Table 8"`` or ``"Fig. 13"`` of the paper, if this belongs to its row on the page
+            of results.
     """
 
     statement: str
     winner: Estimate
     loser: Estimate
-    published: str
+    published: str = UNPUBLISHED
     higher: bool = True
-
-    @property
-    def is_published(self) -> bool:
-        """Whether the paper has it."""
-        return self.published != UNPUBLISHED
+    place: str = ""
+    table: str = ""
 
     @property
     def verdict(self) -> str:
-        """Whether it holds, and whether the 95 % intervals are apart."""
-        sign = 1 if self.higher else -1
-        ahead = sign * (self.winner.mean - self.loser.mean)
-        apart = self.winner.low > self.loser.high or self.winner.high < self.loser.low
-        holds, ahead_within, behind_within, fails = VERDICTS
-        if ahead > 0:
-            return holds if apart else ahead_within
-        return fails if apart else behind_within
+        """Whether it holds; no difference where the 95 % intervals overlap."""
+        if self.winner.low <= self.loser.high and self.loser.low <= self.winner.high:
+            return EQUAL
+        ahead = self.winner.mean > self.loser.mean
+        return HOLDS if ahead == self.higher else FAILS
+
+    @property
+    def difference(self) -> str:
+        """Of winner and loser, trial by trial, with its 95 % interval."""
+        found = self.winner.less(self.loser)
+        if found is None:
+            return UNPUBLISHED
+        digits = self.winner.digits
+        return f"{found.mean:+.{digits}f} ± {found.high - found.mean:.{digits}f}"
 
     @property
     def seeds(self) -> str:
@@ -100,157 +107,159 @@ class Ordering:
         ahead = sum((a > b) if self.higher else (a < b) for a, b in pairs)
         return f"{ahead} of {len(pairs)}"
 
-    def row(self) -> list[str]:
-        """Row of a table of orderings."""
-        here = " : ".join(f"{one.mean:.{one.digits}f}" for one in (self.winner, self.loser))
-        return [self.statement, self.published, here, self.verdict, self.seeds]
-
 
 @final
 @dataclass(frozen=True)
 class Report:
-    """What a study found.
+    """What a study measured.
 
     Attributes:
         title: Heading.
+        question: What it asks.
+        table: The answer, beside published values.
+        figure: The same, or what explains it.
+        caption: What to see in the figure.
         text: What was measured and how.
-        tables: In order.
+        details: More tables.
         orderings: Published ones, and others worth knowing.
-        figure: Or None.
-        finding: What was found out about the orderings, in Markdown.
     """
 
     title: str
+    question: str
+    table: Table
+    figure: Figure
+    caption: str
     text: str
-    tables: Sequence[Table]
+    details: Sequence[Table] = ()
     orderings: Sequence[Ordering] = ()
-    figure: Figure | None = None
-    finding: str = ""
 
-    def lines(self, figure: str, level: int = 1) -> list[str]:
-        """The whole report, as lines of Markdown.
 
-        Args:
-            figure: Where the figure is, as a link.
-            level: Of its heading.
+@final
+@dataclass(frozen=True)
+class Finding:
+    """What a person wrote about a report, in ``NAME.finding.md``.
+
+    Attributes:
+        found: What was found.
+        limits: What it does not show.
+        details: What else was learned; may be empty.
+    """
+
+    found: str
+    limits: str
+    details: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Finding | None:
+        """Read the file; None where there is none.
+
+        Raises:
+            DataError: If a section is missing or unknown, or the finding is too long.
         """
-        lines = [f"{'#' * level} {self.title}", "", self.text]
-        if self.figure is not None:
-            lines += ["", f"![{self.title}]({figure})"]
-        if self.finding:
-            lines += ["", self.finding]
-        lines += self._ordering_lines(level + 1)
-        for table in self.tables:
-            lines += table.lines(level + 1)
-        return lines
+        if not path.exists():
+            return None
+        found, *sections = re.split(r"^## (.+)\n", path.read_text(), flags=re.MULTILINE)
+        rest = {
+            title: text.strip() for title, text in zip(sections[::2], sections[1::2], strict=True)
+        }
+        if rest.keys() not in ({"Not shown"}, {"Not shown", "Details"}):
+            raise DataError(
+                "expected the finding, then '## Not shown' and perhaps '## Details'; got the "
+                f"sections {list(rest)}",
+                source=str(path),
+            )
+        words = len(found.split())
+        if words > MOST_WORDS:
+            raise DataError(f"the finding has {words} words, at most {MOST_WORDS} are wanted",
+                            source=str(path))  # fmt: skip
+        return cls(found.strip(), rest["Not shown"], rest.get("Details", ""))
 
-    def _ordering_lines(self, level: int) -> list[str]:
-        published = [one.row() for one in self.orderings if one.is_published]
-        others = [one.row() for one in self.orderings if not one.is_published]
-        lines: list[str] = []
-        if published:
-            lines += Table("Published orderings", ORDERING_HEADS, published).lines(level)
-        if others:
-            heads = ("comparison", *ORDERING_HEADS[2:])
-            rows = [[statement, *rest] for statement, _, *rest in others]
-            lines += Table("Other comparisons", heads, rows).lines(level)
-        return lines
+    @property
+    def sentence(self) -> str:
+        """The first sentence of what was found, on one line."""
+        return re.split(r"(?<=\.)\s", self.found.replace("\n", " "), maxsplit=1)[0]
 
-    def write(self, folder: Path, name: str) -> str:
-        """Write ``name.md`` and ``name.png``, and return the text."""
-        text = "\n".join([*self.lines(f"{name}.png"), ""])
-        if self.figure is not None:
-            save_figure(self.figure, folder / f"{name}.png")
-        with atomic_path(folder / f"{name}.md") as temporary:
-            temporary.write_text(text)
-        return text
+
+def write_page(folder: Path, name: str, time: str, report: Report, results: Results) -> str:
+    """Write ``name.md`` and ``name.png``, and return the text; arguments as `page`."""
+    text = page(folder, name, time, report, results)
+    save_figure(report.figure, folder / f"{name}.png")
+    with atomic_path(folder / f"{name}.md") as temporary:
+        temporary.write_text(text)
+    return text
+
+
+def page(folder: Path, name: str, time: str, report: Report, results: Results) -> str:
+    """The page of a study, in Markdown.
+
+    Args:
+        folder: Where ``name.finding.md`` is.
+        name: Of the study.
+        time: That it takes.
+        report: What was measured.
+        results: The stored values.
+    """
+    finding = Finding.read(folder / f"{name}.finding.md")
+    lines = [f"# {report.title}", "", report.question, *report.table.lines()]
+    lines += ["", f"![{report.title}]({name}.png)", "", f"*{report.caption}*"]
+    if finding is not None:
+        lines += ["", f"**Found.** {finding.found}"]
+        lines += ["", f"**Not shown.** {finding.limits}"]
+    lines += ["", f"**Command.** `{_command(name, results)}`, {time} on two cores."]
+    lines += ["", "---", "", "## Details", "", report.text, "", f"{_effort(results)}."]
+    if finding is not None and finding.details:
+        lines += ["", finding.details]
+    lines += _ordering_lines(report.orderings)
+    for table in report.details:
+        lines += table.lines()
+    return "\n".join([*lines, ""])
+
+
+def _ordering_lines(orderings: Sequence[Ordering]) -> list[str]:
+    rows = [
+        [
+            f"{one.statement}, {one.place}" if one.place else one.statement,
+            one.published,
+            " : ".join(f"{side.mean:.{side.digits}f}" for side in (one.winner, one.loser)),
+            one.difference,
+            one.verdict,
+            one.seeds,
+        ]
+        for one in orderings
+    ]
+    heads = ("comparison", "published", "here", "difference", "verdict", "seeds")
+    text = (
+        "Difference: trial by trial, with its 95 % interval. Holds: the intervals of both are "
+        "apart; no difference: they overlap. Seeds: with how many trainings the ordering is seen."
+    )
+    return Table("Comparisons", heads, rows, text).lines() if rows else []
+
+
+def _command(name: str, results: Results) -> str:
+    """The command line of the stored results."""
+    parts = [f"python -m studies {name}"]
+    for key, usual in SETTING.items():
+        value = results.setting.get(key, usual)
+        if value != usual:
+            parts.append(f"--{key} {','.join(map(str, value)) if key == 'seeds' else value}")
+    return " ".join(parts)
+
+
+def _effort(results: Results) -> str:
+    """How long a study took, and on what."""
+    machine = results.made_with.get("machine", "machine not noted")
+    count = f"{len(results.cells)} measurements"
+    if not results.networks:
+        return f"{count}, times not noted; {machine}"
+    measured = sum(cell.get("seconds", 0.0) for cell in results.cells.values()) / 3600
+    trained = sum(results.networks.values()) / 3600
+    return (
+        f"{count} in {measured:.1f} core hours; {len(results.networks)} networks trained in "
+        f"{trained:.1f} core hours; {machine}"
+    )
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """Lines of a table."""
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-
-
-@final
-@dataclass(frozen=True)
-class Curve:
-    """A line of a figure.
-
-    Attributes:
-        x: Places.
-        y: Estimates, or plain numbers.
-        published: Published values at the same places, drawn dashed; empty for none.
-    """
-
-    x: Sequence[float]
-    y: Sequence[Estimate | float]
-    published: Sequence[float] = field(default_factory=tuple)
-
-
-@final
-@dataclass(frozen=True)
-class Panel:
-    """A part of a figure.
-
-    Attributes:
-        title: Above it.
-        lines: Curves by name.
-        x: Label of the horizontal axis.
-        y: Label of the vertical axis.
-        log: Whether the horizontal axis is logarithmic.
-        ticks: Whether it is marked at the curves' places only.
-    """
-
-    title: str
-    lines: Mapping[str, Curve]
-    x: str
-    y: str
-    log: bool = False
-    ticks: bool = False
-
-
-def curves(panels: Sequence[Panel]) -> Figure:
-    """Lines with 95 % intervals, of one colour for one name.
-
-    The legend has a free place of the grid, or the first panel.
-    """
-    from matplotlib.figure import Figure
-
-    columns = min(2 if len(panels) == 4 else 3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(1 + 4 * columns, 0.4 + 3.2 * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    drawn: dict[str, Any] = {}
-    for place, panel in zip(axes, panels, strict=False):
-        for name, curve in panel.lines.items():
-            drawn[name] = _draw(place, curve, f"C{names.index(name)}")
-        place.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
-        place.set_xscale("log" if panel.log else "linear")
-        if panel.ticks:
-            marks = sorted({x for curve in panel.lines.values() for x in curve.x})
-            place.set_xticks(marks, [f"{mark:g}" for mark in marks])
-            place.minorticks_off()
-        place.grid(alpha=0.3)
-    spare = axes[len(panels) :]
-    for place in spare:
-        place.set_axis_off()
-    (spare[0] if len(spare) else axes[0]).legend(
-        [drawn[name] for name in names], names, frameon=False, fontsize=8
-    )
-    return figure
-
-
-def _draw(axes: Any, curve: Curve, colour: str) -> Any:
-    """The line of a curve."""
-    estimates = [value for value in curve.y if isinstance(value, Estimate)]
-    means = [value.mean if isinstance(value, Estimate) else value for value in curve.y]
-    style = {"color": colour, "markersize": 4}
-    (line,) = axes.plot(curve.x, means, "o-" if estimates else "-", **style)
-    if estimates:
-        low, high = zip(*((one.low, one.high) for one in estimates), strict=True)
-        axes.fill_between(curve.x, low, high, alpha=0.15, color=colour)
-    if curve.published:
-        axes.plot(curve.x, curve.published, "--", alpha=0.6, color=colour)
-    return line

@@ -1,4 +1,4 @@
-"""Results of a study: one JSON file that grows cell by cell and survives an interruption."""
+"""Results of a study: one JSON file that grows with each measurement and survives interruption."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What all studies share: cells that are measured once, options that are tuned, and a report.
+"""What all studies share: measurements that are made once, options that are tuned, and a report.
 
-A study is a function ``study(book) -> Report``. It asks its `Book` for cells: an agent, how it
-samples, and what is measured from which starts. A book that works trains missing networks, measures
-what is missing, and stores every cell when it is done; a book that only reads gives what is stored.
+A study is a function ``study(run) -> Report``. It asks its `Run` for measurements: an agent, how it
+samples, and what is measured from which starts. A run trains missing networks, measures what is
+missing, and stores each measurement when it is done; a run that only reads gives what is stored.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from studies.measures import Measure
 from studies.networks import Network, Shipped
 from studies.results import Results
 
-__all__ = ["VALIDATION_START", "Book", "Cell", "Choice", "Contender", "Scope", "of_seeds"]
+__all__ = ["VALIDATION_START", "Choice", "Contender", "Measurement", "Run", "Scope", "of_seeds"]
 
-# What a cell does unless it says otherwise, whatever the agent's own options are.
+# Options of a measurement that names no others, whatever the agent's own are.
 PLAIN: Mapping[str, Any] = {"samples_per_candidate": 1, "warm_start_steps": 0}
 FIRST_TRIAL = 0  # seed of the first start; the data's seeds are far from these
 VALIDATION_START = 100_000  # seed of the first start that options are tuned on
@@ -43,9 +43,9 @@ class Scope:
         folder: Of results and figures; agents are in the folder ``agents`` in it, which studies
             share.
         seeds: Training seeds.
-        trials: Starts of each cell; the same for all methods.
+        trials: Starts of each measurement; the same for all methods.
         preset: ``"laptop"`` or ``"paper"``.
-        processes: That measure cells; 0 measures in this one.
+        processes: That measure; 0 measures in this one.
         precision: Arithmetic of the denoisers where a study asks for none, see `SamplingConfig`.
         changes: Fields of every agent's configuration that differ, for a try with small networks.
 
@@ -82,6 +82,13 @@ class Scope:
         """Seeds of the starts."""
         return range(FIRST_TRIAL, FIRST_TRIAL + self.trials)
 
+    @property
+    def told(self) -> str:
+        """Trials and training seeds, as pages tell them."""
+        seeds = ", ".join(map(str, self.seeds))
+        which = f"training seeds {seeds}" if len(self.seeds) > 1 else f"training seed {seeds}"
+        return f"Mean [95 % interval over trials]; {self.trials} trials, {which}"
+
     def network(self, env_id: str, seed: int, method: str = "mpdiffuser", **fields: Any) -> Network:
         """A network of this run's preset.
 
@@ -109,8 +116,8 @@ class Scope:
 
 @final
 @dataclass(frozen=True)
-class Cell:
-    """One measurement.
+class Measurement:
+    """What is measured of an agent, and how.
 
     Attributes:
         network: The agent.
@@ -142,7 +149,7 @@ class Cell:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a stored cell must be of, JSON values."""
+        """What stored values must be of, JSON values."""
         return {
             "network": self.network.name,
             "measure": self.measure.__name__,
@@ -163,7 +170,7 @@ class Contender:
         measure: What is measured.
         options: Options that it keeps.
         grid: Options to choose from, the same for all that are compared.
-        method: As for `Cell`.
+        method: As for `Measurement`.
     """
 
     network: Network
@@ -200,12 +207,12 @@ class Choice:
 
 
 @final
-class Book:
-    """The cells of a study.
+class Run:
+    """One study, run or read.
 
     Args:
         scope: What the run covers.
-        results: Where cells are stored.
+        results: Where values are stored.
         read_only: Give what is stored; neither train nor measure.
     """
 
@@ -214,25 +221,27 @@ class Book:
         self._results = results
         self.read_only = read_only
 
-    def measure(self, cells: Mapping[Key, Cell], *, alone: bool = False) -> dict[Key, Found]:
-        """Values of cells: stored ones, and the others after training what they need.
+    def measure(
+        self, measurements: Mapping[Key, Measurement], *, alone: bool = False
+    ) -> dict[Key, Found]:
+        """Stored values, and the others after training what they need.
 
         Args:
-            cells: By key, a tuple of names and numbers, or a name.
+            measurements: By key, a tuple of names and numbers, or a name.
             alone: Measure one at a time, for times.
 
         Raises:
-            DataError: If a cell is missing and this book only reads.
+            DataError: If one is missing and this run only reads.
         """
-        cells = {key: self._in_precision(cell) for key, cell in cells.items()}
+        cells = {key: self._in_precision(cell) for key, cell in measurements.items()}
         names = {key: _name(key, cell) for key, cell in cells.items()}
         stored = self._results.cells
         if self.read_only:
             missing = [name for name in names.values() if name not in stored]
             if missing:
                 raise DataError(
-                    f"the study is not complete: {len(missing)} of {len(cells)} cells are missing, "
-                    f"the first is {missing[0]!r}; run it again to go on",
+                    f"the study is not complete: {len(missing)} of {len(cells)} measurements are "
+                    f"missing, the first is {missing[0]!r}; run it again to go on",
                     source=str(self._results.path),
                 )
             return {key: stored[name] for key, name in names.items()}
@@ -250,15 +259,15 @@ class Book:
     def tune(
         self, contenders: Mapping[Key, Contender], score: Callable[[Found], float]
     ) -> dict[Key, Choice]:
-        """Choose options on validation starts, which no other cell has.
+        """Choose options on validation starts, which nothing else is measured from.
 
         Args:
             contenders: By key. One with a single choice is not measured.
-            score: Of a cell; the highest wins, and the first of several.
+            score: Of measured values; the highest wins, and the first of several.
         """
         starts = _validation(self.scope.trials)
         cells = {
-            ("validation", *_parts(key), _shown(tried)): Cell(
+            ("validation", *_parts(key), _shown(tried)): Measurement(
                 one.network, one.measure, starts, {**one.options, **tried}, one.method
             )
             for key, one in contenders.items()
@@ -283,12 +292,12 @@ class Book:
     def _agents(self) -> Path:
         return self.scope.folder / "agents"
 
-    def _in_precision(self, cell: Cell) -> Cell:
+    def _in_precision(self, cell: Measurement) -> Measurement:
         if self.scope.precision == "fp32":
             return cell
         return replace(cell, options={"precision": self.scope.precision, **cell.options})
 
-    def _is_due(self, name: str, cell: Cell) -> bool:
+    def _is_due(self, name: str, cell: Measurement) -> bool:
         return self._results.cells.get(name, {}).get("of") != cell.identity
 
     def _train(self, cells: Any) -> None:
@@ -301,12 +310,12 @@ class Book:
 
 
 def of_seeds(cells: Mapping[Any, Found], *key: Hashable, seeds: Sequence[int]) -> list[Found]:
-    """Cells ``(*key, seed)`` of all seeds."""
+    """Values ``(*key, seed)`` of all seeds."""
     return [cells[(*key, seed)] for seed in seeds]
 
 
-def _measured(folder: Path, cell: Cell) -> Found:
-    """Values of a cell, and what it is of."""
+def _measured(folder: Path, cell: Measurement) -> Found:
+    """Measured values, and what they are of."""
     began = time.perf_counter()
     elsewhere = {"env_kwargs": cell.env_kwargs} if cell.env_kwargs else {}
     agent, env_id = cell.agent(folder), cell.network.env_id
@@ -319,8 +328,8 @@ def _validation(trials: int) -> range:
     return range(VALIDATION_START, VALIDATION_START + min(trials, VALIDATION_TRIALS))
 
 
-def _name(key: Hashable, cell: Cell) -> str:
-    """Of a stored cell."""
+def _name(key: Hashable, cell: Measurement) -> str:
+    """Key of stored values."""
     return ", ".join([*map(str, _parts(key)), f"starts {cell.starts.start}–{cell.starts.stop - 1}"])
 
 

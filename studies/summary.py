@@ -1,126 +1,130 @@
-"""The page of results: every study's tables and orderings, from the stored results alone."""
+"""The page of results: a row for each table of the papers, from the stored results alone."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpd_gym.atomic import atomic_path
 from mpd_gym.errors import DataError
 from studies import STUDIES, read_study
-from studies.report import ORDERING_HEADS, VERDICTS, Report, Table
-from studies.results import Results
+from studies.report import Finding, Ordering, Report, Table, write_page
 
 __all__ = ["write_summary"]
 
-_RELATIVE = re.compile(r"\]\((?!https?:|#)")  # of a link to a file
+INTRODUCTION = """\
+# Results
+
+What the papers' tables say, and what came out on this package's environments. Where a paper used
+another task, values are not comparable, only orderings are. *Holds*: ahead as published, and the
+95 % intervals over trials are apart; *no difference*: they overlap; *does not hold*: the other way
+round. Intervals do not count how other trainings would differ; each page says how many there are.
+
+The paper's MPDiffuser is **Algorithm 1**; this package's default is a **level-matched** form of it,
+whose two models see the same noise level.
+"""
+OUTRODUCTION = """
+`python -m studies NAME` trains and measures one study, `--list` lists all with their time, and
+`--report` writes these pages from the stored measurements."""
 
 
 def write_summary(folder: Path) -> Path:
-    """Write the page of results, and the reports and figures that it shows.
+    """Write the page of results, and the pages and figures that it links to.
 
     Args:
-        folder: Of ``NAME.json`` files of studies. A file ``NAME.cause.md`` beside one is what was
-            found out about its orderings; its first paragraph, a quotation of one sentence, also
-            stands in the table at the top of the page.
+        folder: Of ``NAME.json`` files of studies and what was found, ``NAME.finding.md``.
 
     Returns:
         The page: the folder's name with ``.md``, beside it.
 
     Raises:
-        DataError: If the folder does not exist, or a file is not one of results.
+        DataError: If the folder does not exist, or a file is damaged.
     """
     if not folder.is_dir():
         raise DataError("there is no such folder of results", source=str(folder))
     reports: dict[str, Report] = {}
-    states = {}
-    for name in STUDIES:
+    absent: dict[str, str] = {}
+    for name, study in STUDIES.items():
+        if not (folder / f"{name}.json").exists():
+            absent[name] = "not run"
+            continue
         try:
-            reports[name] = replace(read_study(name, folder), finding=_finding(folder, name))
-            states[name] = _effort(folder / f"{name}.json")
+            report, results = read_study(name, folder)
         except DataError as error:
-            states[name] = _absence(name, folder, error)
-    for name, report in reports.items():
-        report.write(folder, name)
+            absent[name] = error.problem
+            continue
+        write_page(folder, name, study.time, report, results)
+        reports[name] = report
     page = folder.with_name(f"{folder.name}.md")
     with atomic_path(page) as temporary:
-        temporary.write_text("\n".join([*_lines(reports, states, folder), ""]))
+        temporary.write_text("\n".join([*_lines(reports, absent, folder), ""]))
     return page
 
 
-def _lines(reports: dict[str, Report], states: dict[str, str], folder: Path) -> list[str]:
-    lines = [
-        "# Results",
-        "",
-        "Made by `mpd-gym reproduce --report` from the JSON files in "
-        f"[{folder.name}]({folder.name}), which hold every seed and trial. Tables, orderings and "
-        "figures are typed by nobody; what was found out about them is written by hand, in "
-        f"`{folder.name}/NAME.cause.md`. An ordering holds if the 95 % intervals over trials are "
-        "apart. They do not count how networks of other training seeds would differ; the last "
-        "column says with how many seeds the ordering is seen.",
+def _lines(reports: dict[str, Report], absent: dict[str, str], folder: Path) -> list[str]:
+    rows = {
+        name: [one for one in report.orderings if one.table] for name, report in reports.items()
+    }
+    heads = ("table", "what is compared", "published", "here", "verdict", "study")
+    published = [
+        row for name, orderings in rows.items() for row in _rows(orderings, _link(name, folder))
     ]
-    lines += _glance(reports, folder.name)
-    rows = [
-        [name, *ordering.row()]
-        for name, report in reports.items()
-        for ordering in report.orderings
-        if ordering.is_published
+    published.sort(key=lambda row: _place(row[0]))
+    others = [
+        [_link(name, folder), _sentence(folder, name)]
+        for name, orderings in rows.items()
+        if not orderings
     ]
-    if rows:
-        verdicts = [row[-2].strip("*") for row in rows]
-        counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-        text = "; ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        heads = ("study", *ORDERING_HEADS)
-        lines += Table("Published orderings", heads, rows, f"Of {len(rows)}: {text}.").lines()
-    listed = [[f"`{name}`", study.description, states[name]] for name, study in STUDIES.items()]
-    lines += Table("Studies", ("study", "what it shows", "run"), listed).lines()
-    for name, report in reports.items():
-        moved = replace(report, finding=_RELATIVE.sub(f"]({folder.name}/", report.finding))
-        lines += ["", *moved.lines(f"{folder.name}/{name}.png", level=2)]
-    return lines
+    lines = INTRODUCTION.splitlines()
+    if published:
+        lines += Table("", heads, published).lines()
+    if others:
+        lines += ["", "## Beyond the tables", *Table("", ("study", "found"), others).lines()]
+    if absent:
+        lines += ["", "Not here: " + "; ".join(f"{name} ({why})" for name, why in absent.items())]
+    return [*lines, *OUTRODUCTION.splitlines()]
 
 
-def _glance(reports: dict[str, Report], folder: str) -> list[str]:
-    """How many published orderings hold in each study, and what was found, in one sentence."""
-    rows = []
-    for name, report in reports.items():
-        verdicts = [one.verdict for one in report.orderings if one.is_published]
-        quoted = re.match(r"(?:> .*\n?)+", report.finding)
-        sentence = quoted[0].replace("> ", " ").replace("\n", "").strip() if quoted else ""
-        counts = [verdicts.count(verdict) or "" for verdict in VERDICTS]
-        rows.append([f"[{name}]({folder}/{name}.md)", *counts, sentence])
-    heads = ("study", *VERDICTS, "what was found")
-    text = "Published orderings, by how they came out here."
-    return Table("At a glance", heads, rows, text).lines() if rows else []
+def _rows(orderings: Sequence[Ordering], link: str) -> list[list[str]]:
+    """A row for each statement about a table, with all the places where it was measured."""
+    groups: dict[tuple[str, str], list[Ordering]] = {}
+    for one in orderings:
+        groups.setdefault((one.table, one.statement), []).append(one)
+    return [
+        [
+            table,
+            statement,
+            "; ".join(dict.fromkeys(one.published for one in group)),
+            "; ".join(map(_here, group)),
+            _verdict([one.verdict for one in group]),
+            link,
+        ]
+        for (table, statement), group in groups.items()
+    ]
 
 
-def _finding(folder: Path, name: str) -> str:
-    path = folder / f"{name}.cause.md"
-    return path.read_text().strip() if path.exists() else ""
+def _here(one: Ordering) -> str:
+    values = f"{one.winner.short} : {one.loser.short}"
+    return f"{one.place}: {values}" if one.place else values
 
 
-def _absence(name: str, folder: Path, error: DataError) -> str:
-    """Why a study is not on the page."""
-    if (folder / f"{name}.json").exists():
-        return f"incomplete: {error.problem}"
-    if (folder / f"{name}.md").exists():
-        return f"[a report of its own]({folder.name}/{name}.md)"
-    return "not run yet"
+def _verdict(verdicts: Sequence[str]) -> str:
+    counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+    if len(counts) == 1:
+        return verdicts[0]
+    return ", ".join(f"{verdict} ({count} of {len(verdicts)})" for verdict, count in counts.items())
 
 
-def _effort(path: Path) -> str:
-    """How long a study took, and on what."""
-    results = Results.read(path)
-    machine = results.made_with.get("machine", "machine not noted")
-    count = f"{len(results.cells)} cells"
-    if "precision" in results.setting:
-        count += f" in {results.setting['precision']}"
-    if not results.networks:
-        return f"{count}; times not noted; {machine}"
-    measured = sum(cell.get("seconds", 0.0) for cell in results.cells.values()) / 3600
-    trained = sum(results.networks.values()) / 3600
-    return (
-        f"{count}, {measured:.1f} core hours of measuring; {len(results.networks)} networks, "
-        f"{trained:.1f} core hours of training; {machine}"
-    )
+def _link(name: str, folder: Path) -> str:
+    return f"[{name}]({folder.name}/{name}.md)"
+
+
+def _sentence(folder: Path, name: str) -> str:
+    finding = Finding.read(folder / f"{name}.finding.md")
+    return "" if finding is None else finding.sentence
+
+
+def _place(table: str) -> tuple[str, int]:
+    """Tables in order, then figures: ``Table 8`` before ``Table 10``."""
+    kind, number = table.split()[:2]
+    return {"Table": "a", "Fig.": "b"}[kind], int(number)

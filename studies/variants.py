@@ -1,24 +1,29 @@
 """Studies that vary one thing about MPDiffuser: the same variants, tuned alike, on several tasks.
 
-A task is an environment with its data, what is measured in it, and which number counts. A variant
-says how its networks and sampling options differ from the usual ones. The temperature of every
-variant is chosen on validation starts, beside what it has to choose of its own.
+A testbed is an environment with its data, what is measured in it, and which number counts. A
+variant says how its networks and sampling options differ from the usual ones. The temperature of
+every variant is chosen on validation starts, beside what it has to choose of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from studies.estimates import Estimate, cost_ratio, ratio_of, share
+from studies.figures import dots
 from studies.lqr_noise import noisy_data
 from studies.measures import Measure, arrived, episodes, free, open_loop, regulation
 from studies.networks import Data, Network
-from studies.report import Ordering, Table
-from studies.runner import Book, Cell, Choice, Contender, Scope, of_seeds
+from studies.peers import ALONE, OURS
+from studies.report import UNPUBLISHED, Ordering, Table
+from studies.runner import Choice, Contender, Measurement, Run, Scope, of_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "CAR",
@@ -31,12 +36,14 @@ __all__ = [
     "PENDULUM",
     "PLANNER",
     "RETRAINED",
-    "TASKS",
-    "Outcome",
-    "Task",
+    "TESTBEDS",
+    "Comparison",
+    "Testbed",
     "Variant",
     "compared",
+    "drawn",
     "driving",
+    "side_by_side",
     "two_kinds",
     "usual_above",
 ]
@@ -48,7 +55,7 @@ PLANNER = {"composition": "planner_only"}
 
 @final
 @dataclass(frozen=True)
-class Task:
+class Testbed:
     """Where variants are compared.
 
     Attributes:
@@ -78,7 +85,7 @@ class Task:
     steps: int = 0
 
     def network(self, scope: Scope, seed: int, **fields: Any) -> Network:
-        """A network of this task.
+        """A network of this testbed.
 
         Args:
             scope: Of the run.
@@ -92,16 +99,16 @@ class Task:
             fields = {**fields, "changes": changes}
         return scope.network(self.env_id, seed, **{**mine, **fields})
 
-    def changed(self, **options: Any) -> Task:
-        """The same task with other sampling options."""
+    def changed(self, **options: Any) -> Testbed:
+        """The same testbed with other sampling options."""
         return replace(self, options={**self.options, **options})
 
 
-NetworkOf = Callable[[Scope, Task, int], Network]
+NetworkOf = Callable[[Scope, Testbed, int], Network]
 
 
-def _usual(scope: Scope, task: Task, seed: int) -> Network:
-    return task.network(scope, seed)
+def _usual(scope: Scope, testbed: Testbed, seed: int) -> Network:
+    return testbed.network(scope, seed)
 
 
 @final
@@ -111,7 +118,7 @@ class Variant:
 
     Attributes:
         options: Sampling options.
-        network: Network for a run, a task and a training seed.
+        network: Network for a run, a testbed and a training seed.
         grid: More options to choose from, with every temperature.
     """
 
@@ -122,17 +129,17 @@ class Variant:
 
 @final
 @dataclass(frozen=True)
-class Outcome:
-    """What was measured on one task.
+class Comparison:
+    """What was measured on one testbed.
 
     Attributes:
-        task: The task.
+        testbed: The testbed.
         estimates: By name of the variant.
         choices: What was chosen for each.
         cells: What was measured of each, one cell for each training seed.
     """
 
-    task: Task
+    testbed: Testbed
     estimates: Mapping[str, Estimate]
     choices: Mapping[str, Choice]
     cells: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -147,17 +154,20 @@ class Outcome:
             shown = {key: chosen.options[key] for key in names if key in chosen.options}
             told = ", ".join(f"{key} {value:g}" for key, value in shown.items())
             rows.append([name, estimate, told or "–"])
-        return Table(self.task.title, ("variant", self.task.unit, "chosen"), rows)
+        return Table(self.testbed.title, ("variant", self.testbed.unit, "chosen"), rows)
 
-    def ordering(self, winner: str, loser: str, published: str) -> Ordering:
-        """Whether one variant is better than another here."""
-        word = "above" if self.task.higher else "below"
+    def ordering(
+        self, winner: str, loser: str, published: str = UNPUBLISHED, table: str = ""
+    ) -> Ordering:
+        """Whether one variant is better than another here; arguments as `Ordering`."""
         return Ordering(
-            f"{winner} {word} {loser}, {self.task.title}",
+            f"{winner} better than {loser}",
             self.estimates[winner],
             self.estimates[loser],
             published,
-            self.task.higher,
+            self.testbed.higher,
+            self.testbed.title,
+            table,
         )
 
 
@@ -171,75 +181,104 @@ def two_kinds(usual: str, other: str, network: NetworkOf) -> dict[str, Variant]:
     """
     return {
         f"{method}, {kind}": Variant(options, make)
-        for method, options in (("planner", PLANNER), ("MPDiffuser", MATCHED))
+        for method, options in ((ALONE, PLANNER), (OURS, MATCHED))
         for kind, make in ((other, network), (usual, _usual))
     }
 
 
 def usual_above(
-    found: Sequence[Outcome], usual: str, other: str, published: Mapping[str, str]
+    found: Sequence[Comparison], usual: str, other: str, published: str, method: str, table: str
 ) -> list[Ordering]:
-    """Whether the usual kind of `two_kinds` is better, on each task with each method.
+    """Whether the usual kind of `two_kinds` is better, on each testbed with each method.
 
     Args:
         found: Of `compared`.
         usual: Name of the usual kind.
         other: Name of the other kind.
-        published: Values by method, where there are any.
+        published: Values of one method.
+        method: The method.
+        table: Of the paper.
     """
     return [
-        outcome.ordering(f"{method}, {usual}", f"{method}, {other}", published.get(method, "–"))
-        for outcome in found
-        for method in ("planner", "MPDiffuser")
+        one.ordering(
+            f"{name}, {usual}",
+            f"{name}, {other}",
+            *((published, table) if name == method else ()),
+        )
+        for name in (ALONE, OURS)
+        for one in found
     ]
 
 
-def compared(
-    book: Book,
-    rivals: Sequence[tuple[Task, Mapping[str, Variant]]],
-    temperatures: Sequence[float] = (),
-) -> list[Outcome]:
-    """Tune and measure variants on tasks.
+def side_by_side(found: Sequence[Comparison], published: Mapping[str, Any], text: str) -> Table:
+    """A row for each variant, a column for each testbed.
 
     Args:
-        book: Of the study.
-        rivals: Variants by name for each task.
+        found: Of `compared`, all with the same variants.
+        published: Values by variant, where there are any.
+        text: Below the table.
+    """
+    rows = [
+        [name, *(one.estimates[name].short for one in found), published.get(name, UNPUBLISHED)]
+        for name in found[0].estimates
+    ]
+    places = (f"{one.testbed.title}, {one.testbed.unit}" for one in found)
+    heads = ["variant", *places, "published"]
+    return Table("", heads, rows, text)
+
+
+def drawn(found: Sequence[Comparison]) -> Figure:
+    """All estimates with their intervals, a panel for each testbed."""
+    panels = {one.testbed.title: one.estimates for one in found}
+    return dots(panels, {one.testbed.title: one.testbed.unit for one in found})
+
+
+def compared(
+    run: Run,
+    rivals: Sequence[tuple[Testbed, Mapping[str, Variant]]],
+    temperatures: Sequence[float] = (),
+) -> list[Comparison]:
+    """Tune and measure variants on testbeds.
+
+    Args:
+        run: Of the study.
+        rivals: Variants by name for each testbed.
         temperatures: To choose from; `TEMPERATURES` if empty. One alone is not searched.
     """
     tried = [{"temperature": one} for one in temperatures or TEMPERATURES]
-    return [_outcome(book, task, variants, tried) for task, variants in rivals]
+    return [_comparison(run, testbed, variants, tried) for testbed, variants in rivals]
 
 
-def _outcome(
-    book: Book, task: Task, variants: Mapping[str, Variant], tried: Sequence[Mapping[str, Any]]
-) -> Outcome:
-    scope = book.scope
+def _comparison(
+    run: Run, testbed: Testbed, variants: Mapping[str, Variant], tried: Sequence[Mapping[str, Any]]
+) -> Comparison:
+    scope = run.scope
     contenders = {
-        (task.title, name): Contender(
-            variant.network(scope, task, scope.seeds[0]),
-            task.measure,
-            {**task.options, **variant.options},
+        (testbed.title, name): Contender(
+            variant.network(scope, testbed, scope.seeds[0]),
+            testbed.measure,
+            {**testbed.options, **variant.options},
             [{**own, **one} for own in variant.grid for one in tried],
         )
         for name, variant in variants.items()
     }
-    choices = book.tune(contenders, task.score)
-    cells = book.measure(
+    choices = run.tune(contenders, testbed.score)
+    cells = run.measure(
         {
-            (task.title, name, seed): Cell(
-                variant.network(scope, task, seed),
-                task.measure,
+            (testbed.title, name, seed): Measurement(
+                variant.network(scope, testbed, seed),
+                testbed.measure,
                 scope.starts,
-                choices[task.title, name].options,
+                choices[testbed.title, name].options,
             )
             for name, variant in variants.items()
             for seed in scope.seeds
         }
     )
-    found = {name: of_seeds(cells, task.title, name, seeds=scope.seeds) for name in variants}
-    estimates = {name: task.estimate(cells) for name, cells in found.items()}
-    chosen = {name: choices[task.title, name] for name in variants}
-    return Outcome(task, estimates, chosen, found)
+    found = {name: of_seeds(cells, testbed.title, name, seeds=scope.seeds) for name in variants}
+    estimates = {name: testbed.estimate(cells) for name, cells in found.items()}
+    chosen = {name: choices[testbed.title, name] for name in variants}
+    return Comparison(testbed, estimates, chosen, found)
 
 
 def _arrived_share(cells: Sequence[Mapping[str, Any]]) -> Estimate:
@@ -271,9 +310,9 @@ LQR: dict[str, Any] = {
     "higher": False,
     "options": {"num_steps": 10, "action_chunk": 8, "guidance_scale": 1.0},
 }
-LQR_CLEAN = Task("LQR-v0, p = 0.1", data=noisy_data(10), **LQR)
-LQR_NOISY = Task("LQR-v0, p = 0.4", data=noisy_data(40), **LQR)
-CAR = Task(
+LQR_CLEAN = Testbed("LQR-v0, p = 0.1", data=noisy_data(10), **LQR)
+LQR_NOISY = Testbed("LQR-v0, p = 0.4", data=noisy_data(40), **LQR)
+CAR = Testbed(
     "CarUMaze-v0, open loop",
     "CarUMaze-v0",
     open_loop,
@@ -282,7 +321,7 @@ CAR = Task(
     "success %",
     options={"num_steps": 10, "num_candidates": 1, "guidance_scale": 1.0},
 )
-PENDULUM = Task(
+PENDULUM = Testbed(
     "ConstrainedPendulum-v0",
     "ConstrainedPendulum-v0",
     episodes,
@@ -295,7 +334,7 @@ EXPERT, RANDOM = "mpd_gym/car-umaze/expert-v0", "mpd_gym/car-umaze/random-v0"
 NOISY = "mpd_gym/car-umaze/noisy-v0"
 
 
-def driving(drives: int) -> Task:
+def driving(drives: int) -> Testbed:
     """The maze, known from a number of expert drives and 1,000 random ones.
 
     The planner learns from the former, the dynamics model from both, for a quarter of the usual
@@ -315,5 +354,5 @@ def driving(drives: int) -> Task:
 
 
 FEW_DRIVES = driving(200)
-TASKS = (LQR_CLEAN, LQR_NOISY, CAR)
+TESTBEDS = (LQR_CLEAN, LQR_NOISY, CAR)
 RETRAINED = (LQR_CLEAN, LQR_NOISY, FEW_DRIVES)  # where a variant trains all networks anew

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from studies.estimates import Estimate, average
+from studies.figures import Curve, Panel, curves
 from studies.measures import clocked, episodes
-from studies.report import Curve, Ordering, Panel, Report, Table, curves
-from studies.runner import Book, Cell, of_seeds
-from studies.variants import CAR, LQR_NOISY, MATCHED, Task
+from studies.peers import OURS
+from studies.report import Ordering, Report, Table
+from studies.runner import Measurement, Run, of_seeds
+from studies.variants import CAR, LQR_NOISY, MATCHED, Testbed
 
 __all__ = ["study"]
 
-TASKS = (CAR, LQR_NOISY)
+TESTBEDS = (CAR, LQR_NOISY)
 STEPS = (1, 2, 5, 10, 0)  # of a warm-started plan; 0 plans from scratch with all K
 OPTIONS: dict[str, Any] = {
     **MATCHED,
@@ -30,81 +32,98 @@ OPTIONS: dict[str, Any] = {
     "guidance_scale": 1.0,
 }
 TIMED_EPISODES = 3
-PUBLISHED = "10 steps: 94.9 at 58 ms; all 100: 583 ms on an RTX 4090"
+PUBLISHED = "Hopper, 10 steps: 94.9 at 58 ms; all 100: 583 ms on an RTX 4090"
 
 
-def study(book: Book) -> Report:
-    """Measure every cell and report; nothing else should run while times are taken."""
-    played = [_played(book, task) for task in TASKS]
-    times = [_timed(book, task) for task in TASKS]  # last, so that they can be taken in quiet
+def study(run: Run) -> Report:
+    """Measure everything and report; times come last, and nothing else should run then."""
+    played = [_played(run, testbed) for testbed in TESTBEDS]
+    times = [_timed(run, testbed) for testbed in TESTBEDS]
     found = [
-        (task, {steps: (returns[steps], taken[steps]) for steps in STEPS})
-        for task, returns, taken in zip(TASKS, played, times, strict=True)
+        (testbed, {steps: (returns[steps], taken[steps]) for steps in STEPS})
+        for testbed, returns, taken in zip(TESTBEDS, played, times, strict=True)
     ]
-    text = (
-        f"MPDiffuser, {book.scope.trials} episodes a cell, the same starts for all, {OPTIONS}. "
-        "Milliseconds: one environment, one thread, mean over the actions of an episode, median of "
-        f"{TIMED_EPISODES} episodes with the first seed. Published, Hopper: {PUBLISHED}."
-    )
-    tables = [_table(task, cells) for task, cells in found]
+    rows = [
+        [
+            steps or "all, from scratch",
+            *(text for _, cells in found for text in _texts(cells[steps])),
+        ]
+        for steps in STEPS
+    ]
+    heads = [
+        text for testbed, _ in found for text in (f"{testbed.env_id}, return", "ms per action")
+    ]
     ten = max(step for step in STEPS if step <= 10)
-    orderings = [
-        Ordering(f"all steps above {ten}, {task.env_id}", cells[0][0], cells[ten][0], "about equal")
-        for task, cells in found
-    ]
-    panels = [_panel(task, cells) for task, cells in found]
-    title = "Return against time with warm starts (Fig. 13)"
-    return Report(title, text, tables, orderings, curves(panels))
+    return Report(
+        "Return against time with warm starts (Fig. 13)",
+        "Can a plan that starts from the last one take a few steps, not K?",
+        Table("", ["reverse steps", *heads], rows, f"{run.scope.told}. Published: {PUBLISHED}."),
+        curves([_panel(testbed, cells) for testbed, cells in found]),
+        "Return with its 95 % interval over time per action: the rightmost point plans from "
+        "scratch; fewer steps lose nothing.",
+        f"{OURS}, the same starts for all, {OPTIONS}. Milliseconds: one environment, one thread, "
+        f"mean over the actions of an episode, median of {TIMED_EPISODES} episodes with the first "
+        "seed; nothing else ran.",
+        (),
+        [
+            Ordering(
+                f"all steps better than {ten} warm-started ones",
+                cells[0][0],
+                cells[ten][0],
+                "about equal",
+                place=testbed.env_id,
+                table="Fig. 13",
+            )
+            for testbed, cells in found
+        ],
+    )
+
+
+def _texts(cell: tuple[Estimate, float]) -> tuple[str, str]:
+    return cell[0].short, f"{cell[1]:.2f}"
 
 
 def _options(steps: int) -> dict[str, Any]:
     return {**OPTIONS, "warm_start_steps": steps}
 
 
-def _played(book: Book, task: Task) -> dict[int, Estimate]:
+def _played(run: Run, testbed: Testbed) -> dict[int, Estimate]:
     """Return for each number of steps."""
-    scope = book.scope
-    cells = book.measure(
+    scope = run.scope
+    cells = run.measure(
         {
-            (task.title, steps, seed): Cell(
-                task.network(scope, seed), episodes, scope.starts, _options(steps)
+            (testbed.title, steps, seed): Measurement(
+                testbed.network(scope, seed), episodes, scope.starts, _options(steps)
             )
             for steps in STEPS
             for seed in scope.seeds
         }
     )
     return {
-        steps: average(of_seeds(cells, task.title, steps, seeds=scope.seeds), "return")
+        steps: average(of_seeds(cells, testbed.title, steps, seeds=scope.seeds), "return")
         for steps in STEPS
     }
 
 
-def _timed(book: Book, task: Task) -> dict[int, float]:
+def _timed(run: Run, testbed: Testbed) -> dict[int, float]:
     """Milliseconds per action for each number of steps."""
-    scope = book.scope
-    network, first = task.network(scope, scope.seeds[0]), scope.starts.start
+    scope = run.scope
+    network, first = testbed.network(scope, scope.seeds[0]), scope.starts.start
     starts = range(first, first + TIMED_EPISODES)
-    cells = book.measure(
+    cells = run.measure(
         {
-            (task.title, "time", steps): Cell(network, clocked, starts, _options(steps))
+            (testbed.title, "time", steps): Measurement(network, clocked, starts, _options(steps))
             for steps in STEPS
         },
         alone=True,
     )
     return {
-        steps: float(np.median(cells[task.title, "time", steps]["milliseconds"])) for steps in STEPS
+        steps: float(np.median(cells[testbed.title, "time", steps]["milliseconds"]))
+        for steps in STEPS
     }
 
 
-def _table(task: Task, cells: Mapping[int, tuple[Estimate, float]]) -> Table:
-    rows = [
-        [str(steps) if steps else "all, from scratch", estimate, f"{milliseconds:.2f}"]
-        for steps, (estimate, milliseconds) in cells.items()
-    ]
-    return Table(task.env_id, ("reverse steps", "return", "ms per action"), rows)
-
-
-def _panel(task: Task, cells: Mapping[int, tuple[Estimate, float]]) -> Panel:
+def _panel(testbed: Testbed, cells: Mapping[int, tuple[Estimate, float]]) -> Panel:
     ordered = sorted(cells.values(), key=lambda pair: pair[1])
     line = Curve([time for _, time in ordered], [estimate for estimate, _ in ordered])
-    return Panel(task.env_id, {"MPDiffuser": line}, "milliseconds per action", "return", log=True)
+    return Panel(testbed.env_id, {OURS: line}, "milliseconds per action", "return", log=True)

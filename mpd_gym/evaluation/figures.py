@@ -20,6 +20,7 @@ from mpd_gym.envs.palette import INK, PAPER
 from mpd_gym.errors import InputError
 from mpd_gym.evaluation.open_loop import PlanErrors
 from mpd_gym.evaluation.returns import Evaluation, Interval, mean_interval
+from mpd_gym.evaluation.style import BAND, DPI, WIDTH, legend_below, looks, styled
 from mpd_gym.types import Array, Episode, Policy
 
 if TYPE_CHECKING:
@@ -340,6 +341,7 @@ def halved(frame: Array) -> Array:
     return np.asarray((total + 2) // 4, np.uint8)
 
 
+@styled()
 def state_error_figure(errors: Mapping[str, Array], unit: str = "m") -> Figure:
     """State error between plan and execution, per step (paper, Fig. 2 and 4).
 
@@ -349,23 +351,24 @@ def state_error_figure(errors: Mapping[str, Array], unit: str = "m") -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
-    for name, values in errors.items():
+    handles = {}
+    for name, look in looks(list(errors)).items():
+        values = errors[name]
         steps = np.arange(1, values.shape[1] + 1)
         count = np.isfinite(values).sum(axis=0)
         mean = np.nanmean(values, axis=0)
         half = 1.96 * np.nanstd(values, axis=0, ddof=1) / np.sqrt(count)
-        (line,) = axes.plot(steps, mean, label=name)
-        axes.fill_between(steps, mean - half, mean + half, alpha=0.2, color=line.get_color())
+        (handles[name],) = axes.plot(steps, mean, **look)
+        axes.fill_between(steps, mean - half, mean + half, alpha=BAND, color=look["color"])
     axes.set(xlabel="step", ylabel=f"state error, planned to executed [{unit}]", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    legend_below(figure, handles)
     return figure
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure, as PNG or by the path's suffix, whole or not at all."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=DPI)
     return Path(path)

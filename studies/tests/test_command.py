@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import tiny_agent
-from miniature import use_made_up_data
 from typer.testing import CliRunner
 
 from mpd_gym import MPDiffuserAgent
@@ -15,6 +13,8 @@ from mpd_gym.errors import ConfigError
 from studies import STUDIES, lqr_steps
 from studies.__main__ import app
 from studies.networks import Network
+from studies.tests.miniature import use_made_up_data
+from tests.helpers import tiny_agent
 
 
 def run(*arguments: str) -> str:

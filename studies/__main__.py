@@ -1,7 +1,9 @@
-"""``python -m studies``: run a study, list them, or write their pages."""
+"""``python -m studies``: run a study or a probe, list them, or write the studies' pages."""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,7 @@ from rich.table import Table
 
 from mpd_gym.cli.shared import OUTPUTS, Preset, console, reported
 from mpd_gym.errors import ConfigError
+from studies.probes import PROBES
 
 __all__ = ["app", "main"]
 
@@ -58,6 +61,10 @@ def run(
         for key, study in STUDIES.items():
             table.add_row(key, study.description, study.time)
         console.print(table)
+        probes = Table("probe", "what it looks into (its options: NAME --help)")
+        for key, description in PROBES.items():
+            probes.add_row(key, description)
+        console.print(probes)
         return
     from studies.runner import Scope
 
@@ -76,8 +83,13 @@ def _numbers(seeds: str) -> tuple[int, ...]:
 
 def main() -> None:
     """Run the command line; errors of the package are one line, not a traceback."""
+    name, *rest = sys.argv[1:] or [""]
     with reported():
-        app()
+        if name in PROBES:
+            sys.argv = [f"python -m studies {name}", *rest]
+            import_module(f"studies.probes.{name.replace('-', '_')}").main()
+        else:
+            app()
 
 
 if __name__ == "__main__":

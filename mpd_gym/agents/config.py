@@ -45,7 +45,7 @@ INVERSE_DYNAMICS = "inverse_dynamics"
 _OPTIONAL = {**{role: f"{role}_model" for role in REGRESSORS}, INVERSE_DYNAMICS: INVERSE_DYNAMICS}
 """Models that an agent may learn beside its method's own, and the field that says so."""
 # Channels of a U-Net that the noise of a column takes from input to output. With 4 each, 2 % of it
-# is lost after 1,000 steps of training, with 2 it is 40 % (``python benchmarks/noise_width.py``).
+# is lost after 1,000 steps of training, with 2 it is 40 % (``python -m studies noise-width``).
 CHANNELS_PER_NOISE = 4
 
 
@@ -353,7 +353,7 @@ class DiffusionConfig(AgentConfig):
         """Settle what the networks predict: noise where it fits through them, otherwise x̂_0.
 
         A warning tells of a network that is to predict more noise than fits
-        (``python benchmarks/noise_width.py``).
+        (``python -m studies noise-width``).
         """
         columns, carried = self.layout(sizes).shape[1], self.unet.width // CHANNELS_PER_NOISE
         if self.loss.prediction == "auto":

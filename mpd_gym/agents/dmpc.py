@@ -54,7 +54,7 @@ class DMPCConfig(FactoredConfig):
 
         Candidates are all its search: 16 here, 64 in its paper. Given clean actions, the states are
         nearly known: predicted noise leaves them 0.6 m off in the maze, predicted x̂_0 0.2 m
-        (``python benchmarks/dynamics_accuracy.py``).
+        (``python -m studies dynamics-accuracy``).
         """
         kept = tuple(spec for spec in base.conditions if spec.kind not in ("cost", "return"))
         value = base.condition("return") or ConditionSpec("return")

@@ -5,7 +5,7 @@ what is left of the loss, 1 for a network that predicts nothing, is what does no
 network. With x̂_0 predicted the loss would be nothing at once. Trajectories, networks and training
 are those of the laptop preset: 32 steps, K = 50, multipliers (1, 2, 4).
 
-Usage: ``python benchmarks/noise_width.py [--widths 32 64] [--dims 4 12 24 36] [--steps 1000]``
+Usage: ``python -m studies noise-width [--widths 32 64] [--dims 4 12 24 36] [--steps 1000]``
 """
 
 from __future__ import annotations
@@ -68,7 +68,3 @@ def main() -> None:
         losses = [remaining(width, dims, given.steps) for dims in given.dims]
         table.add_row(str(width), *(f"{loss:.3f}" for loss in losses))
     Console().print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What is wrong with plans of the car that are executed without looking: states or actions?
 
-``python benchmarks/car_actions.py [AGENT ...]``, the shipped agent by default. On 250 starts from
+``python -m studies car-read-off [AGENT ...]``, the shipped agent by default. On 250 starts from
 100000 on, or from ``--first`` on, one sample in 10 steps: (1) the planner alone and MPDiffuser;
 (2) MPDiffuser with the simulator in the place of its dynamics model, told the actions that the
 planner has in mind, at all levels or in the last tenth; (3) planned states, with actions read off
@@ -164,7 +164,3 @@ def main() -> None:
                 planned, actions = agent.planned(state)
                 tell(f"{name}, learned", planned, actions, goals, seeds)
         closed_loop(path, seeds)
-
-
-if __name__ == "__main__":
-    main()

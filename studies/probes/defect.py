@@ -6,7 +6,7 @@ sound walker, are played on the weak one, record 100 episodes of play there, eac
 fine-tune their dynamics model alone on these. Nothing was tuned on the weak walker. Data sets and
 agents that are there are used again, the latter from `outputs/defect`.
 
-Usage: ``python benchmarks/defect.py --policy sac-Walker2d-v3.zip [--steps 10000] [--finetune 2000]
+Usage: ``python -m studies defect --policy sac-Walker2d-v3.zip [--steps 10000] [--finetune 2000]
 [--episodes 50] [--seed 0] [--only mpdiffuser|dmpc]``; the policy is that of the RL Baselines3 Zoo.
 """
 
@@ -121,7 +121,3 @@ def _play(name: str, policy: Policy, env_id: str, starts: Sequence[int]) -> None
         {key: str(value) for key, value in found.summary().items()},
         flush=True,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -6,15 +6,14 @@ planner's data. Beside it stand one that sees (x_t, x_{t+1} - x_t), the differen
 standard deviation, and, where the dynamics model has other data, one that learned from those: the
 car's random drives steer at full lock, where the recorded action has no effect. All are tested on
 the planner's data. Everything is normalised; the noise stands for errors of planned states.
-
-Usage: ``python benchmarks/inverse_dynamics.py [ENV ...]``
 """
 
 from __future__ import annotations
 
+import argparse
 import platform
-import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +35,14 @@ View = Callable[[Tensor, Tensor], Tensor]
 
 def main() -> None:
     """Print the error of the actions for each environment, kind of input and noise."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("environments", nargs="*", default=ENVS)
+    given = parser.parse_args()
     torch.set_num_threads(1)
     table = Table(title=f"RMS error of actions, {platform.machine()}, torch {torch.__version__}")
     for head in ("environment", "input", "std of actions", *(f"noise {one:g}" for one in NOISE)):
         table.add_column(head)
-    for env_id in sys.argv[1:] or ENVS:
+    for env_id in given.environments:
         for row in _rows(env_id):
             table.add_row(*row)
     Console(width=120).print(table)
@@ -57,7 +59,7 @@ def _pair(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rows(env_id: str) -> list[list[str]]:
-    config = preset("laptop", env_id, "decision_diffuser")
+    config: Any = preset("laptop", env_id, "decision_diffuser")
     usual, others = ([load_episodes(name) for name in side or ()] for side in DATASETS[env_id])
     normalizers = fit_normalizers(others or usual, config.normalizer)
     windows = WindowConfig(config.horizon, padding="none")
@@ -112,7 +114,3 @@ def _train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ the policy's actions. Data sets and agents that are there are used again, the la
 `outputs/first-try`. Tasks of MuJoCo need the zip file of a Stable-Baselines3 policy, such as SAC's
 of the RL Baselines3 Zoo; the maze needs gymnasium-robotics.
 
-Usage: ``python benchmarks/first_try.py pendulum|maze|hopper|halfcheetah|walker2d
+Usage: ``python -m studies first-try pendulum|maze|hopper|halfcheetah|walker2d
 [--policy FILE.zip] [--mixed] [--method mpdiffuser] [--steps 5000] [--horizon 8] [--batch-size 256]
 [--training-seed 0] [--episodes 50] [--seed 0]``
 """
@@ -160,8 +160,8 @@ def _policy(name: str, path: Path | None) -> Policy:
     return load_sb3(path, TASKS[name].env_id)
 
 
-def _config(options: argparse.Namespace) -> AgentConfig:
-    config = preset("laptop", None, options.method)
+def _config(options: argparse.Namespace) -> Any:
+    config: Any = preset("laptop", None, options.method)
     seed = options.training_seed
     training = replace(config.training.with_steps(options.steps), seed=seed)
     if options.batch_size is not None:
@@ -214,7 +214,3 @@ def _data(name: str, policy: Policy, share: float) -> EpisodeSource:
                 env_kwargs=task.env_kwargs,
             )
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,12 @@
 """How well D-MPC's dynamics model knows where recorded actions lead, in the maze.
 
-``python benchmarks/dynamics_accuracy.py AGENT.safetensors ...``, for agents that the studies
-``dmpc`` or ``car-data`` trained. Its actions are those of expert drives that it did not learn from,
-and of random drives that it did.
+For agents that the studies ``dmpc`` or ``car-data`` trained. The actions are
+of expert drives that the agent did not learn from, and of random drives that it did.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +60,10 @@ def errors(agent: DMPCAgent, drives: EpisodeSource, indices: range, steps: int) 
 
 def main() -> None:
     """Print mean and final error for each agent, kind of drive and number of steps."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("agents", nargs="+", help="files that the study dmpc or car-data trained")
     torch.set_num_threads(1)
-    for path in sys.argv[1:]:
+    for path in parser.parse_args().agents:
         agent = load_agent(path, "cpu")
         assert isinstance(agent, DMPCAgent), f"{path}: expected a D-MPC agent"
         predicts = agent.config.loss_of("dynamics").prediction
@@ -74,7 +75,3 @@ def main() -> None:
                     f"{Path(path).name} predicts {predicts:5s} {kind} drives, {steps} steps: mean "
                     f"{found.mean():.2f} m, at the end {found[:, -1].mean():.2f} m"
                 )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,12 @@
 """Whether plans made from pictures are possible.
 
-Usage: ``python benchmarks/latent_plans.py [AGENT [TEMPERATURE]]``
-
 Latents of plans are decoded, and the rod's angle is read from the pictures. The pendulum turns by
 0.4 rad in a step at most; a plan that turns further between two steps jumps.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import gymnasium as gym
 import numpy as np
@@ -36,9 +34,13 @@ def read_angles(frames: Array) -> Array:
 
 def main() -> None:
     """Print, for each way of sampling and each start, how many plans jump, and where they end."""
-    agent = MPDiffuserAgent.load(sys.argv[1] if len(sys.argv) > 1 else ENV_ID)
-    if len(sys.argv) > 2:
-        agent = agent.with_options(temperature=float(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("agent", nargs="?", default=ENV_ID)
+    parser.add_argument("--temperature", type=float)
+    given = parser.parse_args()
+    agent = MPDiffuserAgent.load(given.agent)
+    if given.temperature is not None:
+        agent = agent.with_options(temperature=given.temperature)
     encoder = agent.encoder
     assert encoder is not None, "the agent plans from pictures"
     env = gym.make(ENV_ID)
@@ -65,7 +67,3 @@ def main() -> None:
                 told.append(f"{100 * jumps:3.0f} % ({100 * upright:3.0f} %)")
             print(f"{composition:20s} {guidance:8.1f}  " + "  ".join(f"{one:>14s}" for one in told))
     print("plans with a jump (plans that end within 0.3 rad of upright)")
-
-
-if __name__ == "__main__":
-    main()

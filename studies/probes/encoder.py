@@ -1,4 +1,4 @@
-"""What the latents of an image encoder hold: ``python benchmarks/encoder.py [ENCODER]``.
+"""What the latents of an image encoder hold.
 
 Plays episodes of ImagePendulum-v0 that the encoder never saw, half swung up by a controller, half
 driven by smooth random torques. Reads angle and velocity from the latents, by ridge regression on
@@ -8,7 +8,7 @@ predicts the next latents. First stacks, which repeat a frame, are left out.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +103,11 @@ def _rms(error: Any) -> float:
 
 
 def main() -> None:
+    """Print what each test finds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("encoder", nargs="?", default="ImagePendulum-v0")
     torch.set_num_threads(1)
-    encoder = ImageEncoder.load(sys.argv[1] if len(sys.argv) > 1 else "ImagePendulum-v0")
+    encoder = ImageEncoder.load(parser.parse_args().encoder)
     fitted = [play(encoder, seed) for seed in FITTED]
     tested = [play(encoder, seed) for seed in TESTED]
     velocities = np.concatenate([rollout.states[:, 1] for rollout in tested])
@@ -115,7 +118,3 @@ def main() -> None:
     pixels, share = redrawn(encoder, tested)
     print(f"redrawn frames: {pixels:.1f} of 255 (RMS), {100 * share:.1f} % of the variance")
     print(f"next latents: {100 * predicted(encoder, tested):.2f} % of the motion missed")
-
-
-if __name__ == "__main__":
-    main()

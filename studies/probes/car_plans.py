@@ -1,4 +1,4 @@
-"""What the plans of the shipped car are worth: ``python benchmarks/car_plans.py [AGENT]``.
+"""What the plans of the shipped car are worth.
 
 On starts that settings were chosen on: how much samples of one plan differ, and what their mean
 gains; where the dynamics model believes that given actions lead, with the goal told and without;
@@ -7,7 +7,7 @@ and what becomes of plans that are made anew in the middle of an episode.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from typing import Any
 
 import gymnasium as gym
@@ -155,14 +155,10 @@ def closed_loop(agent: MPDiffuserAgent, count: int = 64) -> None:
 
 def main() -> None:
     """Print all three."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("agent", nargs="?", default=ENV_ID)
     torch.set_num_threads(1)
-    agent = MPDiffuserAgent.load(
-        sys.argv[1] if len(sys.argv) > 1 else ENV_ID, device="cpu", actions="planned"
-    )
+    agent = MPDiffuserAgent.load(parser.parse_args().agent, device="cpu", actions="planned")
     means_of_samples(agent)
     beliefs(agent)
     closed_loop(agent)
-
-
-if __name__ == "__main__":
-    main()

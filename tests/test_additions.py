@@ -193,16 +193,22 @@ def test_a_ranker_is_a_function_and_an_entry(
 
 def test_a_study_is_a_file_and_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from studies import STUDIES, Study, run_study
+    from studies.figures import Curve, Panel, curves
     from studies.report import Report, Table
     from studies.runner import Scope
 
     module: Any = ModuleType("studies.counting")
-    module.study = lambda book: Report(
-        "Counting", "How it was counted.", [Table("", ["n"], [["3"]])]
+    module.study = lambda run: Report(
+        "Counting",
+        "How is it counted?",
+        Table("", ["n"], [["3"]]),
+        curves([Panel("", {"planner alone": Curve([0.0, 1.0], [1.0, 2.0])}, "x", "y")]),
+        "What to see.",
+        "One by one.",
     )
     monkeypatch.setitem(sys.modules, "studies.counting", module)
     monkeypatch.setitem(STUDIES, "counting", Study("counting", "counts", "1 s"))
-    assert "How it was counted." in run_study("counting", Scope(tmp_path, (0,), 1))
+    assert "How is it counted?" in run_study("counting", Scope(tmp_path, (0,), 1))
 
 
 def test_contributing_names_each_of_them() -> None:

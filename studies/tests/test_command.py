@@ -51,7 +51,7 @@ def test_the_command_writes_a_study_and_the_page_of_results(
     monkeypatch.setattr(Network, "load", load)
     monkeypatch.setattr(lqr_steps, "STEPS", (2,))
     monkeypatch.setattr(lqr_steps, "SAMPLERS", ("ddpm",))
-    monkeypatch.setattr(lqr_steps, "NAMES", ("planner_only",))
+    monkeypatch.setattr(lqr_steps, "NAMES", lqr_steps.NAMES[:1])
     monkeypatch.setattr(lqr_steps, "OPTIONS", {"action_chunk": 8})
     run("lqr-steps", "--folder", str(folder), "--seeds", "4,5", "--trials", "3",
         "--processes", "0")  # fmt: skip
@@ -60,4 +60,4 @@ def test_the_command_writes_a_study_and_the_page_of_results(
     assert all(len(cell["costs"]) == 3 for cell in content["cells"].values())
     assert "4, 5" in (folder / "lqr-steps.md").read_text()
     run("--report", "--folder", str(folder))
-    assert "skipped levels" in (tmp_path / "r.md").read_text()
+    assert (tmp_path / "r.md").read_text().startswith("# Results")

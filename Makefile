@@ -7,7 +7,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip
 WORKERS ?= 2
 
-.PHONY: demo test test-studies fast lint format type check benchmark clean
+.PHONY: demo test test-studies fast lint format type check docs benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/mpd-gym demo
@@ -32,7 +32,7 @@ format: $(STAMP)
 type: $(STAMP)
 	$(BIN)/mypy
 
-check: lint type test
+check: lint type docs test test-studies
 
 docs: $(DOCS_STAMP)
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs build/docs

@@ -29,7 +29,7 @@ def prepared(other: CompiledDenoiser, groups: int, rows: int) -> tuple[Tensor, l
     return trajectory, other.modulations(other.embed(*conditioning))
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=str)
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
 @pytest.mark.parametrize("name", [*CONFIGS, *CAUSAL])
 def test_it_is_the_plain_network(name: str, level: object) -> None:
     plain = network(name)

@@ -51,7 +51,7 @@ def scatter(plain: TrajectoryDenoiser) -> None:
             module.weight.data = module.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=str)
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
 @pytest.mark.parametrize("name", CONFIGS)
 def test_predictions_and_all_gradients_are_those_of_the_plain_network(
     name: str, level: object

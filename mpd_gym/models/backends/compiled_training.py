@@ -14,9 +14,9 @@ from mpd_gym.models.backends.gradient_ops import TrainingOps
 from mpd_gym.models.backends.interface import TrainingForward
 from mpd_gym.models.backends.library import Level, Op
 from mpd_gym.models.backends.ops import Program
-from mpd_gym.models.backends.unet_ops import embedding_size, write_films, write_unet
+from mpd_gym.models.backends.unet_ops import write_unet
 from mpd_gym.models.denoisers import TrajectoryDenoiser
-from mpd_gym.models.temporal_unet import Modulation, TemporalUnet
+from mpd_gym.models.temporal_unet import TemporalUnet
 
 __all__ = ["compiled_forward"]
 
@@ -106,7 +106,7 @@ class _Training:
         memory: The first list, and the work space of both.
         backward: The second list.
         embedding: ``[M, d]`` of the work space, and its gradient.
-        modulations: Scales and shifts in the work space, each ``[M, ΣC]``; their gradients.
+        modulations: Scales and shifts in the work space, ``[M, ΣC]``, and their gradients.
         places: Shape, strides and place of each weight's gradient among all of them.
         weights_size: Numbers in all gradients of weights.
         outputs: D'.
@@ -118,7 +118,7 @@ class _Training:
     memory: Program
     backward: ctypes.Array[Op]
     embedding: tuple[Tensor, Tensor]
-    modulations: list[Modulation]
+    modulations: tuple[Tensor, ...]
     places: list[tuple[tuple[int, ...], tuple[int, ...], int]]
     weights_size: int
     outputs: int
@@ -129,15 +129,15 @@ class _Training:
         """Run the first list."""
         output = trajectory.new_empty(*trajectory.shape[:2], self.outputs)
         self.embedding[0].copy_(embedding)
-        self.memory.run(self.level, self.memory.ops, trajectory, output, self.modulations[0])
+        self.memory.run(self.level, self.memory.ops, trajectory, output, *self.modulations[:2])
         return output
 
     def gradients(self, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run the second list; return the gradients of embedding and parameters."""
         found = torch.empty(self.weights_size)
-        given, written = self.modulations
-        gradients = *written, found
-        self.memory.run(self.level, self.backward, gradient, None, given, gradients=gradients)
+        scale, shift, *others = self.modulations
+        written = *others, found
+        self.memory.run(self.level, self.backward, gradient, None, scale, shift, gradients=written)
         weights = [found.as_strided(*place) for place in self.places]
         return self.embedding[1].clone(), weights
 
@@ -174,18 +174,14 @@ class _Programs:
     def _write(self, unet: TemporalUnet, rows: int, length: int) -> _Training:
         """Write both lists of ops."""
         ops = TrainingOps(rows, self._level.lanes, list(unet.parameters()), paired=self._paired)
-        embedding = ops.series(1, embedding_size(unet))
-        modulations = write_films(ops, unet, ops.weights, embedding)
-        write_unet(ops, unet, ops.weights, length)
+        write_unet(ops, unet, ops.weights, ops.modulate(unet), length)
         memory, backward = ops.finish()
-        both, channels = ops.views(memory.work, modulations), modulations.channels // 2
         outputs = cast(nn.Conv1d, unet.head[3]).out_channels
         return _Training(
             self._level,
             memory,
             backward,
-            ops.views(memory.work, embedding),
-            [(part[:, :channels], part[:, channels:]) for part in both],
+            *ops.views(memory.work),
             ops.places,
             ops.weights_size,
             outputs,

@@ -18,11 +18,12 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 
+from mpd_gym.models.backends.films import conditioned_layers, offsets
 from mpd_gym.models.backends.library import Op
 from mpd_gym.models.backends.ops import (
     ADD,
@@ -37,13 +38,16 @@ from mpd_gym.models.backends.ops import (
     rounded,
     segments,
 )
-from mpd_gym.models.backends.unet_ops import Layer, taps
+from mpd_gym.models.backends.unet_ops import taps
+from mpd_gym.models.temporal_unet import TemporalUnet
 
 __all__ = ["TrainingOps"]
 
+Layer = nn.Conv1d | nn.ConvTranspose1d | nn.Linear
+
 # Kinds of ops of a training, in the order of `unet.h`.
-PAIR_ROWS, NORM_BACKWARD, WEIGHT_GRADIENT, PACK, UNPACK = range(10, 15)
-SWISH_BACKWARD, FILM_BACKWARD = range(15, 17)
+PAIR_ROWS, NORM_BACKWARD, WEIGHT_GRADIENT, PACK, UNPACK = range(8, 13)
+SWISH, SWISH_BACKWARD, FILM, FILM_BACKWARD = range(13, 17)
 
 
 @final
@@ -69,6 +73,7 @@ class TrainingOps(OpList):
         self._stored: Series | None = None
         self._written: dict[int, set[int]] = {}
         self._packed: dict[int, tuple[Layer, int]] = {}  # what panels are of
+        self._embedding = self._scales = self._shifts = Series(0, 0, 0, 0, 0)
         places = [0, *itertools.accumulate(weight.numel() for weight in weights)]
         self.weights_size = places.pop()
         self._places = {id(weight): place for weight, place in zip(weights, places, strict=True)}
@@ -77,13 +82,31 @@ class TrainingOps(OpList):
             for weight, place in zip(weights, places, strict=True)
         ]
 
-    def views(self, work: Tensor, series: Series) -> tuple[Tensor, Tensor]:
-        """Series of one step in the work space, ``[M, C]``, and their gradient."""
-        found, gradient = (
-            work.as_strided((self._rows, part.channels), (part.stride, 1), part.start)
-            for part in (series, self._gradient(series))
+    def modulate(self, unet: TemporalUnet) -> list[int]:
+        """Write scales and shifts of all normalisations; return where those of each begin."""
+        films, norms = (list(part) for part in zip(*conditioned_layers(unet), strict=True))
+        head = cast(nn.GroupNorm, unet.head[1])
+        begins = offsets(norms)
+        width = begins[-1] + head.num_channels
+        self._embedding = self.series(1, films[0][0].in_features)
+        self._scales, self._shifts = self.series(1, width), self.series(1, width)
+        for film, norm, begin in zip(films, norms, begins, strict=False):
+            hidden = self._swish(self._linear(self._embedding, film[0]))
+            self._film(self._linear(hidden, film[2]), norm, begin)
+        self._film(None, head, begins[-1])
+        return begins
+
+    def views(self, work: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+        """Embedding; scales and shifts; each followed by its gradients."""
+
+        def view(series: Series) -> Tensor:
+            return work.as_strided((self._rows, series.channels), (series.stride, 1), series.start)
+
+        embedding, *others = (
+            (view(series), view(self._gradient(series)))
+            for series in (self._embedding, self._scales, self._shifts)
         )
-        return found, gradient
+        return embedding, tuple(part for pair in zip(*others, strict=True) for part in pair)
 
     def weights(self, module: Layer, half: int) -> Panels:
         """Panels of a layer, packed at every call."""
@@ -137,21 +160,6 @@ class TrainingOps(OpList):
         self._reverse.append(functools.partial(self._normalise_backward, *given))
         return target
 
-    def swish(self, source: Series) -> Series:
-        """Take the swish, as `OpList` does."""
-        target = super().swish(source)
-        self._reverse.append(functools.partial(self._swish_backward, self._ops[-1], source, target))
-        return target
-
-    def film(self, source: Series | None, norm: Any, target: Series, offset: int) -> Op:
-        """Write scales and shifts, as `OpList` does."""
-        op = super().film(source, norm, target, offset)
-        op.place = self._places[id(norm.weight)]  # the bias is next to it
-        self._gradient(target)  # all normalisations write it: it needs a place of its own
-        given = op, source, target
-        self._reverse.append(functools.partial(self._film_backward, *given))
-        return op
-
     def finish(self) -> tuple[Program, ctypes.Array[Op]]:
         """The first list with the work space, and the second list."""
         forward, self._ops = self._ops, []
@@ -166,15 +174,37 @@ class TrainingOps(OpList):
         memory = Program(array(forward), backward.work, backward.kept)
         return memory, backward.ops
 
+    def _linear(self, source: Series, module: nn.Module) -> Series:
+        assert isinstance(module, nn.Linear)
+        target = self.series(1, module.out_features)
+        self.product([(source, 0)], self.weights(module, 0), target)
+        return target
+
+    def _swish(self, source: Series) -> Series:
+        target = self.series(1, source.channels)
+        op = self._add(SWISH, source, target)
+        self._reverse.append(functools.partial(self._swish_backward, op, source, target))
+        return target
+
     def _swish_backward(self, forward: Op, source: Series, target: Series) -> None:
         op = self._again(SWISH_BACKWARD, forward)
         op.d_source, op.d_target = self._gradient(source).start, self._last(target).start
 
-    def _film_backward(self, forward: Op, source: Series | None, target: Series) -> None:
+    def _film(self, source: Series | None, norm: nn.GroupNorm, offset: int) -> None:
+        """Scales and shifts of a normalisation, from `offset` on."""
+        op = self._add(FILM, source or self._scales, self._scales)
+        op.source = source.start if source else 0
+        op.channels = norm.num_channels
+        op.target, op.shifts = self._scales.start + offset, self._shifts.start + offset
+        op.weight, op.bias = norm.weight.data_ptr(), norm.bias.data_ptr()
+        op.place = self._places[id(norm.weight)]  # the bias is next to it
+        self._reverse.append(functools.partial(self._film_backward, op, source, offset))
+
+    def _film_backward(self, forward: Op, source: Series | None, offset: int) -> None:
         op = self._again(FILM_BACKWARD, forward)
         op.d_source = self._gradient(source).start if source else 0
-        moved = self._gradient(target).start - target.start
-        op.d_target, op.d_shifts = op.target + moved, op.shifts + moved
+        op.d_target = self._gradient(self._scales).start + offset
+        op.d_shifts = self._gradient(self._shifts).start + offset
 
     def _again(self, kind: int, forward: Op) -> Op:
         """The backward op of a forward one."""

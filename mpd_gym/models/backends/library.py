@@ -36,12 +36,11 @@ class Op(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("depth", "fetched", "chunk_size", "paired")),
         *((name, ctypes.c_int64) for name in ("groups", "film", "residual", "swish", "scratch")),
         ("eps", ctypes.c_double),
-        ("shifts", ctypes.c_int64),
         *((name, ctypes.c_int64) for name in ("d_source", "d_target", "d_residual", "d_shifts")),
         *((name, ctypes.c_int64) for name in ("moments", "accumulate")),
         *((name, ctypes.c_void_p) for name in ("panels", "plain")),
         *((name, ctypes.c_int64) for name in ("lane_stride", "inner_stride", "place")),
-        *((name, ctypes.c_int64) for name in ("row_pairs",)),
+        *((name, ctypes.c_int64) for name in ("row_pairs", "shifts")),
     ]
 
 

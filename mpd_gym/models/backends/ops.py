@@ -14,13 +14,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, final
+from typing import TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
 from mpd_gym.models.backends.library import Call, Level, Op
-from mpd_gym.models.temporal_unet import CumulativeNorm, Modulation
+from mpd_gym.models.temporal_unet import CumulativeNorm
 
 __all__ = [
     "OpList",
@@ -43,7 +43,6 @@ FETCHED_BYTES = 2**20  # of weights, from which on no cache is expected to hold 
 FETCHED_ROWS = 48  # rows up to which they are not used often enough for it not to matter
 # Kinds of ops, in the order of `unet.h`.
 LOAD, STORE, COPY, ADD, PRODUCT, NORM, NORM_CAUSAL, PAIR_CHANNELS = range(8)
-SWISH, FILM = range(8, 10)
 ALIGNMENT = 16  # floats: lines of the cache
 # Rows at distances of multiples of these floats would meet in a few lines of the nearest cache.
 CROWDED = 256
@@ -120,33 +119,35 @@ class Program:
         ops: ctypes.Array[Op],
         given: Tensor,
         output: Tensor | None,
-        modulation: Modulation | None,
+        scale: Tensor,
+        shift: Tensor,
         *,
         share: int = 1,
         first: int = 0,
         gradients: Sequence[Tensor] = (),
     ) -> None:
-        """Run ops; all tensors are float32 and contiguous, modulations row by row.
+        """Run ops; all tensors are float32 and contiguous, those of `scale` row by row.
 
         Args:
             level: The compiled code.
             ops: Those of this program, or others that use its work space.
             given: ``[M, L, D]``.
             output: ``[M, L, D']``, where ops write there.
-            modulation: Scales and shifts that normalisations read, each ``[G, ΣC]``.
-            share: Consecutive series that share a row of a modulation.
+            scale: ``[G, ΣC]``.
+            shift: As `scale`.
+            share: Consecutive series that share a row of `scale`.
             first: Number of the first series; its row is ``first // share``.
-            gradients: Of scales, shifts and all weights, where ops write there.
+            gradients: Of `scale`, `shift` and all weights, where ops write there.
         """
-        parts = None if modulation is None else [part.data_ptr() for part in modulation]
         call = Call(
             ctypes.addressof(ops),
             len(ops),
             self.work.data_ptr(),
             given.data_ptr(),
             None if output is None else output.data_ptr(),
-            *(parts or (None, None)),
-            modulation[0].stride(0) if modulation else 0,
+            scale.data_ptr(),
+            shift.data_ptr(),
+            scale.stride(0),
             share,
             first,
             *((gradient.data_ptr() for gradient in gradients) if gradients else (None,) * 3),
@@ -239,32 +240,6 @@ class OpList(ABC):
         self, series: Series, norm: nn.Module, film: int, residual: Series | None, swish: bool
     ) -> Series:
         """Normalise series, add a residual, take the swish; return where the result is."""
-
-    def swish(self, source: Series) -> Series:
-        """Take the swish of series of one step; return where the result is."""
-        target = self.series(1, source.channels)
-        self._add(SWISH, source, target)
-        return target
-
-    def film(self, source: Series | None, norm: Any, target: Series, offset: int) -> Op:
-        """Write scale and shift of each channel of a normalisation.
-
-        Scales of all normalisations and, in the second half of `target`, their shifts stand side
-        by side. The affine part of a normalisation goes into them.
-
-        Args:
-            source: Scales and shifts of FiLM; None for a normalisation that is not modulated.
-            norm: The normalisation.
-            target: Gets the results.
-            offset: Where the normalisation's channels begin.
-        """
-        op = self._add(FILM, source or target, target)
-        op.source, op.channels = source.start if source else 0, norm.num_channels
-        op.target += offset
-        op.shifts = op.target + target.channels // 2
-        op.weight, op.bias = norm.weight.data_ptr(), norm.bias.data_ptr()
-        self._kept += [norm.weight.detach(), norm.bias.detach()]
-        return op
 
     def add(self, source: Series, target: Series) -> None:
         """Add series to others."""

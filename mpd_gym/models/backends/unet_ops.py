@@ -2,76 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import nn
 
 from mpd_gym.models.backends.ops import OpList, Panels, Series
-from mpd_gym.models.temporal_unet import CumulativeNorm, ResidualBlock, Stage, TemporalUnet
+from mpd_gym.models.temporal_unet import ResidualBlock, Stage, TemporalUnet
 
-__all__ = [
-    "Layer",
-    "Weights",
-    "embedding_size",
-    "modulated_channels",
-    "pack",
-    "taps",
-    "write_films",
-    "write_unet",
-]
-
-
-Layer: TypeAlias = nn.Conv1d | nn.ConvTranspose1d | nn.Linear
+__all__ = ["Weights", "pack", "taps", "write_unet"]
 
 
 class Weights(Protocol):
-    """Gives the weights of a layer, or of one half of the steps of a transposed convolution."""
+    """Gives the weights of a convolution, or of one half of the steps of a transposed one."""
 
-    def __call__(self, module: Layer, half: int) -> Panels:
+    def __call__(self, module: nn.Conv1d | nn.ConvTranspose1d, half: int) -> Panels:
         """Return the panels; `half` is 0 or, of a transposed convolution, 1 for odd steps."""
         ...
 
 
-def write_films(ops: OpList, unet: TemporalUnet, weights: Weights, embedding: Series) -> Series:
-    """Write the ops from an embedding to the scales and shifts of all normalisations.
-
-    Args:
-        ops: Gets them.
-        unet: Its layers.
-        weights: Their weights.
-        embedding: ``[1, M, d]``.
-
-    Returns:
-        Scales, then shifts, in the order of the layers, ``[1, M, 2 ΣC]``.
-    """
-
-    def linear(source: Series, module: nn.Linear) -> Series:
-        target = ops.series(1, module.out_features)
-        ops.product([(source, 0)], weights(module, 0), target)
-        return target
-
-    norms = _norms(unet)
-    target = ops.series(1, 2 * modulated_channels(unet))
-    blocks = [block for block in unet.modules() if isinstance(block, ResidualBlock)]
-    films: list[Any] = [film for block in blocks for film in block.films]
-    for film, norm, begin in zip((*films, None), norms, _begins(norms), strict=True):
-        hidden = film and linear(ops.swish(linear(embedding, film[0])), film[2])
-        ops.film(hidden, norm, target, begin)
-    return target
-
-
-def write_unet(ops: OpList, unet: TemporalUnet, weights: Weights, length: int) -> None:
+def write_unet(
+    ops: OpList, unet: TemporalUnet, weights: Weights, offsets: Sequence[int], length: int
+) -> None:
     """Write the ops from trajectories to predictions.
 
     Args:
         ops: Gets them.
         unet: Its layers.
         weights: Their weights.
+        offsets: Of each normalisation: where its channels begin in a row of scales and shifts.
         length: Steps of a trajectory.
     """
-    films = _begins(_norms(unet))
+    films = iter(offsets)
 
     def convolve(module: nn.Module, sources: Sequence[Series]) -> Series:
         convolution, before = _parts(module)
@@ -114,13 +77,10 @@ def write_unet(ops: OpList, unet: TemporalUnet, weights: Weights, length: int) -
     ops.store(convolve(last, [hidden]))
 
 
-def pack(module: Layer, half: int, lanes: int, *, paired: bool) -> Panels:
-    """Lay out the weights of a layer, or of one half of the steps of a transposed convolution."""
-    weight = module.weight.detach()
-    if isinstance(module, nn.Linear):
-        weight = weight[..., None]
-    inputs = (2, 0, 1) if isinstance(module, nn.ConvTranspose1d) else (2, 1, 0)
-    weight = weight.permute(inputs)[taps(module, half)]  # [k, C_in, C]
+def pack(module: nn.Conv1d | nn.ConvTranspose1d, half: int, lanes: int, *, paired: bool) -> Panels:
+    """Lay out the weights of a convolution, or of one half of the steps of a transposed one."""
+    inputs = (2, 0, 1) if module.transposed else (2, 1, 0)
+    weight = module.weight.detach().permute(inputs)[taps(module, half)]  # [k, C_in, C]
     assert module.bias is not None
     outputs = weight.shape[-1]
     missing = -outputs % lanes
@@ -134,34 +94,11 @@ def pack(module: Layer, half: int, lanes: int, *, paired: bool) -> Panels:
     return Panels(panels, nn.functional.pad(module.bias.detach(), (0, missing)), outputs)
 
 
-def taps(module: Layer, half: int) -> list[int]:
-    """Taps of a layer in the order of its panels."""
-    if isinstance(module, nn.ConvTranspose1d):
-        return [tap for _, tap in _seen(module, half)]
-    return list(range(module.kernel_size[0])) if isinstance(module, nn.Conv1d) else [0]
-
-
-def embedding_size(unet: TemporalUnet) -> int:
-    """Size d of the embedding that FiLM reads."""
-    return next(film.in_features for film in unet.modules() if isinstance(film, nn.Linear))
-
-
-def modulated_channels(unet: TemporalUnet) -> int:
-    """Channels of all normalisations, ΣC."""
-    return sum(norm.num_channels for norm in _norms(unet))
-
-
-def _norms(unet: TemporalUnet) -> list[Any]:
-    """Normalisations in the order of the forward pass, the last of which is not modulated."""
-    return [norm for norm in unet.modules() if isinstance(norm, nn.GroupNorm | CumulativeNorm)]
-
-
-def _begins(norms: Sequence[Any]) -> Iterator[int]:
-    """Where the channels of each normalisation begin in a row of scales."""
-    begin = 0
-    for norm in norms:
-        yield begin
-        begin += norm.num_channels
+def taps(module: nn.Conv1d | nn.ConvTranspose1d, half: int) -> list[int]:
+    """Taps of a convolution in the order of its panels."""
+    if isinstance(module, nn.Conv1d):
+        return list(range(module.kernel_size[0]))
+    return [tap for _, tap in _seen(module, half)]
 
 
 def _halved(ops: OpList, weights: Weights, module: nn.Module, series: Series) -> Series:

@@ -221,14 +221,33 @@ static void normalise_backward(const struct call *c, const struct op *op, int64_
     }
 }
 
-/* The gradient of a swish of one step of time. */
-static void activate_backward(const struct call *c, const struct op *op, int64_t thread) {
+/* The swish of one step of time, or its gradient. */
+static void activate(const struct call *c, const struct op *op, int64_t thread) {
     const int64_t from = op->rows * thread / c->threads, to = op->rows * (thread + 1) / c->threads;
-    const float *x = c->work + op->source, *d_y = c->work + op->d_target;
-    float *d_x = c->work + op->d_source;
+    const float *x = c->work + op->source;
+    float *y = c->work + op->target;
     for (int64_t i = from * op->source_stride; i < to * op->source_stride; i += LANES) {
         const vec value = *(const vec *)(x + i), chance = sigmoid(value);
-        *(vec *)(d_x + i) = *(const vec *)(d_y + i) * chance * (1.0f + value * (1.0f - chance));
+        if (op->kind == SWISH)
+            *(vec *)(y + i) = value * chance;
+        else
+            *(vec *)(c->work + op->d_source + i) =
+                *(const vec *)(c->work + op->d_target + i) * chance * (1.0f + value * (1.0f - chance));
+    }
+}
+
+/* Scales and shifts of a normalisation: those of FiLM, side by side at `source`, of what the affine
+ * part makes of a series; those of the affine part alone where there is no source. */
+static void modulate_affine(const struct call *c, const struct op *op, int64_t thread) {
+    const float *gain = op->weight, *offset = op->bias;
+    for (int64_t m = op->rows * thread / c->threads; m < op->rows * (thread + 1) / c->threads; m++) {
+        const float *by = c->work + op->source + m * op->source_stride;
+        float *scale = c->work + op->target + m * op->target_stride;
+        float *shift = c->work + op->shifts + m * op->target_stride;
+        for (int64_t i = 0; i < op->channels; i++) {
+            scale[i] = op->source ? by[i] * gain[i] : gain[i];
+            shift[i] = op->source ? by[op->channels + i] + by[i] * offset[i] : offset[i];
+        }
     }
 }
 

@@ -21,15 +21,15 @@ enum {
     NORM,
     NORM_CAUSAL,
     PAIR_CHANNELS,
-    SWISH,
-    FILM,
     /* training */
     PAIR_ROWS,
     NORM_BACKWARD,
     WEIGHT_GRADIENT,
     PACK,
     UNPACK,
+    SWISH,
     SWISH_BACKWARD,
+    FILM,
     FILM_BACKWARD,
     KINDS
 };
@@ -68,7 +68,6 @@ struct op {
     int64_t groups, film, residual, swish; /* residual: its place, or 0 */
     int64_t scratch;                       /* for 4 · M · source_stride floats, 6 in training */
     double eps;
-    int64_t shifts; /* of FiLM, beside scales, at `target` */
     /* training */
     int64_t d_source, d_target, d_residual, d_shifts; /* gradients of these */
     int64_t moments;    /* of a normalisation, [2, M, groups], or 0 */
@@ -77,6 +76,7 @@ struct op {
     const float *plain; /* weights as PyTorch has them */
     int64_t lane_stride, inner_stride, place; /* place: of a gradient in `gradients` */
     int64_t row_pairs; /* of a gradient, where the product that needs it is paired */
+    int64_t shifts;    /* beside scales, at `target` */
 };
 
 /* One run of a list of ops. */

@@ -130,7 +130,7 @@ def test_kill_9_at_any_moment_leaves_a_training_that_ends_with_the_same_bits(
 ) -> None:
     chance = random.Random(0)
     reached = [0]
-    for _ in range(10):
+    for _ in range(5):
         with process_of("session", tmp_path) as process:
             wait_for(lambda: steps_done(tmp_path / "toy") > reached[-1])
             time.sleep(chance.uniform(0, 0.15))

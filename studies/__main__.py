@@ -59,7 +59,7 @@ def run(
     if name is None or listed:
         table = Table("study", "what it shows", "time on 2 cores")
         for key, study in STUDIES.items():
-            table.add_row(key, study.description, study.time)
+            table.add_row(key, study.description, study.times)
         console.print(table)
         probes = Table("probe", "what it looks into (its options: NAME --help)")
         for key, description in PROBES.items():

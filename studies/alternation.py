@@ -119,7 +119,9 @@ def _orderings(found: Comparison, levels: tuple[int, ...]) -> list[Ordering]:
         found.ordering(
             _name(ours, count),
             _name(theirs, count),
-            f"{PUBLISHED[LITERAL]} : {PUBLISHED[theirs]}" if theirs in PUBLISHED else UNPUBLISHED,
+            f"{PUBLISHED[LITERAL]} : {PUBLISHED[theirs]}"
+            if count == SHOWN and theirs in PUBLISHED
+            else UNPUBLISHED,
             "Table 12" if (count, theirs) == (SHOWN, ALONE) else "",
         )
         for count in levels

@@ -80,7 +80,7 @@ def study(run: Run) -> Report:
     pairs = [(name, ALONE) for name in (OURS, UNTOLD, CLEAN, NEAR)]
     pairs += [(f"{name}, N = 64", f"{ALONE}, N = 64") for name in (CLEAN, DMPC)]
     return Report(
-        "Few expert drives: where the dynamics model earns its place",
+        "Few expert drives: does the dynamics model earn its place?",
         "How few expert drives does it take before the dynamics model, which also learns from "
         "random drives, is of use?",
         side_by_side(found, {}, text),

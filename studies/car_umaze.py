@@ -32,7 +32,6 @@ from studies.peers import (
     DECISION_DIFFUSER_FILM,
     FILM,
     LITERAL,
-    OURS,
     PEERS,
     contender,
     grid,
@@ -52,7 +51,7 @@ FORMS: dict[str, dict[str, Any]] = {
 TEMPERATURES = (0.01, 0.5, 1.0)
 GUIDANCES = (1.0, 1.5)
 CLOSED = {"action_chunk": 1, "warm_start_steps": 1}  # in closed loop, beside the last of the forms
-PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, OURS: 95.3, LITERAL: 95.3}
+PUBLISHED = {"Diffuser": 68.8, "Decision Diffuser": 42.2, LITERAL: 95.3}
 
 Cells = Mapping[Any, dict[str, Any]]
 Seeds = tuple[int, ...]

@@ -19,6 +19,7 @@ from studies.variants import (
     Testbed,
     compared,
     drawn,
+    sampling,
     side_by_side,
     two_kinds,
     usual_above,
@@ -44,7 +45,8 @@ def study(run: Run) -> Report:
         drawn(found),
         "Mean and 95 % interval over trials: the two kinds are nearly level on the linear system, "
         "acausal ones are ahead in the maze.",
-        "The same starts for all; temperature chosen on validation starts with the first seed.",
+        "The same starts for all; temperature chosen on validation starts with the first "
+        f"seed. {sampling(found)}",
         [one.table() for one in found],
         usual_above(found, *KINDS, " : ".join(map(str, PUBLISHED)), OURS, "Table 15"),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from studies.peers import LITERAL, OURS
 from studies.report import Report, Table
 from studies.runner import Run
-from studies.variants import TESTBEDS, Comparison, Variant, compared, drawn, side_by_side
+from studies.variants import TESTBEDS, Comparison, Variant, compared, drawn, sampling, side_by_side
 
 __all__ = ["study"]
 
@@ -37,7 +37,7 @@ def study(run: Run) -> Report:
         "Mean and 95 % interval over trials, at the temperature that validation chose: a combined "
         "score costs slightly less on the linear system.",
         f"The same starts for all; weight of the dynamics model {WEIGHTS} and temperature chosen "
-        "on validation starts with the first seed.",
+        f"on validation starts with the first seed. {sampling(found)}",
         [*(one.table() for one in found), *map(_by_temperature, found)],
         [
             one.ordering(name, COMBINED, "102.4 : 98.2", "Table 13")

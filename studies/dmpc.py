@@ -19,6 +19,7 @@ from studies.variants import (
     Variant,
     compared,
     drawn,
+    sampling,
     side_by_side,
 )
 
@@ -46,7 +47,7 @@ def study(run: Run) -> Report:
         drawn(found),
         "Mean and 95 % interval over trials; lower is better.",
         "The same starts for all, one candidate but for D-MPC; temperature chosen on validation "
-        "starts with the first seed.",
+        f"starts with the first seed. {sampling(found)}",
         [one.table() for one in found],
         [
             found[0].ordering(ours, f"D-MPC, N = {count}")

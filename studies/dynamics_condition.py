@@ -17,6 +17,7 @@ from studies.variants import (
     Variant,
     compared,
     drawn,
+    sampling,
     side_by_side,
 )
 
@@ -45,7 +46,7 @@ def study(run: Run) -> Report:
         drawn(found),
         "Mean and 95 % interval over trials: the two dynamics models are nearly level.",
         "The same starts for all; temperature chosen on validation starts with the first seed. "
-        "Conditions: the final state on LQR-v0, the goal in the maze.",
+        f"{sampling(found)} Conditions: the final state on LQR-v0, the goal in the maze.",
         [one.table() for one in found],
         [one.ordering(CONDITIONAL, UNCONDITIONAL, "74.4 : 71.1", "Table 14") for one in found],
     )

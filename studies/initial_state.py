@@ -15,6 +15,7 @@ from studies.variants import (
     Testbed,
     compared,
     drawn,
+    sampling,
     side_by_side,
     two_kinds,
     usual_above,
@@ -40,7 +41,8 @@ def study(run: Run) -> Report:
         drawn(found),
         "Mean and 95 % interval over trials: in the maze FiLM is far ahead with either method; on "
         "the linear system it depends on the noise in the data.",
-        "The same starts for all; temperature chosen on validation starts with the first seed.",
+        "The same starts for all; temperature chosen on validation starts with the first "
+        f"seed. {sampling(found)}",
         [one.table() for one in found],
         usual_above(found, *KINDS, " : ".join(map(str, PUBLISHED)), ALONE, "Table 9"),
     )

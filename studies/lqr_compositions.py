@@ -19,7 +19,7 @@ from studies.lqr_noise import ENV_ID, noisy_data
 from studies.measures import regulation
 from studies.networks import Network
 from studies.peers import ALONE, LITERAL, OURS, RESAMPLED
-from studies.report import Ordering, Report, Table
+from studies.report import Ordering, Report, Table, in_words
 from studies.runner import Measurement, Run, Scope, of_seeds
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def study(run: Run) -> Report:
         _figure(found, ratios),
         "Above: cost with its 95 % interval over temperature; below: distance of planned to "
         "simulated states. Narrow samplers cost less at high temperature.",
-        f"The same starts for all; options {OPTIONS}. State error: mean distance between planned "
+        f"The same starts for all; {in_words(OPTIONS)}. State error: mean distance between planned "
         "and simulated states over the steps of the first plan.",
         [_table(percent, found, ratios) for percent in PERCENTS],
         _orderings(ratios),

@@ -23,6 +23,7 @@ from studies.variants import (
     Testbed,
     Variant,
     compared,
+    sampling,
 )
 
 __all__ = ["study"]
@@ -71,7 +72,7 @@ def study(run: Run) -> Report:
         "Cost with its 95 % interval; dotted: published. The published cost grows 3.4 times, the "
         "cost here hardly changes.",
         f"{OURS}, the same planner and starts for all, data with p = {PERCENT / 100}. Temperature "
-        "chosen on validation starts with the first seed, and 1.",
+        f"chosen on validation starts with the first seed, and 1. {sampling(found[:1])}",
         [one.table() for one in found],
         [
             *(

@@ -20,7 +20,7 @@ from studies.figures import Curve, Panel, curves
 from studies.measures import regulation
 from studies.networks import Data
 from studies.peers import ALONE, BC, LITERAL, OURS, PEERS, contender, grid
-from studies.report import UNPUBLISHED, Ordering, Report, Table
+from studies.report import UNPUBLISHED, Ordering, Report, Table, in_words
 from studies.runner import Choice, Contender, Measurement, Run, Scope, of_seeds
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PERCENTS = (10, 20, 30, 40, 80)
 ALL_SEEDS_AT = 40  # per cent at which every training seed is measured; elsewhere the first one
 DRAWN = (10, 40)  # per cent, in the figure, and of its plans:
 FIGURE_AT = 80
-AT_ONE = "temperature 1"
+TUNED, AT_ONE = "tuned", "temperature 1"
 TEMPERATURES = (0.001, 0.1, 1.0)
 GUIDANCES = (1.0, 1.5)
 OPTIONS: dict[str, Any] = {"num_steps": 5, "action_chunk": 8}
@@ -142,7 +142,7 @@ def _contenders(scope: Scope) -> dict[Place, Contender]:
 
 def _text() -> str:
     return (
-        f"The same starts for all; options {OPTIONS}. Guidance {GUIDANCES} was chosen for each "
+        f"The same starts for all; {in_words(OPTIONS)}. Guidance {GUIDANCES} was chosen for each "
         "method and temperature on validation starts with the first seed, and so was the "
         "temperature of the first table below."
     )
@@ -221,9 +221,10 @@ def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def _orderings(ratios: Estimates, best: Mapping[Place, float]) -> list[Ordering]:
-    """MPDiffuser against each other method, tuned and at temperature 1; there in both forms."""
-    settings = ((OURS, "tuned"), (OURS, AT_ONE), (LITERAL, AT_ONE))
-    on_page = {(LITERAL, AT_ONE, name) for name in PUBLISHED} | {(OURS, "tuned", ALONE)}
+    """Both forms of MPDiffuser against each other method, tuned and at temperature 1."""
+    settings = [(winner, at) for at in (TUNED, AT_ONE) for winner in (OURS, LITERAL)]
+    on_page = {(LITERAL, AT_ONE, name) for name in PUBLISHED}
+    on_page |= {(name, TUNED, ALONE) for name in (OURS, LITERAL)}
     return [
         Ordering(
             f"{winner} below {loser}, {at}",
@@ -248,7 +249,7 @@ def _published(loser: str, index: int) -> str:
 
 
 def _temperature(name: str, percent: int, at: str, best: Mapping[Place, float]) -> float:
-    return best[name, percent] if at == "tuned" or name == BC else 1.0
+    return best[name, percent] if at == TUNED or name == BC else 1.0
 
 
 def _figure(ratios: Estimates, found: Found, best: Mapping[Place, float]) -> Figure:

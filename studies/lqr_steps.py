@@ -13,7 +13,7 @@ from studies.estimates import cost_ratio
 from studies.figures import Curve, Panel, curves
 from studies.lqr_compositions import COMPOSITIONS, narrow
 from studies.measures import regulation
-from studies.report import Report, Table
+from studies.report import Report, Table, in_words
 from studies.runner import Measurement, Run, of_seeds
 
 __all__ = ["study"]
@@ -77,7 +77,7 @@ def study(run: Run) -> Report:
         curves(panels),
         f"Cost with its 95 % interval; costs above {VIEW[1]:g} are cut. Few DDPM steps cost least "
         "in the level-matched form.",
-        f"The same starts for all; options {OPTIONS}.",
+        f"The same starts for all; {in_words(OPTIONS)}.",
         [
             Table(
                 f"{sampler}, each training seed",

@@ -26,6 +26,7 @@ from studies.variants import (
     Variant,
     compared,
     drawn,
+    sampling,
 )
 
 __all__ = ["study"]
@@ -71,7 +72,7 @@ def study(run: Run) -> Report:
         drawn(found),
         "Mean and 95 % interval over trials: on the linear system the planner's data decide.",
         "The same starts for all; temperature chosen on validation starts with the first seed. "
-        f"All networks of CarUMaze-v0 learned for {FEW_DRIVES.steps:,} steps.",
+        f"{sampling(found)} All networks of CarUMaze-v0 learned for {FEW_DRIVES.steps:,} steps.",
         [one.table() for one in found],
         [
             found[0].ordering(GOOD, MIXED, published[0], "Table 16"),

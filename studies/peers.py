@@ -9,7 +9,7 @@ from typing import Any, final
 from studies.estimates import Estimate
 from studies.measures import Measure
 from studies.networks import Network
-from studies.report import UNPUBLISHED, Ordering
+from studies.report import LITERAL, OURS, UNPUBLISHED, Ordering
 from studies.runner import Contender, Scope
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
 
 BC = "behaviour cloning"
 ALONE, TWICE = "planner alone", "planner, levels twice"
-OURS, LITERAL = "MPDiffuser (level-matched, ours)", "MPDiffuser (Algorithm 1)"
 RESAMPLED = "MPDiffuser (resampled)"  # each level entered anew after the dynamics model
 FILM = "Decision Diffuser, FiLM"
 
@@ -133,7 +132,7 @@ def orderings(
 
     Args:
         estimates: By name, a key of `PEERS`; higher is better.
-        published: Values of the paper by name, where there are any.
+        published: Values of the paper by name, `LITERAL` among them, where there are any.
         place: Where it was measured.
         table: Of the paper, for the page of results.
     """
@@ -142,7 +141,7 @@ def orderings(
             f"{OURS} above {name}",
             estimates[OURS],
             estimate,
-            f"{published[OURS]} : {published[name]}" if name in published else UNPUBLISHED,
+            f"{published[LITERAL]} : {published[name]}" if name in published else UNPUBLISHED,
             place=place,
             table=table if name in published else "",
         )

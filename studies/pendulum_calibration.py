@@ -19,7 +19,7 @@ from studies.estimates import Estimate, average, share
 from studies.figures import Curve, Panel, curves
 from studies.measures import calibration, episodes
 from studies.peers import ALONE, OURS
-from studies.report import Ordering, Report, Table
+from studies.report import Ordering, Report, Table, in_words
 from studies.runner import Measurement, Run, of_seeds
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _table(
 
 def _closed_table(closed: Mapping[tuple[int, str], Estimate]) -> Table:
     rows = [[count, name, success] for (count, name), success in closed.items()]
-    text = f"Whole episodes with the first seed; {CLOSED}, all else the agent's own."
+    text = f"Whole episodes with the first seed; {in_words(CLOSED)}, all else the agent's own."
     return Table("Closed loop with long chunks", ("N", "method", "success %"), rows, text)
 
 

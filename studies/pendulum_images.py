@@ -34,7 +34,7 @@ PUBLISHED = {
     "Diffuser": -196.2,
     "Decision Diffuser": -242.9,
     ALONE: -181.5,
-    OURS: -155.4,
+    LITERAL: -155.4,
 }
 
 Cells = Mapping[Any, dict[str, Any]]
@@ -90,5 +90,6 @@ def _table(returns: Mapping[str, Estimate], chosen: Mapping[str, Choice], text: 
     for name, estimate in returns.items():
         options = chosen[name].options
         told = [f"{options[key]:g}" if key in options else "–" for key in shown]
-        rows.append([name, estimate.short, PUBLISHED.get(name, "–"), *told])
+        published = PUBLISHED.get(LITERAL if name == OURS else name, "–")
+        rows.append([name, estimate.short, published, *told])
     return Table("", ("method", "return", "published", "temperature", "guidance"), rows, text)

@@ -22,7 +22,7 @@ from studies.figures import Curve, Panel, curves
 from studies.measures import episodes
 from studies.networks import usual_data
 from studies.peers import ALONE, BC, LITERAL, OURS, PEERS, grid
-from studies.report import Ordering, Report, Table
+from studies.report import UNPUBLISHED, Ordering, Report, Table
 from studies.runner import Contender, Measurement, Run, Scope, of_seeds
 
 if TYPE_CHECKING:
@@ -227,8 +227,10 @@ def _table(title: str, found: Found) -> Table:
     rows = []
     for (name, count), cells in found.items():
         success, *others = _summary(cells)
-        rows.append([count, name, success, PUBLISHED[name][count], *others])
-    return Table(title, heads, rows)
+        beside = name == OURS and (LITERAL, count) in found
+        published = UNPUBLISHED if beside else PUBLISHED[name][count]
+        rows.append([count, name, success, published, *others])
+    return Table(title, heads, rows, f"Published for {LITERAL}.")
 
 
 def _orderings(success: Mapping[tuple[str, int], Estimate]) -> list[Ordering]:

@@ -261,7 +261,8 @@ def _report(
         Table("", ("environment", "setting", "return", *heads[3:6]), chosen, text),
         _figure(found),
         "Return with its 95 % interval over time per action. Grey: the interval of all levels; "
-        "triangles: warm-started plans; ring: the cheapest setting that is as good.",
+        "triangles: warm-started plans; ring: the cheapest setting that is as good."
+        + "".join(_cut(env_id, cells) for env_id, cells in found.items()),
         f"Arithmetic: {scope.precision}. Milliseconds: one environment, one thread, mean over the "
         f"actions of an episode, median of {TIMED_EPISODES} episodes; p99 over all their actions. "
         "The first row of each table visits all levels; differences from it are taken start by "
@@ -324,12 +325,21 @@ def _draw(axes: Any, cells: Mapping[Setting, Values]) -> None:
         )
     best = recommended(cells)
     axes.plot(cells[best]["milliseconds"], intervals[best].mean, **RING)
-    margin = reference.high - reference.low
-    axes.set(xscale="log", ylim=_view([value.mean for value in intervals.values()], margin))
+    axes.set(xscale="log", ylim=_view(intervals))
 
 
-def _view(means: Sequence[float], margin: float) -> tuple[float, float]:
+def _cut(env_id: str, cells: Mapping[Setting, Values]) -> str:
+    """What the caption says of returns that the figure does not show."""
+    intervals = {one: mean_interval(cell["returns"]) for one, cell in cells.items()}
+    low, _ = _view(intervals)
+    cut = min(value.mean for value in intervals.values()) < low
+    return f" Returns of {env_id} below {low:.0f} are cut." if cut else ""
+
+
+def _view(intervals: Mapping[Setting, Interval]) -> tuple[float, float]:
     """Range of the returns without the failures, which would flatten all others."""
+    reference, means = next(iter(intervals.values())), [one.mean for one in intervals.values()]
+    margin = reference.high - reference.low
     typical = float(np.median(means))
     low = max(min(means), typical - 8 * (max(means) - typical) - 4 * margin)
     return low - margin, max(means) + margin

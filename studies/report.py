@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -17,22 +17,39 @@ from studies.results import Results
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from studies import Study
+
 __all__ = [
+    "LITERAL",
+    "OURS",
     "UNPUBLISHED",
     "Finding",
     "Ordering",
     "Report",
     "Table",
+    "first_sentence",
+    "in_words",
     "markdown_table",
     "page",
     "write_page",
 ]
 
+OURS, LITERAL = "MPDiffuser (level-matched, ours)", "MPDiffuser (Algorithm 1)"
 UNPUBLISHED = "–"
-HOLDS, EQUAL, FAILS = "holds", "no difference", "does not hold"
+HOLDS, EQUAL, FAILS = "holds", "not apart", "does not hold"
 MOST_WORDS = 120  # of what was found
 SETTING = {"preset": "laptop", "trials": 250, "seeds": [0, 1, 2], "precision": "fp32"}
 """What the command does unless it is told otherwise."""
+WORDS: dict[str, Callable[[Any], str]] = {
+    "num_steps": lambda steps: f"{steps or 'all'} reverse steps",
+    "action_chunk": lambda chunk: f"chunks of {chunk}" if chunk > 1 else "a plan for each action",
+    "num_candidates": lambda count: f"{count} candidates" if count > 1 else "one candidate",
+    "guidance_scale": lambda scale: f"guidance {scale:g}",
+    "temperature": lambda temperature: f"temperature {temperature:g}",
+    "cost_threshold": lambda threshold: f"threshold {threshold:g}",
+    "sampler": str.upper,
+}
+"""Sampling options, as pages tell them."""
 
 
 @final
@@ -85,7 +102,7 @@ class Ordering:
 
     @property
     def verdict(self) -> str:
-        """Whether it holds; no difference where the 95 % intervals overlap."""
+        """Whether it holds; not apart where the 95 % intervals overlap."""
         if self.winner.low <= self.loser.high and self.loser.low <= self.winner.high:
             return EQUAL
         ahead = self.winner.mean > self.loser.mean
@@ -177,25 +194,25 @@ class Finding:
     @property
     def sentence(self) -> str:
         """The first sentence of what was found, on one line."""
-        return re.split(r"(?<=\.)\s", self.found.replace("\n", " "), maxsplit=1)[0]
+        return first_sentence(self.found)
 
 
-def write_page(folder: Path, name: str, time: str, report: Report, results: Results) -> str:
+def write_page(folder: Path, name: str, study: Study, report: Report, results: Results) -> str:
     """Write ``name.md`` and ``name.png``, and return the text; arguments as `page`."""
-    text = page(folder, name, time, report, results)
+    text = page(folder, name, study, report, results)
     save_figure(report.figure, folder / f"{name}.png")
     with atomic_path(folder / f"{name}.md") as temporary:
         temporary.write_text(text)
     return text
 
 
-def page(folder: Path, name: str, time: str, report: Report, results: Results) -> str:
+def page(folder: Path, name: str, study: Study, report: Report, results: Results) -> str:
     """The page of a study, in Markdown.
 
     Args:
         folder: Where ``name.finding.md`` is.
         name: Of the study.
-        time: That it takes.
+        study: The study, for its time.
         report: What was measured.
         results: The stored values.
     """
@@ -205,6 +222,7 @@ def page(folder: Path, name: str, time: str, report: Report, results: Results) -
     if finding is not None:
         lines += ["", f"**Found.** {finding.found}"]
         lines += ["", f"**Not shown.** {finding.limits}"]
+    time = study.takes(len(results.setting["seeds"]))
     lines += ["", f"**Command.** `{_command(name, results)}`, {time} on two cores."]
     lines += ["", "---", "", "## Details", "", report.text, "", f"{_effort(results)}."]
     if finding is not None and finding.details:
@@ -215,11 +233,33 @@ def page(folder: Path, name: str, time: str, report: Report, results: Results) -
     return "\n".join([*lines, ""])
 
 
+def first_sentence(text: str) -> str:
+    """On one line."""
+    return re.split(r"(?<=\.)\s", text.replace("\n", " "), maxsplit=1)[0]
+
+
+def in_words(options: Mapping[str, Any]) -> str:
+    """Sampling options as a page tells them, such as "5 reverse steps, chunks of 8".
+
+    Args:
+        options: Of `SamplingConfig`; the composition is left out, as methods are named after it.
+    """
+    return ", ".join(WORDS[name](one) for name, one in options.items() if name != "composition")
+
+
 def _ordering_lines(orderings: Sequence[Ordering]) -> list[str]:
+    measured = {(one.statement, one.place) for one in orderings}
+
+    def published(one: Ordering) -> str:
+        """Published values are of Algorithm 1, and stand in its row where there is one."""
+        published = one.statement.replace(OURS, LITERAL)
+        beside = published != one.statement and (published, one.place) in measured
+        return UNPUBLISHED if beside else one.published
+
     rows = [
         [
             f"{one.statement}, {one.place}" if one.place else one.statement,
-            one.published,
+            published(one),
             " : ".join(f"{side.mean:.{side.digits}f}" for side in (one.winner, one.loser)),
             one.difference,
             one.verdict,
@@ -230,8 +270,10 @@ def _ordering_lines(orderings: Sequence[Ordering]) -> list[str]:
     heads = ("comparison", "published", "here", "difference", "verdict", "seeds")
     text = (
         "Difference: trial by trial, with its 95 % interval. Holds: the intervals of both are "
-        "apart; no difference: they overlap. Seeds: with how many trainings the ordering is seen."
+        "apart; not apart: they overlap. Seeds: with how many trainings the ordering is seen."
     )
+    if any(OURS in one.statement and one.published != UNPUBLISHED for one in orderings):
+        text += f" Published values of MPDiffuser are those of {LITERAL}."
     return Table("Comparisons", heads, rows, text).lines() if rows else []
 
 

@@ -44,7 +44,9 @@ def study(run: Run) -> Report:
         "Guidance and number of candidates (Tables 17 and 18)",
         "How much do the guidance scale ω and the number of candidates N matter?",
         side_by_side(
-            found, published, f"{run.scope.told}. Published: FetchPickAndPlace, success %."
+            found,
+            published,
+            f"{run.scope.told}. Published: Algorithm 1, FetchPickAndPlace, success %.",
         ),
         curves(panels),
         "Success with 95 % intervals: more candidates help the pendulum, whose ranker is learned, "

@@ -8,7 +8,7 @@ from pathlib import Path
 from mpd_gym.atomic import atomic_path
 from mpd_gym.errors import DataError
 from studies import STUDIES, read_study
-from studies.report import Finding, Ordering, Report, Table, write_page
+from studies.report import Finding, Ordering, Report, Table, first_sentence, write_page
 
 __all__ = ["write_summary"]
 
@@ -17,15 +17,18 @@ INTRODUCTION = """\
 
 What the papers' tables say, and what came out on this package's environments. Where a paper used
 another task, values are not comparable, only orderings are. *Holds*: ahead as published, and the
-95 % intervals over trials are apart; *no difference*: they overlap; *does not hold*: the other way
-round. Intervals do not count how other trainings would differ; each page says how many there are.
+95 % intervals over trials are apart; *not apart*: they overlap; *does not hold*: the other way
+round. Each page has the difference trial by trial as well, which often tells more. Intervals do not
+count how other trainings would differ; each page says how many there are.
 
-The paper's MPDiffuser is **Algorithm 1**; this package's default is a **level-matched** form of it,
-whose two models see the same noise level.
+The paper's MPDiffuser is **Algorithm 1**: published values are of Algorithm 1 in every row. This
+package's default is a **level-matched** form of it, whose two models see the same noise level.
 """
 OUTRODUCTION = """
 `python -m studies NAME` trains and measures one study, `--list` lists all with their time, and
 `--report` writes these pages from the stored measurements."""
+BY_HAND = ("defect", "first-try")
+"""Pages of probes, whose measurements are not stored."""
 
 
 def write_summary(folder: Path) -> Path:
@@ -53,7 +56,7 @@ def write_summary(folder: Path) -> Path:
         except DataError as error:
             absent[name] = error.problem
             continue
-        write_page(folder, name, study.time, report, results)
+        write_page(folder, name, study, report, results)
         reports[name] = report
     page = folder.with_name(f"{folder.name}.md")
     with atomic_path(page) as temporary:
@@ -75,6 +78,9 @@ def _lines(reports: dict[str, Report], absent: dict[str, str], folder: Path) -> 
         for name, orderings in rows.items()
         if not orderings
     ]
+    for name in BY_HAND:
+        if (folder / f"{name}.md").exists():
+            others.append([f"{_link(name, folder)}, by hand", _by_hand(folder / f"{name}.md")])
     lines = INTRODUCTION.splitlines()
     if published:
         lines += Table("", heads, published).lines()
@@ -122,6 +128,14 @@ def _link(name: str, folder: Path) -> str:
 def _sentence(folder: Path, name: str) -> str:
     finding = Finding.read(folder / f"{name}.finding.md")
     return "" if finding is None else finding.sentence
+
+
+def _by_hand(page: Path) -> str:
+    """Title of a page that is written by hand, and the first sentence of what was found."""
+    text = page.read_text()
+    title = text.splitlines()[0].removeprefix("# ")
+    found = text.split("**What was found.** ")[1].replace("\n", " ")
+    return f"{title}: {first_sentence(found)}"
 
 
 def _place(table: str) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from studies.lqr_noise import noisy_data
 from studies.measures import Measure, arrived, episodes, free, open_loop, regulation
 from studies.networks import Data, Network
 from studies.peers import ALONE, OURS
-from studies.report import UNPUBLISHED, Ordering, Table
+from studies.report import UNPUBLISHED, Ordering, Table, in_words
 from studies.runner import Choice, Contender, Measurement, Run, Scope, of_seeds
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ __all__ = [
     "compared",
     "drawn",
     "driving",
+    "sampling",
     "side_by_side",
     "two_kinds",
     "usual_above",
@@ -225,6 +226,15 @@ def side_by_side(found: Sequence[Comparison], published: Mapping[str, Any], text
     places = (f"{one.testbed.title}, {one.testbed.unit}" for one in found)
     heads = ["variant", *places, "published"]
     return Table("", heads, rows, text)
+
+
+def sampling(found: Sequence[Comparison]) -> str:
+    """The sampling options that all variants share, as a page tells them, for each testbed."""
+    titles: dict[str, list[str]] = {}
+    for testbed in (one.testbed for one in found):
+        whole = ", whole plans" if testbed.measure is open_loop else ""
+        titles.setdefault(f"{in_words(testbed.options)}{whole}", []).append(testbed.title)
+    return "; ".join(f"{' and '.join(names)}: {words}" for words, names in titles.items()) + "."
 
 
 def drawn(found: Sequence[Comparison]) -> Figure:

@@ -15,7 +15,7 @@ from studies.estimates import Estimate, average
 from studies.figures import Curve, Panel, curves
 from studies.measures import clocked, episodes
 from studies.peers import OURS
-from studies.report import Ordering, Report, Table
+from studies.report import Ordering, Report, Table, in_words
 from studies.runner import Measurement, Run, of_seeds
 from studies.variants import CAR, LQR_NOISY, MATCHED, Testbed
 
@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "guidance_scale": 1.0,
 }
 TIMED_EPISODES = 3
-PUBLISHED = "Hopper, 10 steps: 94.9 at 58 ms; all 100: 583 ms on an RTX 4090"
+PUBLISHED = "Algorithm 1, Hopper, 10 steps: 94.9 at 58 ms; all 100: 583 ms on an RTX 4090"
 
 
 def study(run: Run) -> Report:
@@ -61,9 +61,9 @@ def study(run: Run) -> Report:
         curves([_panel(testbed, cells) for testbed, cells in found]),
         "Return with its 95 % interval over time per action: the rightmost point plans from "
         "scratch; fewer steps lose nothing.",
-        f"{OURS}, the same starts for all, {OPTIONS}. Milliseconds: one environment, one thread, "
-        f"mean over the actions of an episode, median of {TIMED_EPISODES} episodes with the first "
-        "seed; nothing else ran.",
+        f"{OURS}, the same starts for all; {in_words(OPTIONS)}. Milliseconds: one environment, one "
+        f"thread, mean over the actions of an episode, median of {TIMED_EPISODES} episodes with "
+        "the first seed; nothing else ran.",
         (),
         [
             Ordering(

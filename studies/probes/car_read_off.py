@@ -36,6 +36,7 @@ from mpd_gym.evaluation.returns import (
     state_error,
 )
 from mpd_gym.types import Array, Denoiser
+from studies.peers import ALONE, LITERAL, OURS
 
 ENV_ID = "CarUMaze-v0"
 EPISODES = 250
@@ -48,8 +49,8 @@ OPTIONS: dict[str, Any] = {
     "temperature": 0.5,
     "actions": "planned",
 }
-MATCHED, LITERAL, LATE = "alternating_matched", "alternating", (0.0, 0.1)
-COMPOSITIONS = ("planner_only", MATCHED, LITERAL)
+MATCHED, ALTERNATING, LATE = "alternating_matched", "alternating", (0.0, 0.1)
+COMPOSITIONS = ("planner_only", MATCHED, ALTERNATING)
 FORMS: dict[str, dict[str, Any]] = {
     "two plans": {"action_chunk": 32},
     "a plan for each action": {"action_chunk": 1, "warm_start_steps": 1},
@@ -102,7 +103,7 @@ def tell(name: str, planned: Array, actions: Array, goals: Array, seeds: range) 
     promised = np.linalg.norm(planned[:, -1, :2] - goals, axis=-1).mean()
     kept = mean_interval(np.linalg.norm(ends - goals, axis=-1))
     print(
-        f"  {name:35s} {success:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] "
+        f"  {name:43s} {success:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] "
         f"{free:5.1f}  {np.mean(errors):.3f} m  {promised:.2f} m  {kept.mean:.3f} "
         f"[{kept.low:.3f}, {kept.high:.3f}] m"
     )
@@ -137,9 +138,9 @@ def main() -> None:
     starts = stacked([env.reset(seed=seed)[0] for seed in seeds])
     initial, goals = starts["observation"], starts["desired_goal"]
     rows: tuple[tuple[str, bool, dict[str, Any]], ...] = (
-        ("planner alone", False, {"composition": "planner_only"}),
-        ("MPDiffuser", False, {"composition": MATCHED}),
-        ("MPDiffuser, Algorithm 1", False, {"composition": LITERAL}),
+        (ALONE, False, {"composition": "planner_only"}),
+        (OURS, False, {"composition": MATCHED}),
+        (LITERAL, False, {"composition": ALTERNATING}),
         ("exact dynamics", True, {"composition": MATCHED}),
         ("exact dynamics, last levels", True, {"composition": MATCHED, "dynamics_levels": LATE}),
     )

@@ -58,7 +58,7 @@ def run_mini(
     assert (folder / f"{name}.md").read_text() == report
     assert run_study(name, scope) == report  # everything is there
     assert path.read_text() == stored
-    assert page(folder, name, STUDIES[name].time, *read_study(name, folder)) == report
+    assert page(folder, name, STUDIES[name], *read_study(name, folder)) == report
     assert (folder / f"{name}.png").stat().st_size > 1000
     cells: dict[str, dict[str, Any]] = json.loads(stored)["cells"]
     assert all(cell["of"]["network"] for cell in cells.values())

@@ -15,11 +15,20 @@ from typing import Any
 import pytest
 
 from mpd_gym.errors import ConfigError, DataError
-from studies import STUDIES, read_study
+from studies import STUDIES, Study, read_study
 from studies.estimates import Estimate, average, cost_ratio, share
 from studies.figures import Curve, Panel, curves, dots
 from studies.networks import Data, Network, Shipped
-from studies.report import Finding, Ordering, Report, Table, write_page
+from studies.report import (
+    LITERAL,
+    OURS,
+    Finding,
+    Ordering,
+    Report,
+    Table,
+    in_words,
+    write_page,
+)
 from studies.results import Results
 from studies.runner import Choice, Contender, Measurement, Run, Scope
 from studies.summary import write_summary
@@ -47,8 +56,8 @@ def test_estimates_pool_the_trials_of_all_seeds() -> None:
     ("winner", "loser", "higher", "verdict", "seeds"),
     [
         (estimate(2, 0.1, 2, 2), estimate(1, 0.1, 1, 3), True, "holds", "1 of 2"),
-        (estimate(2, 1), estimate(1, 1), True, "no difference", "1 of 1"),
-        (estimate(1, 1), estimate(2, 1), True, "no difference", "0 of 1"),
+        (estimate(2, 1), estimate(1, 1), True, "not apart", "1 of 1"),
+        (estimate(1, 1), estimate(2, 1), True, "not apart", "0 of 1"),
         (estimate(2, 0.1), estimate(1, 0.1), False, "does not hold", "0 of 1"),
     ],
 )
@@ -221,7 +230,8 @@ def test_a_page_is_a_screen_with_details_below(tmp_path: Path) -> None:
     setting = {"preset": "laptop", "trials": 250, "seeds": [0]}
     ordering = Ordering("a above b", estimate(1, 0.1), estimate(2, 0.1), "2 : 1", place="there")
     told = report(details=[Table("Part", ["h"], [["v"]])], orderings=[ordering])
-    text = write_page(tmp_path, "x", "1 h", told, Results(tmp_path / "x.json", setting))
+    known = Study("", "", "3 h", "1 h")
+    text = write_page(tmp_path, "x", known, told, Results(tmp_path / "x.json", setting))
     assert (tmp_path / "x.md").read_text() == text
     assert (tmp_path / "x.png").stat().st_size > 1000
     screen, details = text.split("\n---\n")
@@ -233,6 +243,26 @@ def test_a_page_is_a_screen_with_details_below(tmp_path: Path) -> None:
     assert "\nHow.\n" in details and "\nMore.\n" in details and "### Part" in details
     row = "| a above b, there | 2 : 1 | 1.000 : 2.000 | – | does not hold | 0 of 1 |"
     assert row in details
+
+
+def test_published_values_stand_in_the_row_of_algorithm_1(tmp_path: Path) -> None:
+    pair = estimate(1, 0.1), estimate(2, 0.1)
+    orderings = [Ordering(f"{one} above b", *pair, "2 : 1") for one in (OURS, LITERAL)]
+    orderings.append(Ordering(f"{OURS} above c", *pair, "3 : 1"))  # alone
+    results = Results(tmp_path / "x.json", {"seeds": [0, 1]})
+    study = Study("", "", "3 h", "1 h")
+    text = write_page(tmp_path, "x", study, report(orderings=orderings), results)
+    for row in (f"{OURS} above b | –", f"{LITERAL} above b | 2 : 1", f"{OURS} above c | 3 : 1"):
+        assert f"| {row} |" in text
+    assert f"Published values of MPDiffuser are those of {LITERAL}." in text
+    assert "`python -m studies x --seeds 0,1`, 3 h on two cores." in text
+
+
+def test_options_are_told_in_words() -> None:
+    options = {"composition": "alternating", "num_steps": 5, "action_chunk": 8}
+    assert in_words(options) == "5 reverse steps, chunks of 8"
+    known = in_words({"num_steps": None, "action_chunk": 1, "num_candidates": 1})
+    assert known == "all reverse steps, a plan for each action, one candidate"
 
 
 @pytest.mark.parametrize(
@@ -279,6 +309,7 @@ def test_the_page_of_results_has_a_row_for_each_statement(
     for name in ("lqr-noise", "dmpc", "lqr-steps"):
         Results(folder / f"{name}.json", {"preset": "laptop", "trials": 2, "seeds": [0]}).save()
     (folder / "dmpc.finding.md").write_text(FINDING)
+    (folder / "defect.md").write_text("# Foot\n\n**What was found.** It\nlimps. Always.\n")
     values = (estimate(1, 0.1), estimate(3, 0.1))
     orderings = [
         Ordering("a above b", one, estimate(2, 0.1), "2 : 1", place=place, table="Table 10")
@@ -299,6 +330,7 @@ def test_the_page_of_results_has_a_row_for_each_statement(
         "does not hold (1 of 2), holds (1 of 2) | [lqr-noise](results/lqr-noise.md) |"
     ) in text
     assert "| [dmpc](results/dmpc.md) | It is so. |" in text
+    assert "| [defect](results/defect.md), by hand | Foot: It limps. |" in text
     assert text.count("(not run)") == len(STUDIES) - 3
     assert "lqr-steps (the study is not complete: 30 of 30" in text
     with pytest.raises(ConfigError, match="study"):

@@ -13,7 +13,7 @@ from studies.report import Finding, page
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_page_follows_from_the_stored_results(name: str, results: Path) -> None:
-    text = page(results, name, STUDIES[name].time, *read_study(name, results))
+    text = page(results, name, STUDIES[name], *read_study(name, results))
     assert text == (results / f"{name}.md").read_text(), "run python -m studies --report"
     finding = Finding.read(results / f"{name}.finding.md")
     assert finding is not None and finding.sentence.endswith(".")

@@ -41,8 +41,8 @@ def test_scenes_are_what_is_there(shipped: Path) -> None:
     assert list(scenes) == [PENDULUM, "LQR-v0"]
     labels = [[text.partition("=")[0] for text in texts] for texts in scenes.values()]
     assert labels == [
-        ["MPDiffuser", "planner alone", "SAFE PPO (SB3)"],
-        ["MPDiffuser", "planner alone"],
+        ["MPDiffuser (level-matched)", "planner alone", "SAFE PPO (SB3)"],
+        ["MPDiffuser (level-matched)", "planner alone"],
     ]
     alone = comparison.load_entries(scenes["LQR-v0"], "LQR-v0")[1]
     assert alone.policy.options.composition == "planner_only"
@@ -56,8 +56,8 @@ def test_the_demo_prints_a_table_and_leaves_files_for_every_scene(
     result = CliRunner().invoke(cli.app, ["demo", "--episodes", "2"])
     assert result.exit_code == 0, result.output
     policies = {
-        PENDULUM: ["MPDiffuser", "planner alone", "SAFE PPO (SB3)"],
-        "LQR-v0": ["MPDiffuser", "planner alone", demo.REFERENCES["LQR-v0"][0]],
+        PENDULUM: ["MPDiffuser (level-matched)", "planner alone", "SAFE PPO (SB3)"],
+        "LQR-v0": ["MPDiffuser (level-matched)", "planner alone", demo.REFERENCES["LQR-v0"][0]],
     }
     for env_id, labels in policies.items():
         assert env_id in result.output and all(label in result.output for label in labels)

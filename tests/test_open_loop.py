@@ -12,8 +12,8 @@ import pytest
 import mpd_gym  # noqa: F401 - registers the environments
 from mpd_gym.envs.lqr import transition
 from mpd_gym.errors import InputError
-from mpd_gym.evaluation.figures import plan_errors_table
-from mpd_gym.evaluation.open_loop import PlanErrors, error_rows, open_loop_error
+from mpd_gym.evaluation.figures import open_loop_table
+from mpd_gym.evaluation.open_loop import OpenLoopErrors, error_rows, open_loop_error
 from mpd_gym.types import Array
 
 HORIZON = 8
@@ -55,7 +55,7 @@ def test_what_is_known_is_executed_as_planned_and_an_error_is_found() -> None:
     assert len(rows) == 2 * HORIZON * 2
     (row,) = (r for r in rows if (r["policy"], r["step"], r["dimension"]) == ("off", 6, 1))
     assert (row["mean"], row["p95"], row["plans"]) == pytest.approx((0.25, 0.25, 5), abs=1e-6)
-    table = plan_errors_table("LQR-v0", found)
+    table = open_loop_table("LQR-v0", found)
     assert [column.header for column in table.columns][1:] == [
         "step 1", "step 2", "step 4", "step 8", "good for",
     ]  # fmt: skip
@@ -66,7 +66,7 @@ def test_plans_count_as_long_as_they_are_executed_and_most_must_be_good() -> Non
     gaps[0, 1] = 9.0  # one of twenty
     gaps[1:3, 2] = 9.0  # with the first, three of twenty
     gaps[3, 1:] = np.nan
-    errors = PlanErrors(np.arange(20), gaps, np.ones(1))
+    errors = OpenLoopErrors(np.arange(20), gaps, np.ones(1))
     assert errors.good_for() == 2
     assert errors.good_for(share=0.8) == 3
     assert errors.good_for(share=1.0) == 1

@@ -143,7 +143,7 @@ def plans(
     hold.
     """
     from mpd_gym.atomic import write_csv
-    from mpd_gym.evaluation.figures import plan_errors_table, save_figure, state_error_figure
+    from mpd_gym.evaluation.figures import open_loop_table, save_figure, state_error_figure
     from mpd_gym.evaluation.open_loop import error_rows, open_loop_error
 
     entries, env_kwargs = _loaded(policy, env, option, env_option, device)
@@ -154,7 +154,7 @@ def plans(
     write_csv(place / "plan-errors.csv", error_rows(found))
     relative = {label: errors.relative for label, errors in found.items()}
     save_figure(state_error_figure(relative, "σ"), place / "plan-errors.png")
-    console.print(plan_errors_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", found))
+    console.print(open_loop_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", found))
     console.print(f"Files are in {place}/")
 
 

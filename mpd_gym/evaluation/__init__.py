@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpd_gym.evaluation.comparison import Entry, compare, load_entries
     from mpd_gym.evaluation.figures import rollout_frames, save_gif
-    from mpd_gym.evaluation.open_loop import PlanErrors, open_loop_error
+    from mpd_gym.evaluation.open_loop import OpenLoopErrors, open_loop_error
     from mpd_gym.evaluation.returns import (
         Evaluation,
         Interval,
@@ -23,7 +23,7 @@ __all__ = [
     "Entry",
     "Evaluation",
     "Interval",
-    "PlanErrors",
+    "OpenLoopErrors",
     "compare",
     "evaluate",
     "load_entries",
@@ -37,7 +37,7 @@ __all__ = [
 _MODULES = {
     "comparison": ("Entry", "compare", "load_entries"),
     "figures": ("rollout_frames", "save_gif"),
-    "open_loop": ("PlanErrors", "open_loop_error"),
+    "open_loop": ("OpenLoopErrors", "open_loop_error"),
     "returns": ("Evaluation", "Interval", "evaluate", "mean_interval", "proportion_interval"),
 }
 

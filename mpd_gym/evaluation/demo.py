@@ -48,7 +48,10 @@ def scenes() -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for env_id, path in shipped_agents().items():
-        texts = [f"MPDiffuser={path}", f"planner alone={path},composition=planner_only"]
+        texts = [
+            f"MPDiffuser (level-matched)={path}",
+            f"planner alone={path},composition=planner_only",
+        ]
         for file in sorted(path.parent.glob(f"*-{env_id}.zip")):
             name = file.name.removesuffix(f"-{env_id}.zip")
             texts.append(f"{name.upper().replace('-', ' ')} (SB3)=sb3:{file}")

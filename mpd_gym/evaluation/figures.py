@@ -18,7 +18,7 @@ from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.envs.drawing import Canvas
 from mpd_gym.envs.palette import INK, PAPER
 from mpd_gym.errors import InputError
-from mpd_gym.evaluation.open_loop import PlanErrors
+from mpd_gym.evaluation.open_loop import OpenLoopErrors
 from mpd_gym.evaluation.returns import Evaluation, Interval, mean_interval
 from mpd_gym.evaluation.style import BAND, DPI, WIDTH, legend_below, looks, styled
 from mpd_gym.types import Array, Episode, Policy
@@ -35,7 +35,7 @@ __all__ = [
     "draws_plan",
     "evaluation_table",
     "halved",
-    "plan_errors_table",
+    "open_loop_table",
     "rollout_frames",
     "save_figure",
     "save_gif",
@@ -97,7 +97,7 @@ def _three_digits(number: float) -> str:
     return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
 
 
-def plan_errors_table(title: str, found: Mapping[str, PlanErrors]) -> Table:
+def open_loop_table(title: str, found: Mapping[str, OpenLoopErrors]) -> Table:
     """One row for each agent: errors of its plans after some steps, and how long they hold.
 
     Args:

@@ -13,11 +13,11 @@ from mpd_gym.errors import InputError
 from mpd_gym.evaluation.returns import execute_plans, stacked
 from mpd_gym.types import Array
 
-__all__ = ["PlanErrors", "error_rows", "open_loop_error"]
+__all__ = ["OpenLoopErrors", "error_rows", "open_loop_error"]
 
 
 @dataclass(frozen=True)
-class PlanErrors:
+class OpenLoopErrors:
     """Planned minus executed states of one agent's plans.
 
     Attributes:
@@ -56,7 +56,7 @@ def open_loop_error(
     seeds: Sequence[int],
     env_kwargs: Mapping[str, Any] | None = None,
     deterministic: bool = False,
-) -> dict[str, PlanErrors]:
+) -> dict[str, OpenLoopErrors]:
     """Plan once from each start, execute all actions of the plan, and compare (paper, Fig. 2).
 
     Args:
@@ -99,10 +99,10 @@ def open_loop_error(
             row[: len(states) - 1] = plan[: len(states) - 1] - states[1:]
     spread = np.concatenate(visited).std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
-    return {label: PlanErrors(np.asarray(seeds), gap, scale) for label, gap in gaps.items()}
+    return {label: OpenLoopErrors(np.asarray(seeds), gap, scale) for label, gap in gaps.items()}
 
 
-def error_rows(found: Mapping[str, PlanErrors]) -> list[dict[str, Any]]:
+def error_rows(found: Mapping[str, OpenLoopErrors]) -> list[dict[str, Any]]:
     """Mean, median and 95th percentile of the absolute gaps, in the environment's units.
 
     Args:

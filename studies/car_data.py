@@ -5,7 +5,7 @@ is made for less: the dynamics model also learns from drives that lead nowhere, 
 get. Here the planner learns from few expert drives, the dynamics model from the same ones and 1,000
 random drives; it is told the goal, as the paper's is, or not, and predicts noise or x̂_0. D-MPC
 learns from the same data, and picks the proposal whose predicted end is nearest to the goal (Zhou
-et al. 2025, with a known objective in the place of a learned one); so do the others where they have
+et al. 2025, with a known objective instead of a learned one); so do the others where they have
 as many candidates.
 
 Random drives are not like those that are planned. So one dynamics model learns from 1,000 drives of

@@ -224,7 +224,7 @@ class Network:
 @final
 @dataclass(frozen=True)
 class Shipped:
-    """An agent's file that is there already, in the place of a `Network`.
+    """An agent's file that is there already; takes the place of a `Network`.
 
     Attributes:
         env_id: Environment.

@@ -1,7 +1,7 @@
 """Return against milliseconds per action with warm-started plans (paper, appendix G, Fig. 13).
 
 After the first plan of an episode, the last plan is shifted, noised to level m and denoised from
-there, so that a plan takes m reverse steps in the place of K. A new plan is made for every action.
+there, so that a plan takes m reverse steps instead of K. A new plan is made for every action.
 """
 
 from __future__ import annotations

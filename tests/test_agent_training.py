@@ -98,7 +98,7 @@ def test_goals_in_the_data_are_seen_without_being_asked_for(env_id: str, kind: s
 
 
 def test_a_learned_reward_sees_the_goal() -> None:
-    """Rewards are distances to the goal: what is learned of one goal must not be told of others."""
+    """Rewards are distances to the goal: what is learned of one goal must not hold for others."""
     data = source("CarUMaze-v0", episodes=60, reward_type="dense")
     config = replace(
         TINY,

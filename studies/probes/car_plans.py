@@ -115,7 +115,7 @@ def beliefs(agent: MPDiffuserAgent, count: int = 64) -> None:
     ends, _ = executed(actions, seeds)
     expected = {
         "planner": np.stack([plan.observations[plan.chosen] for plan in plans]),
-        "dynamics model, told of the goal": believed(agent, observations, actions, told=True),
+        "dynamics model, given the goal": believed(agent, observations, actions, told=True),
         "dynamics model, not told": believed(agent, observations, actions, told=False),
     }
 

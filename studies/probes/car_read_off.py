@@ -2,9 +2,9 @@
 
 ``python -m studies car-read-off [AGENT ...]``, the shipped agent by default. On 250 starts from
 100000 on, or from ``--first`` on, one sample in 10 steps: (1) the planner alone and MPDiffuser;
-(2) MPDiffuser with the simulator in the place of its dynamics model, told the actions that the
+(2) MPDiffuser with the simulator as its dynamics model, told the actions that the
 planner has in mind, at all levels or in the last tenth; (3) planned states, with actions read off
-them: what takes the car from one planned speed and steering angle to the next, in the place of the
+them: what takes the car from one planned speed and steering angle to the next, instead of the
 planned actions.
 Then whole episodes of 64 steps, with two plans in each and with a new plan for each action, in one
 step from the last: with planned actions, with those read off, and with those that the agent's own
@@ -67,7 +67,7 @@ def simulated(states: Array, actions: Array) -> Array:
 
 
 def with_exact_dynamics(agent: MPDiffuserAgent) -> MPDiffuserAgent:
-    """Put the simulator in the place of an agent's dynamics model."""
+    """Let the simulator replace an agent's dynamics model."""
     learned = agent._denoiser
     states, controls = agent.normalizers.observation, agent.normalizers.action
 

@@ -37,7 +37,7 @@ from mpd_gym.types import Policy
 
 FOLDER = Path("outputs/defect")
 SOUND, WEAK = "Walker2d-v5", "Walker2dTorqueDefect-v0"
-NOISE = 0.35  # the policy then falls now and then, and returns about 3,000 in the place of 3,900
+NOISE = 0.35  # the policy then falls now and then, and returns about 3,000, not 3,900
 RECORDED, PLAYED = 200, 100  # episodes
 PLAY_SEED = 1_000_000
 METHODS = ("mpdiffuser", "dmpc")

@@ -37,6 +37,8 @@ class BuildLibrary(build_ext):
         target.unlink(missing_ok=True)
         names = (os.environ.get("CC"), "cc", "gcc", "clang")
         compiler = next((path for name in names if name and (path := shutil.which(name))), None)
+        if names[0] and compiler != shutil.which(names[0]):
+            print(f"mpd_gym: CC={names[0]!r} is no command; flags go into CFLAGS; took {compiler}")
         levels = LEVELS.get(platform.machine().lower(), {})
         if compiler is None or not levels or os.name == "nt":
             print("mpd_gym: no C compiler for this machine; networks will run in plain PyTorch")

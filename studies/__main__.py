@@ -25,8 +25,9 @@ def run(
     folder: Annotated[
         Path | None,
         typer.Option(
+            file_okay=False,
             help="Where results go, and agents, which studies share; outputs/studies by default. "
-            "With --report, the folder of results; docs/results by default."
+            "With --report, the folder of results; docs/results by default.",
         ),
     ] = None,
     preset: Annotated[Preset, typer.Option(help="Size of networks and training.")] = Preset.laptop,
@@ -76,9 +77,12 @@ def run(
 def _numbers(seeds: str) -> tuple[int, ...]:
     """Training seeds from a list such as 0,1,2."""
     try:
-        return tuple(int(seed) for seed in seeds.split(","))
-    except ValueError as error:
-        raise ConfigError(f"seeds: expected whole numbers such as 0,1,2, got {seeds!r}") from error
+        numbers = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise ConfigError(f"seeds: expected different whole numbers such as 0,1,2; got {seeds!r}")
+    return numbers
 
 
 def main() -> None:

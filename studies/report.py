@@ -175,11 +175,12 @@ class Finding:
         """
         if not path.exists():
             return None
-        found, *sections = re.split(r"^## (.+)\n", path.read_text(), flags=re.MULTILINE)
+        text = path.read_text(errors="replace")
+        found, *sections = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
         rest = {
             title: text.strip() for title, text in zip(sections[::2], sections[1::2], strict=True)
         }
-        if rest.keys() not in ({"Not shown"}, {"Not shown", "Details"}):
+        if not found.strip() or rest.keys() not in ({"Not shown"}, {"Not shown", "Details"}):
             raise DataError(
                 "expected the finding, then '## Not shown' and perhaps '## Details'; got the "
                 f"sections {list(rest)}",

@@ -149,9 +149,9 @@ def _without(setting: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 def _read(path: Path) -> dict[str, Any]:
     try:
         stored: dict[str, Any] = json.loads(path.read_text())
-        known = {key: stored[key] for key in ("setting", "made_with", "cells")}
+        known = {key: dict(stored[key]) for key in ("setting", "made_with", "cells")}
         return {"networks": {}, **stored, **known}
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"not a file of results ({error})", source=str(path)) from error
 
 

@@ -9,6 +9,7 @@ from mpd_gym.atomic import atomic_path
 from mpd_gym.errors import DataError
 from studies import STUDIES, read_study
 from studies.report import Finding, Ordering, Report, Table, first_sentence, write_page
+from studies.results import Results
 
 __all__ = ["write_summary"]
 
@@ -51,6 +52,7 @@ def write_summary(folder: Path) -> Path:
         if not (folder / f"{name}.json").exists():
             absent[name] = "not run"
             continue
+        Results.read(folder / f"{name}.json")  # one that is damaged is no study to leave out
         try:
             report, results = read_study(name, folder)
         except DataError as error:
@@ -132,10 +134,11 @@ def _sentence(folder: Path, name: str) -> str:
 
 def _by_hand(page: Path) -> str:
     """Title of a page that is written by hand, and the first sentence of what was found."""
-    text = page.read_text()
-    title = text.splitlines()[0].removeprefix("# ")
-    found = text.split("**What was found.** ")[1].replace("\n", " ")
-    return f"{title}: {first_sentence(found)}"
+    title, mark, found = page.read_text(errors="replace").partition("**What was found.** ")
+    if not title.startswith("# ") or not mark:
+        raise DataError("expected a title and '**What was found.** '", source=str(page))
+    sentence = first_sentence(found.replace("\n", " "))
+    return f"{title.splitlines()[0].removeprefix('# ')}: {sentence}"
 
 
 def _place(table: str) -> tuple[str, int]:

@@ -269,6 +269,12 @@ def test_what_cannot_be_filmed_is_refused_before_anything_is_played(
             compare(entries, "test/Blind-v0", seeds=[0], folder=tmp_path)
         with pytest.raises(InputError, match="seeds"):
             compare(entries, "LQR-v0", seeds=[])
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="folder: cannot be made"):
+            compare(entries, "LQR-v0", seeds=[0], folder=tmp_path / "file")
+        for nobody in ({}, [], None, [entries[0].policy]):
+            with pytest.raises(ConfigError, match="policies: expected at least one"):
+                compare(nobody, "LQR-v0", seeds=[0])  # type: ignore[arg-type]
     finally:
         del gym.registry["test/Blind-v0"]
 

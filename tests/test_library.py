@@ -41,14 +41,20 @@ def damaged(path: Path) -> Path:
     return path
 
 
+def cut(path: Path) -> Path:
+    path.write_bytes(Path(_ctypes.__file__).read_bytes()[:3000])
+    return path
+
+
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
         (lambda path: path, "no C compiler was found"),
         (damaged, "file too short|invalid ELF header|not a mach-o"),
+        (cut, "lacks its end|mach-o|truncated"),
         (lambda _: Path(_ctypes.__file__), "has no mpd_find_level"),
     ],
-    ids=["missing", "damaged", "another"],
+    ids=["missing", "damaged", "cut", "another"],
 )
 def test_without_it_plain_pytorch_runs_and_says_so_once(
     file: object, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

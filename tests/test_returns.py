@@ -131,9 +131,14 @@ def test_what_cannot_act_is_refused(policy: Any) -> None:
 
 def test_bad_arguments_are_refused() -> None:
     _, policy = optimal()
-    for none in ([], 0, -3):
-        with pytest.raises(InputError, match="at least one seed"):
-            evaluate(policy, "LQR-v0", seeds=none)
+    for seeds in ([], 0, -3, [-1], [1.5], ["x"], "x", None, 1.5):
+        with pytest.raises(InputError, match="seeds: expected at least one, whole numbers"):
+            evaluate(policy, "LQR-v0", seeds=seeds)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="num_envs"):
+        evaluate(policy, "LQR-v0", seeds=1, num_envs=0)
+    for env_id, kwargs in (("Nope-v0", {}), ("LQR-v0", {"nope": 1})):
+        with pytest.raises(ConfigError, match=f"env: {env_id} cannot be made"):
+            evaluate(policy, env_id, seeds=1, env_kwargs=kwargs)
     with pytest.raises(InputError, match="reset_options"):
         evaluate(policy, "LQR-v0", seeds=[0, 1], reset_options=[{}])
     with pytest.raises(InputError, match="finite"):

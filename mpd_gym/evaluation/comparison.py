@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from mpd_gym.atomic import write_csv
-from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_policy
+from mpd_gym.errors import CheckpointError, ConfigError, check_policy
 from mpd_gym.evaluation.figures import (
     captioned,
     draws_plan,
@@ -24,7 +24,7 @@ from mpd_gym.evaluation.figures import (
     save_gif,
     side_by_side,
 )
-from mpd_gym.evaluation.returns import Evaluation, Stopwatch, evaluate
+from mpd_gym.evaluation.returns import Evaluation, Stopwatch, as_seeds, evaluate, make_env
 from mpd_gym.types import Array, Policy
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "check_fits",
     "compare",
     "load_entries",
-    "make_env",
     "parse_entry",
     "parse_options",
 ]
@@ -155,7 +154,7 @@ def compare(
     seeds: int | Sequence[int] = 20,
     num_envs: int = 10,
     env_kwargs: Mapping[str, Any] | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     film: bool = True,
     progress: bool = False,
 ) -> dict[str, Evaluation]:
@@ -179,10 +178,13 @@ def compare(
         environment (the film's, if there is one), after an uncounted first call.
 
     Raises:
-        ConfigError: If the environment does not exist, or draws no pictures for the film.
+        ConfigError: If there is no policy, the folder cannot be made, the environment does not
+            exist, or it draws no pictures for the film.
+        InputError: If there is no seed, or one is no whole number of at least 0.
     """
-    seeds = range(seeds) if isinstance(seeds, int) else seeds
-    entries = _entries(policies) if isinstance(policies, Mapping) else policies
+    seeds = as_seeds(seeds)
+    entries = _entries(policies)
+    folder = None if folder is None else _made(Path(folder))
     filmed = film and folder is not None
     first = _first_observation(env_id, env_kwargs, seeds, film=filmed)
     results: dict[str, Evaluation] = {}
@@ -207,8 +209,21 @@ def compare(
     return results
 
 
-def _entries(policies: Mapping[str, Policy]) -> list[Entry]:
-    return [Entry(name, one, not hasattr(one, "plan")) for name, one in policies.items()]
+def _made(folder: Path) -> Path:
+    """Make the folder before anything is played, so that no result is lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"folder: cannot be made: {error}; choose another") from error
+    return folder
+
+
+def _entries(policies: Mapping[str, Policy] | Sequence[Entry]) -> Sequence[Entry]:
+    if isinstance(policies, Mapping):
+        policies = [Entry(name, one, not hasattr(one, "plan")) for name, one in policies.items()]
+    if not policies or not all(isinstance(one, Entry) for one in policies):
+        raise ConfigError(f"policies: expected at least one, each by its name; got {policies!r}")
+    return policies
 
 
 def _timed(
@@ -263,18 +278,6 @@ def _alike(wanted: spaces.Space[Any], there: spaces.Space[Any]) -> bool:
     return wanted == there
 
 
-def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, Any]:
-    """Make an environment.
-
-    Raises:
-        ConfigError: If Gymnasium cannot make it with this id and arguments.
-    """
-    try:
-        return gym.make(env_id, **(env_kwargs or {}))
-    except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
-        raise ConfigError(f"env: {env_id} cannot be made: {error}") from error
-
-
 def _load_entry(
     text: str,
     env: gym.Env[Any, Any],
@@ -314,8 +317,6 @@ def _first_observation(
     env_id: str, env_kwargs: Mapping[str, Any] | None, seeds: Sequence[int], *, film: bool
 ) -> Any:
     """Return the first episode's first observation; for a `film`, check that pictures exist."""
-    if not len(seeds):
-        raise InputError("seeds: expected at least one, got none")
     env = make_env(env_id, env_kwargs)
     try:
         if film and "rgb_array" not in env.metadata.get("render_modes", ()):

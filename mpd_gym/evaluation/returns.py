@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from mpd_gym.errors import InputError, check_policy
+from mpd_gym.errors import ConfigError, InputError, check_integer, check_policy
 from mpd_gym.types import Array, BoolArray, Policy, succeeded
 
 __all__ = [
@@ -20,8 +20,10 @@ __all__ = [
     "Interval",
     "Rollout",
     "Stopwatch",
+    "as_seeds",
     "evaluate",
     "execute_plans",
+    "make_env",
     "mean_interval",
     "proportion_interval",
     "stacked",
@@ -147,6 +149,33 @@ class Stopwatch:
         return answer
 
 
+def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, Any]:
+    """Make an environment.
+
+    Raises:
+        ConfigError: If Gymnasium cannot make it with this id and arguments.
+    """
+    try:
+        return gym.make(env_id, **(env_kwargs or {}))
+    except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
+        raise ConfigError(f"env: {env_id} cannot be made: {error}") from error
+
+
+def as_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+    """Seeds of episodes; a number n stands for ``range(n)``.
+
+    Raises:
+        InputError: If there is none, or one is no whole number of at least 0.
+    """
+    listed = range(seeds) if isinstance(seeds, int) else seeds
+    fits = isinstance(listed, Sequence | np.ndarray) and all(
+        isinstance(seed, int | np.integer) and seed >= 0 for seed in listed
+    )
+    if not fits or not len(listed):
+        raise InputError(f"seeds: expected at least one, whole numbers >= 0; got {seeds!r}")
+    return listed
+
+
 def evaluate(
     policy: Policy,
     env_id: str,
@@ -175,16 +204,17 @@ def evaluate(
         progress: Show a bar with rate and estimate; a string is its name.
 
     Raises:
-        ConfigError: If the policy has no `predict`.
-        InputError: If there is no seed, or not one of `reset_options` for each.
+        ConfigError: If the policy has no `predict`, the environment cannot be made, or `num_envs`
+            is no whole number of at least 1.
+        InputError: If there is no seed, one is no whole number of at least 0, or there is not one
+            of `reset_options` for each.
     """
     check_policy(policy)
-    seeds = range(seeds) if isinstance(seeds, int) else seeds
-    if not len(seeds) or num_envs < 1:
-        raise InputError(f"expected at least one seed and one copy, got {len(seeds)}, {num_envs}")
+    check_integer("num_envs", num_envs, 1)
+    seeds = as_seeds(seeds)
     if reset_options is not None and len(reset_options) != len(seeds):
         raise InputError(f"reset_options: expected {len(seeds)} of them, got {len(reset_options)}")
-    envs = [gym.make(env_id, **(env_kwargs or {})) for _ in range(min(num_envs, len(seeds)))]
+    envs = [make_env(env_id, env_kwargs) for _ in range(min(num_envs, len(seeds)))]
     records: list[_Record] = []
     seconds: list[float] = []
     try:

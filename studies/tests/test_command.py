@@ -30,9 +30,16 @@ def test_all_studies_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(name in listed for name in STUDIES)
 
 
-def test_seeds_are_whole_numbers() -> None:
-    with pytest.raises(ConfigError, match="whole numbers"):
-        run("lqr-steps", "--seeds", "0;1")
+@pytest.mark.parametrize("seeds", ["0;1", "", "-1", "0,0"])
+def test_seeds_are_different_whole_numbers(seeds: str) -> None:
+    with pytest.raises(ConfigError, match="different whole numbers"):
+        run("lqr-steps", "--seeds", seeds)
+
+
+def test_results_go_into_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["lqr-steps", "--folder", str(tmp_path / "file")])
+    assert result.exit_code == 2
 
 
 @pytest.mark.slow

@@ -297,6 +297,25 @@ def test_a_name_has_one_colour_in_all_figures_and_stands_in_the_legend() -> None
     assert alone.get_color() == colours[0]
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dmpc.json", "[1]"),
+        ("dmpc.json", '{"setting": 3, "made_with": {}, "cells": {}}'),
+        ("dmpc.json", "{"),
+        ("defect.md", ""),
+        ("defect.md", "# Foot"),
+    ],
+)
+def test_a_damaged_file_stops_the_page_of_results(file: str, content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / file).write_text(content)
+    with pytest.raises(DataError, match=file):
+        write_summary(folder)
+    assert not (tmp_path / "results.md").exists()
+
+
 def test_the_page_of_results_has_a_row_for_each_statement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

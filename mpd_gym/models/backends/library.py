@@ -111,6 +111,8 @@ def levels() -> list[Level]:
     """
     if not LIBRARY.exists():
         raise OSError("no C compiler was found, or it failed, when mpd_gym was installed.")
+    if _is_cut(LIBRARY):
+        raise OSError(f"{LIBRARY.name} lacks its end; install mpd_gym again.")
     library = ctypes.CDLL(str(LIBRARY))
     try:
         find = library.mpd_find_level
@@ -125,6 +127,17 @@ def levels() -> list[Level]:
     if SOURCES.exists() and found[0].sources.decode() != _digest(SOURCES):
         raise OSError(f"{LIBRARY.name} is of other sources; install mpd_gym again.")
     return found
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether an ELF file ends before its table of sections; to load it would kill the process."""
+    content = path.read_bytes()
+    if not content.startswith(b"\x7fELF\x02\x01"):
+        return False
+    start, size, count = (
+        int.from_bytes(content[a:b], "little") for a, b in ((40, 48), (58, 60), (60, 62))
+    )
+    return len(content) < start + size * count
 
 
 def _digest(folder: Path) -> str:

@@ -195,7 +195,7 @@ def test_sac_learns_the_pendulum() -> None:
     model = train_sb3(
         "sac",
         "Pendulum-v1",
-        steps=12_800,
+        steps=16_000,
         seed=0,
         num_envs=8,
         hyperparameters={
@@ -204,7 +204,7 @@ def test_sac_learns_the_pendulum() -> None:
             "gradient_steps": 2,
             "learning_starts": 800,
         },
-        checkpoint_every=12_800,
+        checkpoint_every=16_000,
         progress=False,
     )
     returns = [episode.rewards.sum() for episode in replay_episodes(model)]

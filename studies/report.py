@@ -31,6 +31,7 @@ __all__ = [
     "in_words",
     "markdown_table",
     "page",
+    "read_page",
     "write_page",
 ]
 
@@ -171,11 +172,11 @@ class Finding:
         """Read the file; None where there is none.
 
         Raises:
-            DataError: If a section is missing or unknown, or the finding is too long.
+            DataError: If it is not UTF-8, a section is missing or unknown, or it is too long.
         """
         if not path.exists():
             return None
-        text = path.read_text(errors="replace")
+        text = read_page(path)
         found, *sections = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
         rest = {
             title: text.strip() for title, text in zip(sections[::2], sections[1::2], strict=True)
@@ -232,6 +233,20 @@ def page(folder: Path, name: str, study: Study, report: Report, results: Results
     for table in report.details:
         lines += table.lines()
     return "\n".join([*lines, ""])
+
+
+def read_page(path: Path) -> str:
+    """Read what a person wrote.
+
+    Raises:
+        DataError: If it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"expected text in UTF-8 ({error}); save it as UTF-8", source=str(path)
+        ) from error
 
 
 def first_sentence(text: str) -> str:

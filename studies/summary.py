@@ -8,7 +8,7 @@ from pathlib import Path
 from mpd_gym.atomic import atomic_path
 from mpd_gym.errors import DataError
 from studies import STUDIES, read_study
-from studies.report import Finding, Ordering, Report, Table, first_sentence, write_page
+from studies.report import Finding, Ordering, Report, Table, first_sentence, read_page, write_page
 from studies.results import Results
 
 __all__ = ["write_summary"]
@@ -134,7 +134,7 @@ def _sentence(folder: Path, name: str) -> str:
 
 def _by_hand(page: Path) -> str:
     """Title of a page that is written by hand, and the first sentence of what was found."""
-    title, mark, found = page.read_text(errors="replace").partition("**What was found.** ")
+    title, mark, found = read_page(page).partition("**What was found.** ")
     if not title.startswith("# ") or not mark:
         raise DataError("expected a title and '**What was found.** '", source=str(page))
     sentence = first_sentence(found.replace("\n", " "))

@@ -281,6 +281,12 @@ def test_a_finding_is_short_and_says_what_it_does_not_show(
         Finding.read(tmp_path / "x.finding.md")
 
 
+def test_a_finding_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.finding.md").write_bytes(b"Caf\xe9.\n## Not shown\nA\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        Finding.read(tmp_path / "x.finding.md")
+
+
 def test_a_name_has_one_colour_in_all_figures_and_stands_in_the_legend() -> None:
     line = Curve([1, 2], [estimate(1, 0.1), estimate(2, 0.1)])
     known = "planner alone"

@@ -7,7 +7,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip
 WORKERS ?= 2
 
-.PHONY: demo test test-studies fast lint format type check docs benchmark clean
+.PHONY: demo test test-studies test-faults fast lint format type check docs benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/mpd-gym demo
@@ -17,6 +17,9 @@ test: $(STAMP)
 
 test-studies: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal studies/tests
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m fault
 
 fast: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"

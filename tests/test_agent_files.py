@@ -40,6 +40,7 @@ def test_options_at_load_replace_the_saved_ones(lqr: MPDiffuserAgent, tmp_path: 
         MPDiffuserAgent.load(path, candidates=8)
 
 
+@pytest.mark.fault("Files", "load(None)", "refused; the message says what is expected")
 def test_what_is_no_path_is_refused() -> None:
     with pytest.raises(CheckpointError, match="source: expected a path, or the id"):
         MPDiffuserAgent.load(None)  # type: ignore[arg-type]
@@ -91,6 +92,7 @@ def test_truncated_pickled_and_missing_files_are_refused(stored: bytes, tmp_path
         MPDiffuserAgent.load(tmp_path / "nothing.safetensors")
 
 
+@pytest.mark.fault("Files", "weights that contradict the configuration beside them", "refused")
 def test_a_file_that_contradicts_its_configuration_is_refused(
     lqr: MPDiffuserAgent, tmp_path: Path
 ) -> None:

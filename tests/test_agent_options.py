@@ -55,6 +55,9 @@ def test_actions_can_be_read_off_the_planned_states(lqr: MPDiffuserAgent, tmp_pa
     agent.predict(observation)
 
 
+@pytest.mark.fault(
+    "Callers' functions", "a reward, cost or ranker that is no function", "refused when it is set"
+)
 @pytest.mark.parametrize("setter", ["reward", "cost", "ranker", "inverse_dynamics"])
 def test_what_is_no_function_is_refused_at_once(lqr: MPDiffuserAgent, setter: str) -> None:
     agent = lqr.with_options()
@@ -90,6 +93,11 @@ def test_reward_functions_see_aligned_steps_in_environment_units(lqr: MPDiffuser
     np.testing.assert_array_equal(seen["u"], plan.actions)
 
 
+@pytest.mark.fault(
+    "Callers' functions",
+    "a reward function that returns another shape",
+    "refused, with both shapes",
+)
 def test_a_function_of_the_wrong_shape_is_refused(lqr: MPDiffuserAgent) -> None:
     agent = lqr.with_options()
     agent.set_reward(lambda x, u, y: np.zeros(3))
@@ -118,6 +126,7 @@ def test_reward_and_cost_functions_may_see_the_goals(
         lqr.set_reward(lambda x, u, y, goals: u[..., 0], goals=True)
 
 
+@pytest.mark.fault("Callers' functions", "scores that are NaN", "those candidates never win")
 def test_candidates_with_nan_scores_never_win(lqr: MPDiffuserAgent) -> None:
     agent = lqr.with_options(num_candidates=4)
 

@@ -122,6 +122,9 @@ def test_state_of_a_vector_equals_separate_runs_through_resets(pendulum: MPDiffu
             assert together.budget[row] == pytest.approx(alone[row].budget[0], abs=1e-5)
 
 
+@pytest.mark.fault(
+    "Observations and actions", "state and episode_start that the caller keeps", "never changed"
+)
 def test_predict_changes_neither_state_nor_flags(lqr: MPDiffuserAgent) -> None:
     agent = lqr.with_options(action_chunk=2, warm_start_steps=2)
     batch, flags = observations(agent, 2), np.array([True, False])
@@ -170,6 +173,11 @@ def test_warm_start_begins_from_the_last_plan_shifted_by_what_was_executed(
     np.testing.assert_array_equal(starts[1].numpy(), shifted)
 
 
+@pytest.mark.fault(
+    "Observations and actions",
+    "observations that are NaN, of another shape, empty, text, a mapping, (obs, info)",
+    "refused; the message names which",
+)
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -188,6 +196,11 @@ def test_bad_observations_are_refused(lqr: MPDiffuserAgent, bad: Any, message: s
         lqr.predict(bad)
 
 
+@pytest.mark.fault(
+    "Observations and actions",
+    "a Dict observation without a key, or with other batch sizes",
+    "refused, with the key",
+)
 def test_bad_dict_observations_are_refused(car: MPDiffuserAgent) -> None:
     good = pick(observations(car, 1), 0)
     with pytest.raises(InputError, match="desired_goal"):
@@ -198,6 +211,9 @@ def test_bad_dict_observations_are_refused(car: MPDiffuserAgent) -> None:
         car.predict(good["observation"])
 
 
+@pytest.mark.fault(
+    "Observations and actions", "a state of another agent, batch size or type", "refused"
+)
 def test_foreign_states_are_refused(lqr: MPDiffuserAgent, car: MPDiffuserAgent) -> None:
     batch = observations(lqr, 2)
     with pytest.raises(InputError, match="another agent"):
@@ -211,6 +227,9 @@ def test_foreign_states_are_refused(lqr: MPDiffuserAgent, car: MPDiffuserAgent) 
         lqr.predict(batch, state, np.zeros(3, bool))
 
 
+@pytest.mark.fault(
+    "Policies", "an agent whose weights became NaN", "PlanningError in place of a NaN action"
+)
 def test_non_finite_networks_raise_a_typed_error(lqr: MPDiffuserAgent, tmp_path: Path) -> None:
     path = tmp_path / "agent.safetensors"
     lqr.save(path)

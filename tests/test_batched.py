@@ -199,6 +199,9 @@ def test_bad_actions_change_nothing(actions) -> None:
         assert_same(actual, expected)
 
 
+@pytest.mark.fault(
+    "Observations and actions", "one bad row in a batch of actions", "refused; nothing changes"
+)
 def test_one_bad_row_is_found() -> None:
     env = BatchedWalk(COPIES)
     env.reset(seed=1)
@@ -208,6 +211,11 @@ def test_one_bad_row_is_found() -> None:
         env.step(actions)
 
 
+@pytest.mark.fault(
+    "Observations and actions",
+    "observations that the caller changes",
+    "the environment does not see it",
+)
 def test_returned_arrays_are_the_callers_own() -> None:
     env, twin = (CarUMazeVectorEnv(3, max_episode_steps=5) for _ in range(2))
     observations, _ = env.reset(seed=2)

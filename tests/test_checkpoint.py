@@ -120,6 +120,9 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
         save_file(tmp_path / "a.zip", {}, {}, kind="agent")
 
 
+@pytest.mark.fault(
+    "Files", "a disk that fails during a save", "a typed error; the old file is whole"
+)
 def test_a_failing_disk_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = file.read_bytes()
 
@@ -169,6 +172,9 @@ def add_nan(given: dict[str, Any]) -> None:
     given["0.bias"] = torch.full((3,), torch.nan)
 
 
+@pytest.mark.fault(
+    "Files", "tensors of another shape, type or name", "refused; the network is unchanged"
+)
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -48,6 +48,9 @@ def file(tmp_path: Path) -> Path:
     return written(tmp_path)
 
 
+@pytest.mark.fault(
+    "Files", "any flipped byte of a file, each bit", "refused as damaged, by its digest"
+)
 def test_each_flipped_byte_is_caught(file: Path) -> None:
     content = file.read_bytes()
     with open(file, "r+b", buffering=0) as damaged:
@@ -62,6 +65,7 @@ def test_each_flipped_byte_is_caught(file: Path) -> None:
     load_file(file)
 
 
+@pytest.mark.fault("Files", "a file cut at any length", "refused, with the file's name")
 def test_truncation_at_every_length_is_caught(file: Path) -> None:
     for length in reversed(range(file.stat().st_size)):
         os.truncate(file, length)
@@ -69,6 +73,7 @@ def test_truncation_at_every_length_is_caught(file: Path) -> None:
             load_file(file)
 
 
+@pytest.mark.fault("Files", "bytes appended to a file", "refused: sizes contradict")
 @pytest.mark.parametrize("extra", [b"\0", b" ", b"x" * 100])
 def test_appended_bytes_are_caught(file: Path, extra: bytes) -> None:
     file.write_bytes(file.read_bytes() + extra)
@@ -76,6 +81,7 @@ def test_appended_bytes_are_caught(file: Path, extra: bytes) -> None:
         load_file(file)
 
 
+@pytest.mark.fault("Files", "tensors of equal shape swapped", "refused by the digest")
 def test_swapped_tensors_of_equal_shape_are_caught(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(path, {"a": torch.zeros(2), "b": torch.ones(2)}, {}, kind="agent")
@@ -85,6 +91,7 @@ def test_swapped_tensors_of_equal_shape_are_caught(tmp_path: Path) -> None:
         load_file(path)
 
 
+@pytest.mark.fault("Files", "a header edited by hand", "refused by the digest")
 def test_edited_header_is_caught(file: Path) -> None:
     content = file.read_bytes()
     assert content.count(b"mpdiffuser") == 1
@@ -104,6 +111,7 @@ def code_runner(path: Path) -> Any:
     return Runner()
 
 
+@pytest.mark.fault("Files", "a pickle in place of an agent, all protocols", "refused and not run")
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "a.safetensors"
@@ -113,6 +121,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.fault("Files", "files of torch.save and SB3", "refused, named for what they are")
 def test_torch_and_zip_files_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "new.pt")
     torch.save({"w": torch.zeros(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
@@ -123,6 +132,9 @@ def test_torch_and_zip_files_are_refused(tmp_path: Path) -> None:
             load_file(tmp_path / name)
 
 
+@pytest.mark.fault(
+    "Files", "an empty file, HDF5, random bytes, zeros", "refused, named for what they are"
+)
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -139,6 +151,7 @@ def test_foreign_bytes_are_refused(tmp_path: Path, content: bytes, match: str) -
         load_file(path)
 
 
+@pytest.mark.fault("Files", "safetensors of another project", "refused")
 def test_foreign_safetensors_are_refused(tmp_path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         path = tmp_path / "a.safetensors"
@@ -147,6 +160,9 @@ def test_foreign_safetensors_are_refused(tmp_path: Path) -> None:
             load_file(path)
 
 
+@pytest.mark.fault(
+    "Files", "a missing file, a folder, a pipe", "refused at once; a pipe is not waited for"
+)
 def test_missing_file_folder_and_pipe_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_file(tmp_path / "none.safetensors")
@@ -162,6 +178,7 @@ def test_another_kind_is_refused(file: Path) -> None:
         load_file(file, kind="training")
 
 
+@pytest.mark.fault("Files", "a file of a newer format", "refused, with the command that updates")
 def test_a_newer_format_asks_for_an_update(file: Path) -> None:
     rewritten(file, lambda table: table["__metadata__"].update(format_version="2"))
     with pytest.raises(CheckpointError, match=r"format version 2.*pip install --upgrade mpd-gym"):
@@ -187,6 +204,9 @@ def assert_refused_without_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -
         tracemalloc.stop()
 
 
+@pytest.mark.fault(
+    "Files", "a table that claims up to 2^64 bytes", "refused before memory is taken"
+)
 @pytest.mark.parametrize("length", [2**60, 2**64 - 1, 2**32, 100_000, 99, 1, 0])
 def test_a_table_length_beyond_the_file_takes_no_memory(
     file: Path, length: int, monkeypatch: pytest.MonkeyPatch
@@ -196,6 +216,11 @@ def test_a_table_length_beyond_the_file_takes_no_memory(
     assert_refused_without_memory(file, monkeypatch)
 
 
+@pytest.mark.fault(
+    "Files",
+    "tensor sizes that contradict the file, up to 2^64 bytes",
+    "refused before memory is taken",
+)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -237,6 +262,7 @@ def test_rewriting_is_possible_for_the_tests_below(file: Path) -> None:
     load_file(file)
 
 
+@pytest.mark.fault("Files", "a header nested 100,000 levels deep", "refused as no valid JSON")
 def test_deep_nesting_is_refused(file: Path) -> None:
     deep = "[" * 100_000 + "]" * 100_000
     rewritten(file, lambda table: table["__metadata__"].update(header='{"a":' + deep + "}"))
@@ -278,6 +304,7 @@ def test_duplicate_tensor_names_are_refused(file: Path) -> None:
         load_file(file)
 
 
+@pytest.mark.fault("Files", "weights that are NaN or infinite", "neither written nor read")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_tensors_are_refused_both_ways(tmp_path: Path, value: float) -> None:
     path = tmp_path / "a.safetensors"

@@ -90,6 +90,9 @@ def test_in_bfloat16_without_c_it_stays_within_its_bound(name: str) -> None:
     assert 1e-5 < difference(plain, RoundedDenoiser(plain), 2, 4) < BF16_BOUND
 
 
+@pytest.mark.fault(
+    "Machine", "compiled code that computes something else", "plain PyTorch, with a warning"
+)
 @needs_compiled
 def test_c_that_departs_from_the_plain_network_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     real = CompiledDenoiser.denoise

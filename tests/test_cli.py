@@ -228,6 +228,9 @@ def test_plans_are_compared_with_what_happens(tmp_path: Path) -> None:
     assert (folder / "plan-errors.png").stat().st_size > 10_000
 
 
+@pytest.mark.fault(
+    "Evaluation", "bad arguments of commands", "one line and exit code 1, no traceback"
+)
 def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

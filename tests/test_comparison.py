@@ -128,6 +128,11 @@ def test_the_agent_that_ships_for_an_environment(files: Path, monkeypatch: Any) 
         load_entries(["shipped"], PENDULUM)
 
 
+@pytest.mark.fault(
+    "Evaluation",
+    "compare with policies that do not exist or do not fit",
+    "refused before anything is played",
+)
 @pytest.mark.parametrize(
     ("texts", "env_id", "message"),
     [
@@ -251,6 +256,9 @@ def test_the_same_call_gives_the_same_numbers(files: Path) -> None:
     np.testing.assert_array_equal(play(), play())
 
 
+@pytest.mark.fault(
+    "Evaluation", "a film that cannot be written", "refused before anything is played"
+)
 def test_what_cannot_be_filmed_is_refused_before_anything_is_played(
     tmp_path: Path, monkeypatch: Any
 ) -> None:

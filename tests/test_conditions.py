@@ -182,6 +182,9 @@ def test_custom_values_are_taken_as_they_are() -> None:
     assert conditions.encode("push", 0.3).tolist() == [np.float32(0.3)]
 
 
+@pytest.mark.fault(
+    "Callers' functions", "a condition function that returns NaN or another shape", "refused"
+)
 @pytest.mark.parametrize(
     "output", [np.zeros((12, 2)), np.zeros(12), np.full((12, 1), np.nan), np.zeros((13, 1))]
 )
@@ -201,6 +204,11 @@ def test_values_asked_for_are_encoded_in_their_units() -> None:
     assert conditions.encode("goal", [3, 4]).dtype == np.float32
 
 
+@pytest.mark.fault(
+    "Callers' functions",
+    "condition values that are NaN, of another shape or unknown",
+    "refused by name",
+)
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
@@ -272,6 +280,7 @@ def test_what_the_data_lacks_is_named() -> None:
         goals.values(flat[0])
 
 
+@pytest.mark.fault("Data", "a condition that never varies", "refused")
 def test_a_condition_without_variation_is_refused() -> None:
     equal = [replace(e, rewards=np.zeros(len(e))) for e in episodes()]
     with pytest.raises(ConfigError, match="'return': its value is 0 everywhere"):

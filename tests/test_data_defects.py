@@ -129,6 +129,11 @@ DEFECTS: dict[str, tuple[Callable[[h5py.Group], None], str, int | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.fault(
+    "Data",
+    "36 defects of a Minari episode: NaN, lengths, shapes, types, flags, links",
+    "refused, with data set, episode and step",
+)
 @pytest.mark.parametrize("name", DEFECTS)
 def test_defects_of_minari_episodes(name: str) -> None:
     change, message, step = DEFECTS[name]
@@ -153,6 +158,7 @@ def test_windows_check_the_rows_that_they_read() -> None:
         assert caught.value.step == 4
 
 
+@pytest.mark.fault("Data", "arrays that are stored in other files of the machine", "not read")
 @pytest.mark.parametrize("storage", ["external", "virtual"])
 def test_data_in_other_files_is_not_read(storage: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
@@ -195,6 +201,7 @@ def edit(**changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.fault("Data", "metadata that are malformed, or nested 100,000 deep", "refused")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -218,6 +225,7 @@ def test_malformed_metadata(changes: dict[str, Any]) -> None:
         load_episodes(ID)
 
 
+@pytest.mark.fault("Data", "metadata that promise 10^15 episodes", "refused before any work")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -237,6 +245,7 @@ def test_metadata_that_does_not_fit(changes: dict[str, Any], message: str) -> No
         load_episodes(ID)
 
 
+@pytest.mark.fault("Data", "a data file that is cut, empty or missing", "refused")
 def test_damaged_files() -> None:
     folder = minari_folder()
     data = folder / "main_data.hdf5"
@@ -275,6 +284,7 @@ def env_spec(**changes: Any) -> str:
 WRAPPER = {"name": "Evil", "entry_point": "evil_module:Evil", "kwargs": {}}
 
 
+@pytest.mark.fault("Data", "code that a data set's environment names", "not run")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -345,6 +355,7 @@ def poked(name: str, row: int, value: float) -> dict[str, Any]:
     return {name: array}
 
 
+@pytest.mark.fault("Data", "22 defects of a flat HDF5 file", "refused, with file, episode and step")
 @pytest.mark.parametrize(
     ("changes", "message", "episode", "step"),
     [
@@ -396,6 +407,7 @@ def test_layouts_are_checked(tmp_path: Path) -> None:
 # --- memory --------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("Data", "defects of episodes in memory", "refused, with episode and step")
 @pytest.mark.parametrize(
     ("changes", "message", "step"),
     [

@@ -73,6 +73,7 @@ def test_the_demo_prints_a_table_and_leaves_files_for_every_scene(
     assert min(optimal) > max(others), "nothing beats the optimal gain"
 
 
+@pytest.mark.fault("Files", "a damaged shipped agent", "the demo stops before anything is played")
 def test_a_damaged_file_stops_the_demo_before_anything_is_played(
     shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

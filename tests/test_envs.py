@@ -187,6 +187,7 @@ def test_episodes_end_at_the_time_limit(name: str) -> None:
     assert lengths and max(lengths) <= limit
 
 
+@pytest.mark.fault("Observations and actions", "an action that the caller keeps", "never changed")
 @pytest.mark.parametrize("name", IDS)
 def test_actions_are_not_changed_in_place(name: str) -> None:
     env = make(name)
@@ -199,6 +200,11 @@ def test_actions_are_not_changed_in_place(name: str) -> None:
         assert np.array_equal(action, kept)
 
 
+@pytest.mark.fault(
+    "Observations and actions",
+    "actions that are NaN, of another shape or type",
+    "refused; the environment's state is unchanged",
+)
 @pytest.mark.parametrize("name", IDS)
 def test_bad_actions_are_refused_before_anything_changes(name: str) -> None:
     env, untouched = make(name), make(name)

@@ -310,6 +310,7 @@ def test_the_wrapper_shows_the_latents_of_what_the_environment_shows(encoder_fil
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.fault("Spaces", "the latent wrapper around another environment", "refused")
 def test_the_wrapper_refuses_other_environments(encoder_file: str) -> None:
     with pytest.raises(InputError, match="the encoder takes"):
         LatentObservation(gym.make("Pendulum-v1"), encoder_file)
@@ -370,6 +371,9 @@ def test_the_encoder_travels_in_the_agents_file(tmp_path: Path) -> None:
     assert changed.encoder is loaded.encoder
 
 
+@pytest.mark.fault(
+    "Observations and actions", "frames of another size for an agent of pictures", "refused"
+)
 def test_agents_refuse_wrong_frames_and_encoders() -> None:
     with pytest.raises(InputError, match="images"):
         agent().predict(np.zeros((3, 64, 64), np.uint8))

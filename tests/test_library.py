@@ -46,6 +46,11 @@ def cut(path: Path) -> Path:
     return path
 
 
+@pytest.mark.fault(
+    "Machine",
+    "a compiled library that is missing, damaged, cut or another",
+    "plain PyTorch, with one warning",
+)
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
@@ -67,6 +72,9 @@ def test_without_it_plain_pytorch_runs_and_says_so_once(
     assert "plain PyTorch" in describe()
 
 
+@pytest.mark.fault(
+    "Machine", "a compiled library of other sources", "plain PyTorch, with one warning"
+)
 @needs_c
 def test_a_library_of_other_sources_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

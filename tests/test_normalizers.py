@@ -201,6 +201,7 @@ def test_unknown_kind_suggests_the_known_one() -> None:
         normalizer_from_arrays("quantile", {})
 
 
+@pytest.mark.fault("Data", "normalisers of data that are empty, NaN or of another shape", "refused")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -241,6 +242,7 @@ def cdf(**changed: Array) -> dict[str, Array]:
     }
 
 
+@pytest.mark.fault("Files", "damaged normaliser tables", "refused")
 @pytest.mark.parametrize(
     ("kind", "arrays", "message"),
     [
@@ -270,6 +272,9 @@ def test_sound_arrays_are_taken() -> None:
     assert normalizer_from_arrays("cdf", cdf()).unnormalize(np.array([0.5, 9.0])).tolist() == [2, 7]
 
 
+@pytest.mark.fault(
+    "Data", "data that the caller changes after fitting", "the normaliser does not see it"
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_fitter_keeps_no_reference_to_the_caller_s_array(kind: str) -> None:
     fitter, data = NormalizerFitter(kind), np.array([[1.0], [2.0]])

@@ -129,6 +129,7 @@ def test_within_budget_reports_returns_or_else_negative_costs() -> None:
     assert within_budget(*plans(), **values).chosen == 1
 
 
+@pytest.mark.fault("Callers' functions", "a plan that is not finite", "does not count as feasible")
 def test_a_feasible_plan_that_is_not_finite_does_not_count_as_feasible() -> None:
     observations, actions = plans(2)
     observations[0, 1, 0] = np.nan
@@ -170,6 +171,7 @@ def test_the_callers_function_sees_all_states() -> None:
         custom(lambda observations, actions: np.zeros((3, 1)))(*plans())
 
 
+@pytest.mark.fault("Callers' functions", "rankers without what they need", "refused by name")
 @pytest.mark.parametrize(
     ("ranker", "arguments", "message"),
     [

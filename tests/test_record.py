@@ -164,6 +164,11 @@ def test_environments_that_cannot_be_named_are_refused() -> None:
         quiet(Noisy(), ENV, ID, episodes=0, seed=0)
 
 
+@pytest.mark.fault(
+    "Recording",
+    "a policy whose actions are NaN, outside the box or of another shape",
+    "refused before the environment sees them",
+)
 @pytest.mark.parametrize(
     "action", [[np.nan], [np.inf], [2.5], [0.0, 0.0], [[0.0]]], ids=str
 )  # fmt: skip
@@ -177,6 +182,9 @@ def test_rounding_at_a_bound_is_clipped() -> None:
     assert (load_episodes(ID)[0].actions == np.float32(2.0)).all()
 
 
+@pytest.mark.fault(
+    "Recording", "an environment that observes NaN", "refused; earlier episodes are kept"
+)
 def test_bad_observations_are_refused_and_earlier_episodes_kept() -> None:
     with pytest.raises(DataError, match=r"'observations' is not finite") as caught:
         quiet(Noisy(), ENV, ID, episodes=3, seed=0, env_kwargs={"nan_at": 12})
@@ -184,6 +192,9 @@ def test_bad_observations_are_refused_and_earlier_episodes_kept() -> None:
     assert any("run the same again" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.fault(
+    "Policies", "an object without predict", "refused; the message says what is expected"
+)
 @pytest.mark.parametrize("policy", [dict, None, "agent.safetensors"])
 def test_policy_must_have_predict(policy: Any) -> None:
     with pytest.raises(ConfigError, match="policy: expected an object with predict"):
@@ -201,6 +212,7 @@ def test_unsolved_episodes_are_replaced_and_counted(raises: bool) -> None:
     assert seen[-1].steps == load_episodes(ID).lengths.sum()
 
 
+@pytest.mark.fault("Recording", "a solver that fails in every episode", "SolverError after a limit")
 def test_too_many_unsolved_episodes() -> None:
     with pytest.raises(SolverError, match=r"\d episodes were not solved.*max_discarded allows 3"):
         quiet(Sometimes(share=1.0), ENV, ID, episodes=20, seed=0, max_discarded=3)

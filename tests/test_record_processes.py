@@ -68,6 +68,9 @@ def test_play_of_an_agent_is_the_same_by_any_number_of_processes(lqr: MPDiffuser
     assert not np.array_equal(first[0].actions, first[1].actions)
 
 
+@pytest.mark.fault(
+    "Recording", "a killed worker", "WorkerError within 30 s; stored episodes are kept"
+)
 @pytest.mark.slow
 def test_killed_worker_is_an_error_and_costs_nothing_stored() -> None:
     killed: list[float] = []
@@ -91,6 +94,7 @@ def test_killed_worker_is_an_error_and_costs_nothing_stored() -> None:
     assert_same(load_episodes(ID), load_episodes("tests/whole-v0"))
 
 
+@pytest.mark.fault("Recording", "an error in a worker", "arrives with the worker's note")
 @pytest.mark.slow
 def test_errors_of_workers_arrive() -> None:
     with pytest.raises(InputError, match="policy: expected a finite action") as caught:

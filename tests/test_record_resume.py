@@ -73,6 +73,11 @@ def test_fewer_or_more_episodes_may_be_asked_for() -> None:
         minari.delete_dataset(ID)
 
 
+@pytest.mark.fault(
+    "Recording",
+    "other arguments than those of an unfinished recording",
+    "refused, with what differs",
+)
 def test_other_arguments_are_refused_until_discarded() -> None:
     start = partial(quiet, Noisy(), ENV, ID, episodes=30)
     with pytest.raises(Interrupt):
@@ -136,6 +141,7 @@ def test_existing_data_sets_are_kept_unless_overwritten() -> None:
     assert len(load_episodes(ID)) == 9
 
 
+@pytest.mark.fault("Recording", "a crash between the last two renames", "repaired by the next call")
 def test_crashes_around_the_final_rename() -> None:
     """A kill between the two renames, or after them, is repaired by the next call."""
     quiet(Noisy(), ENV, ID, episodes=3, seed=0)
@@ -157,12 +163,18 @@ def test_crashes_around_the_final_rename() -> None:
     assert not place.staging.exists()
 
 
+@pytest.mark.fault("Recording", "two recordings of one data set at a time", "the second is refused")
 def test_one_writer_at_a_time() -> None:
     with Place(ID).exclusive(), pytest.raises(ConfigError, match="another process is writing"):
         quiet(Noisy(), ENV, ID, episodes=1, seed=0)
     quiet(Noisy(), ENV, ID, episodes=1, seed=0)
 
 
+@pytest.mark.fault(
+    "Recording",
+    "a damaged shard of an unfinished recording",
+    "named; deleted, it is recorded again, bit-identical",
+)
 def test_damaged_shards_are_named() -> None:
     with pytest.raises(Interrupt):
         quiet(Noisy(), ENV, ID, episodes=30, seed=0, on_stored=stop_after(5))
@@ -245,6 +257,11 @@ def kill_many_times(tmp_path: Path, episodes: int, kills: int, processes: int) -
     assert_same(load_episodes(ID), load_episodes("tests/whole-v0"))
 
 
+@pytest.mark.fault(
+    "Recording",
+    "kill -9 while episodes are recorded",
+    "what was reported is stored; the rest follows, bit-identical",
+)
 def test_kill_9_keeps_what_is_reported(tmp_path: Path) -> None:
     kill_many_times(tmp_path, episodes=10, kills=2, processes=1)
 
@@ -255,6 +272,9 @@ def test_kill_9_many_times(tmp_path: Path, episodes: int, kills: int, processes:
     kill_many_times(tmp_path, episodes, kills, processes)
 
 
+@pytest.mark.fault(
+    "Recording", "kill -9 while the data set is assembled", "it is there as a whole or not yet"
+)
 @pytest.mark.slow
 def test_kill_9_while_the_data_set_is_assembled(tmp_path: Path) -> None:
     """The data set is there as a whole, or not yet; nothing is collected twice."""

@@ -123,12 +123,14 @@ def test_exact_starts_are_passed_on() -> None:
     np.testing.assert_allclose(-found.returns, env.optimal_cost(np.stack(starts)), rtol=1e-5)
 
 
+@pytest.mark.fault("Evaluation", "a policy that cannot act", "refused")
 @pytest.mark.parametrize("policy", ["agent.safetensors", None, object])
 def test_what_cannot_act_is_refused(policy: Any) -> None:
     with pytest.raises(ConfigError, match="policy: expected an object with predict"):
         evaluate(policy, "LQR-v0", seeds=[0])
 
 
+@pytest.mark.fault("Evaluation", "numbers of episodes and copies that are none", "refused")
 def test_bad_arguments_are_refused() -> None:
     _, policy = optimal()
     for seeds in ([], 0, -3, [-1], [1.5], ["x"], "x", None, 1.5):

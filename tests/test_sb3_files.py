@@ -207,6 +207,7 @@ def packed(weights: Any) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.fault("Policies", "pickled code in an SB3 file", "not run")
 def test_pickled_fields_run_only_on_request(saved: Callable[[str], Path], tmp_path: Path) -> None:
     import base64
 
@@ -229,6 +230,7 @@ def test_pickled_fields_run_only_on_request(saved: Callable[[str], Path], tmp_pa
     assert marker.exists()  # the bomb was armed
 
 
+@pytest.mark.fault("Policies", "pickled code among the weights of an SB3 file", "not run")
 def test_pickles_among_the_weights_never_run(saved: Callable[[str], Path], tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     weights: dict[str, Any] = dict(weights_of(saved("sac")))
@@ -242,6 +244,7 @@ def test_pickles_among_the_weights_never_run(saved: Callable[[str], Path], tmp_p
     assert marker.exists()
 
 
+@pytest.mark.fault("Policies", "SB3 files that are cut or foreign", "refused")
 def test_truncated_and_foreign_files_are_refused(
     saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -259,6 +262,7 @@ def test_truncated_and_foreign_files_are_refused(
         load_sb3(file, env)
 
 
+@pytest.mark.fault("Policies", "flipped bytes in an SB3 file", "refused, or the same actions")
 def test_no_flipped_byte_changes_an_action(saved: Callable[[str], Path], tmp_path: Path) -> None:
     env, file = env_of("ppo"), tmp_path / "policy.zip"
     content = saved("ppo").read_bytes()
@@ -290,6 +294,9 @@ def test_bad_json_is_refused(
         load_sb3(bad, env_of("ppo"))
 
 
+@pytest.mark.fault(
+    "Policies", "an SB3 file whose archive claims huge sizes", "refused before memory is taken"
+)
 def test_sizes_are_checked_before_memory_is_taken(
     saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -330,6 +337,7 @@ def broken_weights() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
     }
 
 
+@pytest.mark.fault("Policies", "SB3 weights that do not fit their network", "refused")
 @pytest.mark.parametrize("kind", broken_weights())
 def test_weights_must_fit_the_network(
     saved: Callable[[str], Path], tmp_path: Path, kind: str
@@ -342,6 +350,7 @@ def test_weights_must_fit_the_network(
     assert str(bad) in str(caught.value)
 
 
+@pytest.mark.fault("Policies", "an SB3 policy with a network of another maker", "refused")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -361,6 +370,7 @@ def test_networks_of_other_makers_are_refused(
         load_sb3(bad, env_of("sac"))
 
 
+@pytest.mark.fault("Policies", "spaces in an SB3 file that are none or not supported", "refused")
 @pytest.mark.parametrize(
     ("spaces_", "words"),
     [

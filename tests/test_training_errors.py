@@ -37,6 +37,11 @@ class FailsAt:
         return parts
 
 
+@pytest.mark.fault(
+    "Training",
+    "a loss, gradient or weight that is not finite",
+    "a typed error at its step; checkpoints are kept",
+)
 @pytest.mark.parametrize(
     ("poison", "match"),
     [
@@ -61,6 +66,7 @@ def test_a_non_finite_loss_without_a_directory() -> None:
         fit(network(), poisoned, sampler, CONFIG, **QUICK)
 
 
+@pytest.mark.fault("Training", "weights that overflow without a sign in the loss", "a typed error")
 def test_weights_that_overflow_without_a_sign_in_the_loss_are_named() -> None:
     def loss(module: nn.Module, batch: Any, noise: torch.Generator) -> dict[str, Tensor]:
         return {"loss": sum(p.sum() for p in module.parameters()) * 1e-3}  # type: ignore[dict-item]
@@ -71,6 +77,7 @@ def test_weights_that_overflow_without_a_sign_in_the_loss_are_named() -> None:
         fit(module, loss, sampler, config, **QUICK)
 
 
+@pytest.mark.fault("Training", "validation data that are not finite", "a typed error")
 def test_non_finite_validation_data_are_named() -> None:
     def broken(batch_size: int, rng: np.random.Generator) -> dict[str, types.Array]:
         return {k: v * np.float32(np.nan) for k, v in sampler(batch_size, rng).items()}
@@ -79,6 +86,11 @@ def test_non_finite_validation_data_are_named() -> None:
         fit(network(), noisy_loss, sampler, CONFIG, validation=broken, **QUICK)
 
 
+@pytest.mark.fault(
+    "Training",
+    "a disk that fails during a checkpoint",
+    "a typed error; the earlier checkpoints are whole",
+)
 def test_a_failing_disk_leaves_the_earlier_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +108,9 @@ def test_a_failing_disk_leaves_the_earlier_checkpoints(
     assert steps == {"checkpoint.safetensors": 20, "previous.safetensors": 10}
 
 
+@pytest.mark.fault(
+    "Training", "a damaged checkpoint", "refused; the one before serves in its place"
+)
 def test_a_damaged_checkpoint_is_refused_and_the_previous_one_serves_in_its_place(
     tmp_path: Path,
 ) -> None:
@@ -141,6 +156,7 @@ def test_parts_must_keep_their_names() -> None:
         fit(network(), loss, sampler, CONFIG, **QUICK)
 
 
+@pytest.mark.fault("Training", "a name that leads out of the folder", "refused")
 @pytest.mark.parametrize("name", ["", "../toy", "a/b", ".hidden"])
 def test_a_name_must_be_a_folder_s(name: str) -> None:
     with pytest.raises(InputError, match="folder's name"):
@@ -157,6 +173,9 @@ def test_identity_must_be_json(tmp_path: Path) -> None:
         fit(network(), noisy_loss, sampler, CONFIG, identity={"a": {1}}, **QUICK)
 
 
+@pytest.mark.fault(
+    "Training", "settings out of range or of the wrong type", "refused by name before any work"
+)
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -26,6 +26,9 @@ from mpd_gym.training import Record, TrainingConfig, TrainingResult, fit, fit_pa
 # Signals
 
 
+@pytest.mark.fault(
+    "Training", "Ctrl-C or SIGTERM", "a checkpoint, and a message that says how to go on"
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(tmp_path: Path, number: signal.Signals) -> None:
     def send(record: Record) -> None:
@@ -124,6 +127,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 100) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.fault("Training", "kill -9 at any moment", "resumed, it ends bit-identical")
 @pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_a_training_that_ends_with_the_same_bits(
     tmp_path: Path,
@@ -195,6 +199,11 @@ def test_side_by_side_equals_one_after_the_other() -> None:
     assert_same_result(results["two"], job(2))
 
 
+@pytest.mark.fault(
+    "Training",
+    "one of several trainings fails, dies or is interrupted",
+    "the others save and end, with a typed error",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("failing", "error", "match"),
@@ -239,6 +248,9 @@ def test_a_job_that_cannot_be_sent_is_named() -> None:
         fit_parallel({"one": lambda: None})
 
 
+@pytest.mark.fault(
+    "Training", "a script without a __main__ guard", "ends with a message that shows it"
+)
 @pytest.mark.slow
 def test_a_script_without_a_guard_ends_with_a_hint(tmp_path: Path) -> None:
     """The job is larger than a pipe, into which a write to a dead process would wait for ever."""

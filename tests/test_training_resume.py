@@ -164,6 +164,7 @@ def go_on(path: Path, config: TrainingConfig) -> None:
     fit(network(), noisy_loss, sampler, config, directory=path, identity={"data": "a"}, **QUICK)
 
 
+@pytest.mark.fault("Training", "a resumed training with a changed setting", "refused by name")
 @pytest.mark.parametrize("name", sorted(CHANGED))
 def test_a_changed_setting_is_refused_by_name(done: Path, name: str) -> None:
     config = differs(CONFIG, **{name: CHANGED[name]})
@@ -177,6 +178,7 @@ def test_free_settings_may_change(tmp_path: Path) -> None:
     assert fit(network(), noisy_loss, sampler, config, directory=tmp_path, **QUICK).step == 50
 
 
+@pytest.mark.fault("Training", "fewer steps than are done", "refused")
 def test_fewer_steps_than_done_are_refused(done: Path) -> None:
     config = differs(CONFIG, steps=30)
     with pytest.raises(ConfigError, match=r"TrainingConfig\.steps is 30, but .* has done 40"):
@@ -191,6 +193,7 @@ def test_a_cosine_cannot_be_extended(tmp_path: Path) -> None:
         fit(network(), noisy_loss, sampler, longer, directory=tmp_path, **QUICK)
 
 
+@pytest.mark.fault("Training", "a resumed training with another network or data", "refused")
 def test_other_data_or_module_are_refused(done: Path) -> None:
     run: Callable[..., TrainingResult] = partial(
         fit, loss_fn=noisy_loss, sampler=sampler, config=CONFIG, directory=done, **QUICK

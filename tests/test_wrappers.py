@@ -130,6 +130,7 @@ def picture_space(*shape: int, dtype: type = np.uint8) -> spaces.Box:
     return spaces.Box(0, 255, shape, dtype)
 
 
+@pytest.mark.fault("Spaces", "wrappers around spaces that they cannot serve", "refused")
 @pytest.mark.parametrize(
     ("make", "error", "word"),
     [

@@ -1,4 +1,4 @@
-"""Checks of episodes, for recording and reading.
+"""Checks of episodes, for recording and reading, and of policies, where they meet environments.
 
 Every array is checked against the spaces and the episode's length before use: `check_structure`
 checks shapes and dtypes and reads no rows, `check_values` checks the values of given rows. Minari
@@ -7,6 +7,7 @@ and Gymnasium check none of this.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ __all__ = [
     "EpisodeRules",
     "action_box",
     "check_episode",
+    "check_spaces",
     "check_structure",
     "check_values",
     "columns",
@@ -106,6 +108,82 @@ def action_box(space: gym.Space[Any]) -> Box:
         f"action space must be a Box of shape (nu,), got {space}: only continuous actions are "
         "supported"
     )
+
+
+def check_spaces(policy: Any, env: Any, label: str = "policy", *, observes: bool = True) -> None:
+    """Check that a policy's spaces fit an environment's, before anything is played.
+
+    Keys, shapes, and the bounds of actions must be equal; the environment may have more keys. An
+    infinite bound says nothing, as data without spaces have none. Other finite bounds of
+    observations may come from another constant, or from a wrapper that rescales: a warning.
+
+    Args:
+        policy: With `observation_space` and `action_space`, as Stable-Baselines3's and ours, which
+            also say what they read of it (`accepts`); one without spaces passes.
+        env: The environment as it is played, with its wrappers, or a vector of it.
+        label: Name of the policy, for messages.
+        observes: Whether the policy gets the environment's own observations.
+
+    Raises:
+        ConfigError: If they do not fit; names both spaces, the difference, and what to do.
+    """
+    for part in ("observation_space", "action_space") if observes else ("action_space",):
+        acts = part == "action_space"
+        own = getattr(policy, part, None)
+        there = getattr(env, f"single_{part}", getattr(env, part))
+        accepted = (own,) if acts else getattr(policy, "accepts", (own,))
+        fitting = [space for space in accepted if not _misfit(space, there)]
+        problem = "" if fitting else _misfit(accepted[0], there)
+        doubt = _other_scale(fitting[0], there) if fitting else ""
+        if not (problem or doubt):
+            continue
+        name = "the environment" if env.spec is None else env.spec.id
+        found = f"its {part.replace('_', ' ')} is {own}, {name} has {there}: {problem or doubt}"
+        if problem or acts:
+            scale = "wrap it in gymnasium.wrappers.RescaleAction with the policy's bounds, or "
+            raise ConfigError(
+                f"{label}: {found}; {'' if problem else scale}use it in the environment that it "
+                "was trained for"
+            )
+        warnings.warn(
+            f"{label}: {found}; where the environment rescales what it shows, the policy sees "
+            "wrong values: use the one that it was trained for",
+            stacklevel=3,
+        )
+
+
+def _misfit(wanted: gym.Space[Any] | None, there: gym.Space[Any]) -> str:
+    """What of kind, keys or shape does not fit; empty where all does."""
+    if isinstance(wanted, gym.spaces.Dict) and isinstance(there, gym.spaces.Dict):
+        for key, part in wanted.items():
+            problem = _misfit(part, there[key]) if key in there.keys() else "is missing"
+            if problem:
+                return f"{key!r} {problem}"
+        return ""
+    if isinstance(wanted, Box) and isinstance(there, Box):
+        shapes = (there.shape, there.shape[-1:] + there.shape[:-1])  # SB3 turns pictures itself
+        turned = there.dtype == np.uint8 and len(there.shape) == 3
+        fits = wanted.shape in shapes[: 1 + turned]
+        return "" if fits else f"shape {wanted.shape} against {there.shape}"
+    return "" if wanted is None or wanted == there else "they are of other kinds"
+
+
+def _other_scale(wanted: gym.Space[Any] | None, there: gym.Space[Any]) -> str:
+    """Whether equal numbers may mean another thing in spaces that fit otherwise."""
+    if isinstance(wanted, gym.spaces.Dict) and isinstance(there, gym.spaces.Dict):
+        found = {key: _other_scale(part, there[key]) for key, part in wanted.items()}
+        return "; ".join(f"{key!r}: {doubt}" for key, doubt in found.items() if doubt)
+    if not (isinstance(wanted, Box) and isinstance(there, Box)):
+        return ""
+    if {wanted.dtype.kind, there.dtype.kind} == {"f", "u"}:
+        return f"{wanted.dtype} against {there.dtype}"
+    if wanted.shape != there.shape:  # a turned picture
+        return ""
+    for ours, theirs in ((wanted.low, there.low), (wanted.high, there.high)):
+        known = np.isfinite(ours) & np.isfinite(theirs)
+        if not np.allclose(ours[known], theirs[known], rtol=1e-5, atol=1e-8):
+            return "their bounds differ"
+    return ""
 
 
 def observation_arrays(observations: Observation) -> dict[str, Array]:

@@ -20,7 +20,6 @@ from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.envs.image_pendulum import make_image_pendulum
 from mpd_gym.errors import CheckpointError, ConfigError, DataError, InputError
-from mpd_gym.evaluation.comparison import check_fits
 from mpd_gym.latent import (
     EncoderConfig,
     ImageEncoder,
@@ -35,6 +34,7 @@ from mpd_gym.latent.training import encoder_preset
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from mpd_gym.models.device import computes_bf16
 from mpd_gym.training import TrainingConfig
+from mpd_gym.validation import check_spaces
 
 SMALL = EncoderConfig(
     latent_dim=6,
@@ -354,9 +354,9 @@ def test_every_agent_plans_in_the_latent_space(name: str, tmp_path: Path) -> Non
     loaded = load_agent(tmp_path / "agent.safetensors", "cpu")
     told, _ = loaded.predict(encoder().encode(images), deterministic=True)
     assert seen.shape == (3, 1) and np.array_equal(seen, told)
-    check_fits(name, loaded, gym.make("ImagePendulum-v0"))
+    check_spaces(loaded, gym.make("ImagePendulum-v0"), name)
     with pytest.raises(ConfigError, match="observation space"):
-        check_fits(name, loaded, gym.make("Pendulum-v1"))
+        check_spaces(loaded, gym.make("Pendulum-v1"), name)
 
 
 def test_the_encoder_travels_in_the_agents_file(tmp_path: Path) -> None:

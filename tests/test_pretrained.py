@@ -13,10 +13,10 @@ from mpd_gym.agents import load_agent
 from mpd_gym.agents.serialization import shipped_agents
 from mpd_gym.collect.sb3_zip import load_sb3
 from mpd_gym.envs.image_pendulum import draw
-from mpd_gym.evaluation.comparison import check_fits
 from mpd_gym.evaluation.demo import scenes
 from mpd_gym.evaluation.returns import evaluate
 from mpd_gym.latent import ImageEncoder
+from mpd_gym.validation import check_spaces
 
 FOLDER = Path(mpd_gym.__file__).parent / "pretrained"
 EXPECTED = {"CarUMaze-v0", "ConstrainedPendulum-v0", "LQR-v0", "LatentPendulum-v0"}
@@ -49,7 +49,7 @@ def test_sb3_policies_load_and_play(name: str) -> None:
 def test_shipped_agents_fit_their_environment(env_id: str) -> None:
     env = gym.make(env_id)
     agent = load_agent(env_id, "cpu")
-    check_fits(env_id, agent, env)
+    check_spaces(agent, env, env_id)
     observation, _ = env.reset(seed=0)
     plan = agent.plan(observation, deterministic=True)
     assert np.isfinite(plan.actions).all() and np.isfinite(plan.observations).all()

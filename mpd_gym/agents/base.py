@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from mpd_gym.agents.config import AgentConfig
@@ -247,6 +248,11 @@ class Agent(ABC, Generic[C]):
         options and fewer. Kept, so that a second call is free.
         """
         return self._timings.profile(self)
+
+    @property
+    def accepts(self) -> tuple[spaces.Space[Any], ...]:
+        """Spaces of what `predict` reads: its part of the agent's observations, or pictures."""
+        return self.parts.spaces.accepts
 
     @property
     def encoder(self) -> ImageEncoder | None:

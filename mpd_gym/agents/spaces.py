@@ -63,6 +63,7 @@ class Spaces:
         nx: Size of a flat observation.
         nu: Size of a flat action.
         goal_size: Size of a goal; 0 without one.
+        accepts: Spaces of what is read: without the keys that are ignored; the encoder's stacks.
 
     Raises:
         ConfigError: If a space is of another kind, or the encoder gives other observations.
@@ -87,6 +88,9 @@ class Spaces:
         sizes = {key: int(np.prod(part.shape)) for key, part in self._parts.items()}
         self.nx, self.goal_size = sizes["observation"], sizes.get("desired_goal", 0)
         self.nu = int(np.prod(action.shape))
+        plain = isinstance(observation, spaces.Box)
+        read: spaces.Space[Any] = observation if plain else spaces.Dict({**self._parts})
+        self.accepts = (read,) if encoder is None else (read, encoder.image_space)
 
     def with_encoder(self, encoder: ImageEncoder | None) -> Spaces:
         """The same spaces with another encoder."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, final
 
+import gymnasium as gym
 import minari
 import numpy as np
 from minari import MinariDataset
@@ -24,6 +25,7 @@ from mpd_gym.collect.workers import Schedule, run_here, run_in_processes
 from mpd_gym.collect.writer import Content, DatasetInfo, assemble, describe, plain, write_dataset
 from mpd_gym.errors import InputError, SolverError, WorkerError, check_integer, check_policy
 from mpd_gym.types import Episode, Policy
+from mpd_gym.validation import check_spaces
 
 __all__ = ["DatasetInfo", "Progress", "Views", "discard", "record", "write_dataset"]
 
@@ -108,8 +110,8 @@ def record(
         The data set.
 
     Raises:
-        ConfigError: If an argument does not fit, the data set exists, or an unfinished
-            collection has other arguments.
+        ConfigError: If an argument or the policy's spaces do not fit, the data set exists, or an
+            unfinished collection has other arguments.
         DataError: If the environment gave a value that is not finite, or of a wrong shape.
         InputError: If the policy gave an action that is not finite or outside the Box, or the
             filter refused more episodes than `max_discarded`.
@@ -128,6 +130,9 @@ def record(
     content = describe(env_id, env_kwargs, views.space, None, views.frame_stack)
     assert content.spec is not None
     space = content.observation_space
+    if hasattr(policy, "predict"):  # what a function makes is checked where it is made
+        with closing(gym.make(content.spec)) as env:
+            check_spaces(policy, env, observes=views.shown is None)
     job = Assignment(dataset_id, content.spec, policy, seed, deterministic, space, views, accept)
     arguments = _arguments(job, fingerprint or {})
     entries = {**(info or DatasetInfo()).metadata(), **plain(metadata or {}, "metadata")}

@@ -15,7 +15,14 @@ from gymnasium.envs.registration import EnvSpec
 from mpd_gym.collect.storage import Attempt, Decision, Status, store_shard
 from mpd_gym.errors import ConfigError, InputError, SolverError, check_integer, check_policy
 from mpd_gym.types import Array, Episode, Policy, succeeded
-from mpd_gym.validation import EpisodeRules, action_box, check_episode, inside, observation_leaves
+from mpd_gym.validation import (
+    EpisodeRules,
+    action_box,
+    check_episode,
+    check_spaces,
+    inside,
+    observation_leaves,
+)
 
 __all__ = ["Assignment", "Runner", "Views"]
 
@@ -99,6 +106,8 @@ class Runner:
         self._job = job
         self._policy = _make_policy(job.policy)
         self._env = gym.make(job.spec)
+        if self._policy is not job.policy:  # `record` checked one that was not made here
+            check_spaces(self._policy, self._env, observes=job.views.shown is None)
         leaves = observation_leaves(job.observation_space)
         self._rules = EpisodeRules(job.name, leaves, action_box(self._env.action_space))
 

@@ -12,7 +12,6 @@ from typing import Any, final
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
 from mpd_gym.atomic import write_csv
 from mpd_gym.errors import CheckpointError, ConfigError, check_policy
@@ -26,10 +25,10 @@ from mpd_gym.evaluation.figures import (
 )
 from mpd_gym.evaluation.returns import Evaluation, Stopwatch, as_seeds, evaluate, make_env
 from mpd_gym.types import Array, Policy
+from mpd_gym.validation import check_spaces
 
 __all__ = [
     "Entry",
-    "check_fits",
     "compare",
     "load_entries",
     "parse_entry",
@@ -179,14 +178,14 @@ def compare(
 
     Raises:
         ConfigError: If there is no policy, the folder cannot be made, the environment does not
-            exist, or it draws no pictures for the film.
+            exist, a policy's spaces differ from its, or it draws no pictures for the film.
         InputError: If there is no seed, or one is no whole number of at least 0.
     """
     seeds = as_seeds(seeds)
     entries = _entries(policies)
     folder = None if folder is None else _made(Path(folder))
     filmed = film and folder is not None
-    first = _first_observation(env_id, env_kwargs, seeds, film=filmed)
+    first = _first_observation(entries, env_id, env_kwargs, seeds, film=filmed)
     results: dict[str, Evaluation] = {}
     columns: list[list[Array]] = []
     for entry in entries:
@@ -244,40 +243,6 @@ def _timed(
     return pictures, np.array(watch.seconds)
 
 
-def check_fits(label: str, policy: Any, env: gym.Env[Any, Any]) -> None:
-    """Check that observations and actions of a policy have the environment's shapes.
-
-    Args:
-        label: Name of the policy, for the message.
-        policy: Policy with `observation_space` and `action_space`.
-        env: The environment.
-
-    Raises:
-        ConfigError: If they differ.
-    """
-    for part in ("observation_space", "action_space"):
-        wanted, there = getattr(policy, part), getattr(env, part)
-        encoder = getattr(policy, "encoder", None)  # takes frames instead of latents
-        encoded = encoder is not None and _alike(encoder.image_space, there)
-        if not (_alike(wanted, there) or encoded):
-            name = "?" if env.spec is None else env.spec.id
-            raise ConfigError(
-                f"{label}: its {part.replace('_', ' ')} is {wanted}, {name} has {there}; compare "
-                "it in the environment that it was trained for"
-            )
-
-
-def _alike(wanted: spaces.Space[Any], there: spaces.Space[Any]) -> bool:
-    """Whether shapes are equal, key by key; the environment may have more keys."""
-    if isinstance(wanted, spaces.Dict):
-        return isinstance(there, spaces.Dict) and all(
-            key in there.spaces and _alike(part, there.spaces[key]) for key, part in wanted.items()
-        )
-    if isinstance(wanted, spaces.Box):
-        return isinstance(there, spaces.Box) and wanted.shape == there.shape
-    return wanted == there
-
-
 def _load_entry(
     text: str,
     env: gym.Env[Any, Any],
@@ -293,7 +258,7 @@ def _load_entry(
         raise ConfigError(f"deterministic: expected true or false, got {chosen!r}")
     if not is_sb3:
         policy = _load_agent(env_id if source == SHIPPED else source, device, {**options, **own})
-        check_fits(label, policy, env)
+        check_spaces(policy, env, label)
         return Entry(label, policy, chosen)
     if own:
         raise ConfigError(
@@ -314,11 +279,21 @@ def _load_agent(source: str, device: str, options: Mapping[str, Any]) -> Any:
 
 
 def _first_observation(
-    env_id: str, env_kwargs: Mapping[str, Any] | None, seeds: Sequence[int], *, film: bool
+    entries: Sequence[Entry],
+    env_id: str,
+    env_kwargs: Mapping[str, Any] | None,
+    seeds: Sequence[int],
+    *,
+    film: bool,
 ) -> Any:
-    """Return the first episode's first observation; for a `film`, check that pictures exist."""
+    """Return the first episode's first observation, after a check that all policies fit.
+
+    For a `film`, check that pictures exist.
+    """
     env = make_env(env_id, env_kwargs)
     try:
+        for entry in entries:
+            check_spaces(entry.policy, env, entry.label)
         if film and "rgb_array" not in env.metadata.get("render_modes", ()):
             raise ConfigError(f"env: {env_id} draws no pictures; ask for no GIF (--no-gif)")
         return env.reset(seed=int(seeds[0]))[0]

@@ -22,6 +22,7 @@ from mpd_gym.evaluation.open_loop import OpenLoopErrors
 from mpd_gym.evaluation.returns import Evaluation, Interval, mean_interval
 from mpd_gym.evaluation.style import BAND, DPI, WIDTH, legend_below, looks, styled
 from mpd_gym.types import Array, Episode, Policy
+from mpd_gym.validation import check_spaces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -238,6 +239,7 @@ def rollout_frames(
     """
     env = gym.make(env_id, render_mode="rgb_array", **(env_kwargs or {}))
     try:
+        check_spaces(policy, env)
         observation, _ = env.reset(seed=seed)
         state, start, done = None, True, False
         for _ in range(max_frames):

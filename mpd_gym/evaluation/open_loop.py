@@ -12,6 +12,7 @@ import numpy as np
 from mpd_gym.errors import InputError
 from mpd_gym.evaluation.returns import execute_plans, stacked
 from mpd_gym.types import Array
+from mpd_gym.validation import check_spaces
 
 __all__ = ["OpenLoopErrors", "error_rows", "open_loop_error"]
 
@@ -70,6 +71,7 @@ def open_loop_error(
         Errors of each agent, with one common `scale`.
 
     Raises:
+        ConfigError: If an agent's spaces differ from the environment's.
         InputError: If there is no seed, or an agent does not plan the environment's observations.
     """
     if not len(seeds):
@@ -78,6 +80,8 @@ def open_loop_error(
         if not hasattr(agent, "planned"):
             raise InputError(f"{label}: makes no plans; give an agent of this package")
     env = gym.make(env_id, **(env_kwargs or {}))
+    for label, agent in agents.items():
+        check_spaces(agent, env, label)
     starts = stacked([env.reset(seed=int(seed))[0] for seed in seeds])
     env.close()
     gaps: dict[str, Array] = {}

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mpd_gym.errors import ConfigError, InputError, check_integer, check_policy
 from mpd_gym.types import Array, BoolArray, Policy, succeeded
+from mpd_gym.validation import check_spaces
 
 __all__ = [
     "Evaluation",
@@ -204,8 +205,8 @@ def evaluate(
         progress: Show a bar with rate and estimate; a string is its name.
 
     Raises:
-        ConfigError: If the policy has no `predict`, the environment cannot be made, or `num_envs`
-            is no whole number of at least 1.
+        ConfigError: If the policy has no `predict` or its spaces differ from the environment's,
+            the environment cannot be made, or `num_envs` is no whole number of at least 1.
         InputError: If there is no seed, one is no whole number of at least 0, or there is not one
             of `reset_options` for each.
     """
@@ -218,6 +219,7 @@ def evaluate(
     records: list[_Record] = []
     seconds: list[float] = []
     try:
+        check_spaces(policy, envs[0])
         name = progress if isinstance(progress, str) else None
         with tqdm(total=len(seeds), unit="episode", desc=name, disable=not progress) as bar:
             for first in range(0, len(seeds), len(envs)):

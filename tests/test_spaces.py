@@ -45,25 +45,24 @@ PART = spaces.Dict({"observation": ONE})
 WHOLE = spaces.Dict({"observation": ONE, "desired_goal": ONE})
 
 
-def fault(*values: Any, what: str, result: str) -> Any:
-    return pytest.param(*values, marks=pytest.mark.fault("Spaces", what, result))
-
-
+@pytest.mark.fault(
+    "Spaces", "actions in ±1, environment of ±5", "refused; names both, RescaleAction"
+)
+@pytest.mark.fault(
+    "Spaces", "another number of actions, a discrete environment", "refused; names both"
+)
 @pytest.mark.parametrize(
     ("own", "there", "message"),
     [
-        fault(ONE, box(5.0), "RescaleAction", what="actions in ±1, environment of ±5",
-              result="error: both bounds; RescaleAction"),
-        fault(ONE, box(1.0, 3), r"shape (2,) against (3,)", what="another number of actions",
-              result="error: both shapes"),
-        fault(ONE, spaces.Discrete(4), "other kinds", what="a discrete environment",
-              result="error: both spaces"),
+        (ONE, box(5.0), "RescaleAction"),
+        (ONE, box(1.0, 3), r"shape (2,) against (3,)"),
+        (ONE, spaces.Discrete(4), "other kinds"),
         (ONE, spaces.Box(np.float32([-1, -2]), np.float32([1, 1])), "bounds differ"),
         (spaces.Box(0, 9, (2,), np.uint8), spaces.Box(0, 9, (2,)), "uint8 against float32"),
         (spaces.Discrete(3), spaces.Discrete(4), "other kinds"),
         (spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2), "other kinds"),
     ],
-)  # fmt: skip
+)
 def test_other_actions_are_refused(own: Any, there: Any, message: str) -> None:
     with pytest.raises(ConfigError, match="mine: its action space is") as caught:
         check_spaces(Has(ONE, own), Has(ONE, there), "mine")
@@ -71,40 +70,41 @@ def test_other_actions_are_refused(own: Any, there: Any, message: str) -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.fault(
+    "Spaces", "observations of another shape, or without a key", "refused; names both"
+)
 @pytest.mark.parametrize(
     ("own", "there", "message"),
     [
-        fault(ONE, box(1.0, 4), "shape (2,) against (4,)", what="observations of another shape",
-              result="error: both shapes"),
-        fault(WHOLE, PART, "'desired_goal' is missing", what="Dict observations without a key",
-              result="error: names the key"),
+        (ONE, box(1.0, 4), "shape (2,) against (4,)"),
+        (WHOLE, PART, "'desired_goal' is missing"),
         (ONE, PART, "other kinds"),
         (PART, ONE, "other kinds"),
         (PIXELS, spaces.Box(0, 255, (64, 48, 1), np.uint8), "against (64, 48, 1)"),
         (spaces.Dict({"observation": box(1.0, 3)}), PART, "'observation' shape (3,)"),
     ],
-)  # fmt: skip
+)
 def test_other_observations_are_refused(own: Any, there: Any, message: str) -> None:
     with pytest.raises(ConfigError, match="its observation space is") as caught:
         check_spaces(Has(own, ONE), Has(there, ONE))
     assert message in str(caught.value)
 
 
+@pytest.mark.fault("Spaces", "observations that a wrapper rescales", "a warning; names both")
 @pytest.mark.parametrize(
     ("own", "there", "message"),
     [
-        fault(box(8.0), ONE, "bounds differ", what="observations rescaled by a wrapper",
-              result="a warning: both bounds"),
-        fault(box(np.inf), spaces.Box(0, 255, (2,), np.uint8), "float32 against uint8",
-              what="observations of bytes in place of numbers", result="a warning: both dtypes"),
+        (box(8.0), ONE, "bounds differ"),
+        (box(np.inf), spaces.Box(0, 255, (2,), np.uint8), "float32 against uint8"),
         (spaces.Dict({"observation": box(2.0)}), WHOLE, "'observation': their bounds differ"),
     ],
-)  # fmt: skip
+)
 def test_another_scale_of_observations_gives_a_warning(own: Any, there: Any, message: str) -> None:
     with pytest.warns(UserWarning, match=message):
         check_spaces(Has(own, ONE), Has(there, ONE))
 
 
+@pytest.mark.fault("Spaces", "float64 for float32, no bounds, more keys, turned pictures", "plays")
 @pytest.mark.parametrize(
     ("own", "there"),
     [

@@ -110,7 +110,14 @@ def action_box(space: gym.Space[Any]) -> Box:
     )
 
 
-def check_spaces(policy: Any, env: Any, label: str = "policy", *, observes: bool = True) -> None:
+def check_spaces(
+    policy: Any,
+    env: Any,
+    label: str = "policy",
+    *,
+    observes: bool = True,
+    remedy: str = "use it in the environment that it was trained for",
+) -> None:
     """Check that a policy's spaces fit an environment's, before anything is played.
 
     Keys, shapes, and the bounds of actions must be equal; the environment may have more keys. An
@@ -120,9 +127,11 @@ def check_spaces(policy: Any, env: Any, label: str = "policy", *, observes: bool
     Args:
         policy: With `observation_space` and `action_space`, as Stable-Baselines3's and ours, which
             also say what they read of it (`accepts`); one without spaces passes.
-        env: The environment as it is played, with its wrappers, or a vector of it.
+        env: The environment as it is played, with its wrappers, or a vector of it; or data, whose
+            spaces must be those of other data, or of an agent.
         label: Name of the policy, for messages.
         observes: Whether the policy gets the environment's own observations.
+        remedy: What to do.
 
     Raises:
         ConfigError: If they do not fit; names both spaces, the difference, and what to do.
@@ -137,17 +146,13 @@ def check_spaces(policy: Any, env: Any, label: str = "policy", *, observes: bool
         doubt = _other_scale(fitting[0], there) if fitting else ""
         if not (problem or doubt):
             continue
-        name = "the environment" if env.spec is None else env.spec.id
+        name = getattr(env, "name", None) or getattr(env.spec, "id", "the environment")
         found = f"its {part.replace('_', ' ')} is {own}, {name} has {there}: {problem or doubt}"
         if problem or acts:
-            scale = "wrap it in gymnasium.wrappers.RescaleAction with the policy's bounds, or "
-            raise ConfigError(
-                f"{label}: {found}; {'' if problem else scale}use it in the environment that it "
-                "was trained for"
-            )
+            scale = "" if problem else "scale them with gymnasium.wrappers.RescaleAction, or "
+            raise ConfigError(f"{label}: {found}; {scale}{remedy}")
         warnings.warn(
-            f"{label}: {found}; where the environment rescales what it shows, the policy sees "
-            "wrong values: use the one that it was trained for",
+            f"{label}: {found}; if one is rescaled, numbers mean another thing: {remedy}",
             stacklevel=3,
         )
 

@@ -13,13 +13,17 @@ from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction
 
 from mpd_gym import MPDiffuserAgent
+from mpd_gym.agents.fitting import as_data
 from mpd_gym.agents.spaces import Spaces
 from mpd_gym.collect.record import record
+from mpd_gym.datasets import EpisodeSource
+from mpd_gym.datasets.source import MemorySource
 from mpd_gym.errors import ConfigError
 from mpd_gym.evaluation.comparison import Entry, compare
 from mpd_gym.evaluation.figures import rollout_frames
 from mpd_gym.evaluation.open_loop import open_loop_error
 from mpd_gym.evaluation.returns import evaluate
+from mpd_gym.types import Episode
 from mpd_gym.validation import check_spaces
 
 
@@ -188,3 +192,29 @@ def test_agents_play_where_what_they_read_is_shown(lqr: MPDiffuserAgent) -> None
     check_spaces(agent, Has(WHOLE, ONE))
     with pytest.raises(ConfigError, match="'desired_goal' is missing"):
         check_spaces(agent, Has(PART, ONE))
+
+
+def episodes(name: str, observation: Any = ONE, action: Any = ONE) -> EpisodeSource:
+    """Data of zeros in two spaces."""
+    rows = np.zeros(8, bool)
+    one = Episode(
+        np.zeros((9, *observation.shape)), np.zeros((8, *action.shape)), np.zeros(8), rows, rows
+    )
+    spaces_of = {"observation_space": observation, "action_space": action}
+    return MemorySource([one, one], spaces_of, name=name)
+
+
+@pytest.mark.fault(
+    "Data", "data sets of other actions or observations together", "refused; names both"
+)
+def test_data_of_other_spaces_do_not_train_together(lqr: MPDiffuserAgent) -> None:
+    mine = episodes("own/a")
+    for other in (episodes("own/b", action=box(5.0)), episodes("own/b", observation=box(1.0, 3))):
+        for arguments in ({"dataset": [mine, other]}, {"dataset": mine, "dynamics_dataset": other}):
+            with pytest.raises(
+                ConfigError, match=r"^own/a: its .* space is .*, own/b has .* one env"
+            ):
+                MPDiffuserAgent.fit(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"mpdiffuser: its action space is .* own/a has"):
+        lqr.finetune_dynamics(mine, 1)
+    assert as_data([mine, episodes("own/c", box(np.inf), box(1.0, dtype=np.float64))])

@@ -250,7 +250,7 @@ class DiffusionAgent(TrainedAgent[C]):
         if "dynamics" not in self.models:
             raise ConfigError(f"dynamics: {self.name!r} has no dynamics model to train further")
         settings = (training or self.config.training).with_steps(steps)
-        job = self._job("dynamics", as_data(dataset), settings, name)
+        job = self._job("dynamics", as_data(dataset, self), settings, name)
         results = train_models([job], directory, resume=resume, progress=progress)
         self._take(results)
         return results["dynamics"]
@@ -280,7 +280,7 @@ class DiffusionAgent(TrainedAgent[C]):
         config = replace(self.config, inverse_dynamics=True, sampling=self.options)
         fresh = config.models(self.parts.sizes)[INVERSE_DYNAMICS]
         made = self._beside(config, {INVERSE_DYNAMICS: fresh})
-        job = made._job(INVERSE_DYNAMICS, as_data(dataset), training)
+        job = made._job(INVERSE_DYNAMICS, as_data(dataset, self), training)
         made._take(train_models([job], directory, resume=resume, progress=progress))
         return made
 

@@ -27,6 +27,7 @@ from mpd_gym.errors import ConfigError
 from mpd_gym.models import Regressor
 from mpd_gym.training import TrainingConfig, TrainingResult, fit, fit_parallel
 from mpd_gym.types import Array
+from mpd_gym.validation import check_spaces
 
 __all__ = [
     "Dataset",
@@ -40,22 +41,32 @@ Dataset = Any
 """A Minari id or data set, a file, episodes, an `EpisodeSource`, or a sequence of such sources."""
 
 
-def as_data(dataset: Dataset) -> tuple[EpisodeSource, ...]:
-    """Open one or several data sets.
+def as_data(dataset: Dataset, like: Any = None) -> tuple[EpisodeSource, ...]:
+    """Open one or several data sets that fit together.
 
     Args:
         dataset: Anything that `load_episodes` takes, or a list of ids, files and sources.
+        like: Source or agent whose spaces they must have; None for the first one.
 
     Raises:
         DataError: If one cannot be read.
-        ConfigError: If the list is empty.
+        ConfigError: If the list is empty, or spaces differ; names both data sets.
     """
+    sources = _opened(dataset)
+    first = sources[0] if like is None else like
+    for source in sources:
+        if source is not first:
+            check_spaces(first, source, first.name, remedy="train on data of one environment")
+    return sources
+
+
+def _opened(dataset: Dataset) -> tuple[EpisodeSource, ...]:
     if isinstance(dataset, (list, tuple)) and not dataset:
         raise ConfigError("dataset: expected at least one data set, file or episode; got none")
     if isinstance(dataset, (list, tuple)) and all(
         isinstance(part, (str, EpisodeSource)) for part in dataset
     ):
-        return tuple(source for part in dataset for source in as_data(part))
+        return tuple(source for part in dataset for source in _opened(part))
     return (dataset if isinstance(dataset, EpisodeSource) else load_episodes(dataset),)
 
 

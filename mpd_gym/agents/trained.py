@@ -103,7 +103,7 @@ class TrainedAgent(Agent[C]):
             )
         where = find_device(device)
         sources = as_data(dataset)
-        others = sources if dynamics_dataset is None else as_data(dynamics_dataset)
+        others = sources if dynamics_dataset is None else as_data(dynamics_dataset, sources[0])
         first = sources[0].metadata
         encoder = encoder_of((*sources, *others))
         spaces = Spaces(first["observation_space"], first["action_space"], encoder)

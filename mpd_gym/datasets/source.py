@@ -93,6 +93,17 @@ class EpisodeSource(ABC):
         return self._lengths
 
     @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Space of one observation as read."""
+        space: gym.Space[Any] = self._metadata["observation_space"]
+        return space
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Space of one action."""
+        return self._rules.actions
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """Facts about the data; spaces describe the episodes as read."""
         return self._metadata

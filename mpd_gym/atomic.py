@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "sync_directory", "write_csv"]
+from mpd_gym.errors import FileError
+
+__all__ = ["atomic_path", "check_writable", "sync_directory", "write_csv"]
 
 
 @contextmanager
@@ -25,23 +27,48 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         Path to write to, with the same suffix as `path`.
+
+    Raises:
+        FileError: If it cannot be written.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent
-    )
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         sync_directory(target.parent)
+    except OSError as error:
+        raise FileError(
+            f"{target}: cannot be written ({error}); free space, or choose another folder"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | os.PathLike[str], size: int = 2**20) -> None:
+    """Make a folder and check that files can be written to it, before work that ends in files.
+
+    Args:
+        folder: The folder.
+        size: Bytes that must be free.
+
+    Raises:
+        FileError: If it cannot be made or written to, or holds no `size` more bytes.
+    """
+    probe = Path(folder) / "probe"
+    with atomic_path(probe) as temporary:
+        temporary.write_bytes(bytes(size))
+    probe.unlink()
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:

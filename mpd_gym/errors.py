@@ -15,6 +15,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "FileError",
     "InputError",
     "MissingExtraError",
     "MpdError",
@@ -91,6 +92,10 @@ class TrainingError(MpdError, RuntimeError):
 
 class WorkerError(MpdError, RuntimeError):
     """A worker process died; stored episodes are kept."""
+
+
+class FileError(MpdError, OSError):
+    """A file or folder cannot be written: no space, no permission, or no folder."""
 
 
 class MissingExtraError(MpdError, ImportError):

@@ -16,14 +16,15 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-from mpd_gym.errors import ConfigError, DataError
-from mpd_gym.types import Array, Episode, Observation
+from mpd_gym.errors import ConfigError, DataError, InputError
+from mpd_gym.types import Array, Episode, Observation, Policy
 
 __all__ = [
     "STEP_ARRAYS",
     "Column",
     "EpisodeRules",
     "action_box",
+    "check_answer",
     "check_episode",
     "check_spaces",
     "check_structure",
@@ -108,6 +109,44 @@ def action_box(space: gym.Space[Any]) -> Box:
         f"action space must be a Box of shape (nu,), got {space}: only continuous actions are "
         "supported"
     )
+
+
+def check_answer(
+    answer: Any, policy: Policy, env: gym.Env[Any, Any], batch: tuple[int, ...] = ()
+) -> tuple[Array, Any]:
+    """Return actions and state of a policy's answer, after a check that they can be played.
+
+    Args:
+        answer: What its `predict` returned.
+        policy: The policy, for messages.
+        env: Environment of the actions.
+        batch: ``(n,)`` for n observations, ``()`` for a single one.
+
+    Raises:
+        InputError: If it is not an action and a state, or an action has another shape than the
+            environment's, is not finite, or none of a discrete space.
+    """
+    space, name = env.action_space, "?" if env.spec is None else env.spec.id
+    source = f"from {type(policy).__name__} in {name}"
+    if not (isinstance(answer, tuple | list) and len(answer) == 2):
+        raise InputError(f"policy: expected (action, state) from predict; got {answer!r} {source}")
+    try:
+        actions = np.asarray(answer[0])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"policy: expected actions; got {answer[0]!r} {source}") from error
+    shape = (*batch, *(space.shape or ()))
+    if isinstance(space, Box):
+        fits = actions.shape == shape and actions.dtype.kind in "fiu" and np.isfinite(actions).all()
+    else:
+        rows = actions if batch else [actions]
+        fits = actions.shape[: len(batch)] == batch and all(map(space.contains, rows))
+    if not fits:
+        shown = np.array2string(actions, threshold=6, separator=", ").replace("\n", "")
+        raise InputError(
+            f"policy: expected a finite action of shape {shape} for {space}; got {shown} of shape "
+            f"{actions.shape} {source}"
+        )
+    return actions, answer[1]
 
 
 def check_spaces(

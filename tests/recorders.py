@@ -34,8 +34,11 @@ class Marked(gym.Env):
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     action_space = Box(-2.0, 2.0, (1,), np.float32)
 
-    def __init__(self, costs: bool = True, gain: Any = 1.0, nan_at: int = -1) -> None:
+    def __init__(
+        self, costs: bool = True, gain: Any = 1.0, nan_at: int = -1, rare: bool = False
+    ) -> None:
         self.costs, self.gain, self.nan_at = costs, np.asarray(gain), nan_at
+        self.rare = rare  # infos hold what occurs only where it does
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -50,7 +53,9 @@ class Marked(gym.Env):
     def step(self, action: Any) -> Any:
         self.t += 1
         info = {"is_success": self.t >= 8}
-        if self.costs:
+        if self.rare:
+            info = {8: {"is_success": True}, 9: {"cost": 3.0}}.get(self.t, {})
+        elif self.costs:
             info["cost"] = float(self.t % 2)
         reward = float(self.t + self.gain.sum() * action[0])
         return self.observe(), reward, self.t >= self.end, False, info

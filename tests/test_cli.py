@@ -20,7 +20,7 @@ from mpd_gym.collect.record import record
 from mpd_gym.collect.scripted import PendulumSwingUp
 from mpd_gym.datasets import load_episodes
 from mpd_gym.envs.image_pendulum import draw
-from mpd_gym.errors import ConfigError, DataError
+from mpd_gym.errors import ConfigError, DataError, FileError
 from mpd_gym.latent import ImageEncoder
 
 runner = CliRunner()
@@ -226,6 +226,26 @@ def test_plans_are_compared_with_what_happens(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 32 * 2 and {row["policy"] for row in rows} == {"shipped", "alone"}
     assert (folder / "plan-errors.png").stat().st_size > 10_000
+
+
+@pytest.mark.fault(
+    "Files", "a film of the command compare that cannot be written", "the table, then one line"
+)
+def test_the_table_is_shown_though_a_file_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise FileError("film: no space left")
+
+    tiny_agent("LQR-v0").save("tiny.safetensors")
+    monkeypatch.setattr("mpd_gym.evaluation.comparison.save_gif", full)
+    command = "mpd-gym compare LQR-v0 tiny.safetensors --episodes 2 -o num_steps=1"
+    monkeypatch.setattr("sys.argv", command.split())
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().out
+    assert printed.index("tiny") < printed.index("error: film: no space") and "Files" not in printed
 
 
 @pytest.mark.fault(

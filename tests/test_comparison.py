@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 from helpers import tiny_agent
 
 from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
-from mpd_gym.errors import CheckpointError, ConfigError, InputError
+from mpd_gym.errors import CheckpointError, ConfigError, FileError, InputError
 from mpd_gym.evaluation import comparison
 from mpd_gym.evaluation.comparison import (
     Entry,
@@ -246,6 +249,72 @@ def test_the_film_shows_every_policy_with_its_name(
         assert amber[(distance > 45) & (distance < 90)].sum() > 30  # the planned rods
 
 
+class Filling(PendulumSwingUp):
+    """Leaves no room for files larger than 1 KiB once it plays."""
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        return super().predict(*args, **kwargs)
+
+
+@pytest.fixture
+def _room_again() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.fault(
+    "Files",
+    "a disk that is full after the episodes of compare",
+    "a warning; the measures are returned, and the files that fit are there",
+)
+@pytest.mark.usefixtures("_room_again")
+def test_a_full_disk_costs_no_measure(tmp_path: Path) -> None:
+    def played(**kwargs: Any) -> Any:
+        entries = [Entry("x", Filling(6.5))]
+        return compare(entries, PENDULUM, seeds=40, num_envs=40, film=False, **kwargs)
+
+    with pytest.warns(UserWarning, match=r"episodes.csv: cannot be written .*File too large"):
+        assert len(played(folder=tmp_path)["x"].returns) == 40
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+    with pytest.raises(FileError, match=r"probe: cannot be written"):
+        played(folder=tmp_path)
+
+
+def test_what_one_policy_shows_to_be_reported_is_nothing_for_another() -> None:
+    class Goes:
+        def __init__(self, action: float) -> None:
+            self.action = action
+
+        def predict(self, observation: Any, *_: Any, **__: Any) -> Any:
+            return np.full((*np.shape(observation)[:-1], 1), self.action), None
+
+    gym.register("test/Once-v0", lambda **_: Once(gym.make(PENDULUM)))
+    try:
+        found = compare({"still": Goes(0.0), "goes": Goes(1.0)}, "test/Once-v0", seeds=3)
+    finally:
+        del gym.registry["test/Once-v0"]
+    assert found["goes"].successes_ever.all() and found["goes"].costs.sum() == 3
+    np.testing.assert_array_equal(found["still"].successes_ever, [False] * 3)
+    np.testing.assert_array_equal(found["still"].costs, [0.0] * 3)
+
+
+class Once(gym.Wrapper[Any, Any, Any, Any]):
+    """Reports success and cost once, if the action is positive."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.told = False
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        *outcome, _ = super().step(action)
+        tells = action[0] > 0 and not self.told
+        self.told |= tells
+        return *outcome, {"success": True, "cost": 1.0} if tells else {}
+
+
 def test_the_same_call_gives_the_same_numbers(files: Path) -> None:
     def play() -> Any:
         entries = load_entries([str(files / "lqr.safetensors")], "LQR-v0")
@@ -275,8 +344,11 @@ def test_what_cannot_be_filmed_is_refused_before_anything_is_played(
             compare(entries, "test/Blind-v0", seeds=[0], folder=tmp_path)
         with pytest.raises(InputError, match="seeds"):
             compare(entries, "LQR-v0", seeds=[])
+        with pytest.raises(ConfigError, match="Nope-v0 cannot be made"):
+            compare(entries, "Nope-v0", seeds=[0], folder=tmp_path / "new")
+        assert not (tmp_path / "new").exists()
         (tmp_path / "file").touch()
-        with pytest.raises(ConfigError, match="folder: cannot be made"):
+        with pytest.raises(FileError, match=r"file/.*cannot be written \(.*choose another folder"):
             compare(entries, "LQR-v0", seeds=[0], folder=tmp_path / "file")
         for nobody in ({}, [], None, [entries[0].policy]):
             with pytest.raises(ConfigError, match="policies: expected at least one"):

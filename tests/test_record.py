@@ -31,6 +31,7 @@ from mpd_gym.collect.record import (
 )
 from mpd_gym.datasets.episodes import load_episodes, recover_env
 from mpd_gym.errors import ConfigError, DataError, InputError, SolverError
+from mpd_gym.evaluation.figures import dataset_table
 
 
 def test_episodes_are_what_the_environment_gives() -> None:
@@ -104,6 +105,27 @@ def test_environments_without_costs() -> None:
     assert len(source[0]) == 7 and source[0].truncations[-1]
     assert recover_env(source).spec.max_episode_steps == 7
     assert repr(minari.load_dataset(ID)[0])  # needs infos to be a dict
+
+
+@pytest.mark.fault(
+    "Recording",
+    "costs and success that infos hold only where they occur",
+    "recorded, 0 at the other steps and in episodes without any; info shows success ever",
+)
+def test_what_occurs_in_some_episodes_is_recorded_in_all() -> None:
+    kwargs = {"rare": True}
+    quiet(Noisy(), ENV, ID, episodes=12, seed=0, env_kwargs=kwargs, processes=2)
+    episodes = list(load_episodes(ID))
+    late = [len(one) > 8 for one in episodes]
+    assert any(late) and not all(late)
+    for episode in episodes:
+        t = 1 + np.arange(len(episode))
+        np.testing.assert_array_equal(episode.successes, t == 8)
+        np.testing.assert_array_equal(episode.costs, 3.0 * (t == 9))
+    shown = {column.header: list(column.cells) for column in dataset_table([ID]).columns}
+    for name, count in (("success", lambda flags: flags[-1]), ("success ever", np.any)):
+        assert shown[name] == [f"{np.mean([count(one.successes) for one in episodes]):.1%}"]
+    assert shown["success"] != shown["success ever"]
 
 
 def test_frames_are_stored_once_and_stacked_when_read() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from scipy import stats
 
 from mpd_gym.collect.lqr import NoisyLQR
@@ -75,13 +76,133 @@ def test_success_is_found_under_both_of_its_names() -> None:
     assert succeeded({"success": np.False_}) is False and succeeded({"other": 1.0}) is None
 
 
+class Rarely(gym.Env[Any, Any]):
+    """Twelve steps; infos hold success and cost only at the steps where they occur."""
+
+    observation_space = Box(0.0, 12.0, (1,), np.float32)
+    action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, cost: float = 2.0) -> None:
+        self.cost = cost
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t, self.odd = 0, seed is not None and seed % 2
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        info: dict[str, Any] = {"is_success": True} if self.t == 5 and action[0] > 0 else {}
+        info |= {"cost": self.cost} if self.t in (7, 9) and self.odd else {}
+        return np.full(1, self.t, np.float32), 1.0, False, self.t == 12, info
+
+
+gym.register("MpdTests/Rarely-v0", Rarely)
+
+
+class Says:
+    """A policy that gives one answer for each observation."""
+
+    def __init__(self, action: Any) -> None:
+        self.action = action
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.stack([self.action] * len(observation)), state
+
+
+@pytest.mark.fault(
+    "Evaluation",
+    "success and cost that infos hold only where they occur",
+    "success at the end and ever, sums of costs; the other steps count as none",
+)
+def test_what_occurs_once_is_counted() -> None:
+    found = evaluate(Says([0.5]), "MpdTests/Rarely-v0", seeds=[0, 1, 2, 3], num_envs=2)
+    assert found.successes is not None and not found.successes.any()
+    assert found.successes_ever is not None and found.successes_ever.all()
+    np.testing.assert_array_equal(found.costs, [0.0, 4.0, 0.0, 4.0])
+    summary = found.summary()
+    assert (summary["success"].mean, summary["success ever"].mean) == (0.0, 1.0)
+    assert (summary["cost"].mean, summary["violation"].mean) == (2.0, 0.5)
+    never = evaluate(Says([-0.5]), "MpdTests/Rarely-v0", seeds=[0])
+    assert never.successes is None and never.successes_ever is None and never.costs is None
+
+
+@pytest.mark.fault(
+    "Evaluation",
+    "PointMaze, whose goal moves on when it is reached",
+    "success ever, though at the end there is none",
+)
+def test_goals_of_point_maze_that_are_reached_on_the_way_count() -> None:
+    gym.register_envs(pytest.importorskip("gymnasium_robotics"))
+
+    class Steers:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            ahead = observation["desired_goal"] - observation["achieved_goal"]
+            return np.clip(3 * ahead - observation["observation"][..., 2:] / 2, -1, 1), None
+
+    corridor = [[1] * 5, [1, "r", "g", "g", 1], [1] * 5]
+    kwargs = {"maze_map": corridor, "max_episode_steps": 120, "reset_target": True}
+    found = evaluate(Steers(), "PointMaze_UMaze-v3", seeds=4, env_kwargs=kwargs)
+    assert found.successes is not None and not found.successes.any()
+    assert found.successes_ever is not None and found.successes_ever.all()
+
+
+@pytest.mark.fault(
+    "Evaluation", "an environment whose cost is not finite", "refused, with its step"
+)
+def test_costs_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(InputError, match="finite cost, got nan at step 7 of seed 3"):
+        evaluate(Says([0.0]), "MpdTests/Rarely-v0", seeds=[3], env_kwargs={"cost": np.nan})
+
+
+@pytest.mark.fault(
+    "Policies",
+    "predict that returns no (action, state), or an action of another shape, kind or not finite",
+    "refused before the environment sees it; the message names policy and environment",
+)
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, r"expected \(action, state\) from predict; got None"),
+        (([[0.0]],), r"expected \(action, state\)"),
+        (([[0.0]], None, None), r"expected \(action, state\)"),
+        ((None, None), "finite action"),
+        (("left", None), "finite action"),
+        (([[0.0], [0.0, 1.0]], None), "expected actions"),
+        ((np.zeros(1), None), r"shape \(1, 1\) for Box.*of shape \(1,\)"),
+        ((np.zeros((1, 2)), None), r"of shape \(1, 2\)"),
+        ((np.zeros((1, 1), complex), None), "finite action"),
+        ((np.full((1, 1), np.nan), None), "got .*nan"),
+        ((np.full((1, 1), np.inf), None), "got .*inf"),
+    ],
+)
+def test_answers_that_are_no_actions_are_refused(answer: Any, message: str) -> None:
+    class Answers:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            return answer
+
+    with pytest.raises(InputError, match=rf"policy: .*{message}.*from Answers in MpdTests/Rarely"):
+        evaluate(Answers(), "MpdTests/Rarely-v0", seeds=[0])
+
+
+@pytest.mark.fault(
+    "Spaces", "a policy of continuous actions in an environment of discrete ones", "refused"
+)
+def test_actions_of_a_discrete_space_are_whole_numbers() -> None:
+    found = evaluate(Says(1), "CartPole-v1", seeds=3, num_envs=2)
+    assert found.lengths.max() < 15  # pushes one way only
+    for action in (0.5, np.array([0.3]), 2, -1):
+        with pytest.raises(InputError, match=r"Discrete\(2\).*Says in CartPole-v1"):
+            evaluate(Says(action), "CartPole-v1", seeds=1)
+
+
 def test_episodes_that_end_early_stop_counting() -> None:
     env = gym.make("CarUMaze-v0")
     policy = SmoothRandom(env.action_space, env.observation_space)
     found = evaluate(policy, "CarUMaze-v0", seeds=range(6), num_envs=6)
     assert found.collisions is not None and found.collisions.any()
     assert (found.lengths[found.collisions] <= 64).all() and found.lengths.min() < 64
-    measures = {"return", "length", "success", "collision", "final error"}
+    measures = {"return", "length", "success", "success ever", "collision", "final error"}
     assert set(found.summary()) == measures
 
 
@@ -133,7 +254,7 @@ def test_what_cannot_act_is_refused(policy: Any) -> None:
 @pytest.mark.fault("Evaluation", "numbers of episodes and copies that are none", "refused")
 def test_bad_arguments_are_refused() -> None:
     _, policy = optimal()
-    for seeds in ([], 0, -3, [-1], [1.5], ["x"], "x", None, 1.5):
+    for seeds in ([], 0, -3, [-1], [1.5], ["x"], "x", None, 1.5, True, [True]):
         with pytest.raises(InputError, match="seeds: expected at least one, whole numbers"):
             evaluate(policy, "LQR-v0", seeds=seeds)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="num_envs"):

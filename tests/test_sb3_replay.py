@@ -197,10 +197,14 @@ def test_damaged_buffers_are_refused(
 
 def test_rewards_and_costs_of_the_buffer_are_checked(marked: str) -> None:
     model: Any = train_sb3("sac", marked, steps=20, seed=0, hyperparameters=RANDOM, progress=False)
-    model.replay_buffer.extras.costs[9] = np.nan
-    with pytest.raises(DataError, match=r"episode 1, step 2.*cost.*some steps only"):
+    extras = model.replay_buffer.extras
+    extras.write(9, np.zeros(1), [{"cost": np.nan}])
+    with pytest.raises(DataError, match=r"episode 1, step 2.*cost is not finite"):
         list(replay_episodes(model))
-    model.replay_buffer.extras.costs[9] = 0.0
+    extras.write(9, np.zeros(1), [{}])  # costs that are told only when they occur
+    episodes = list(replay_episodes(model))
+    assert [one.costs is None for one in episodes] == [False] * len(episodes)
+    np.testing.assert_array_equal(episodes[1].costs, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0])
     model.replay_buffer.extras.rewards[1] = np.inf
     with pytest.raises(DataError, match=r"episode 0, step 1.*reward is not finite"):
         list(replay_episodes(model))

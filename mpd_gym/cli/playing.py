@@ -142,19 +142,20 @@ def plans(
     Each plan is executed to its end without looking; `action_chunk` should not be longer than plans
     hold.
     """
-    from mpd_gym.atomic import write_csv
+    from mpd_gym.atomic import check_writable, write_csv
     from mpd_gym.evaluation.figures import open_loop_table, save_figure, state_error_figure
     from mpd_gym.evaluation.open_loop import error_rows, open_loop_error
 
     entries, env_kwargs = _loaded(policy, env, option, env_option, device)
+    place = folder or OUTPUTS / "plans" / file_name(env)
+    check_writable(place)
     seeds = range(seed, seed + episodes)
     agents = {entry.label: entry.policy for entry in entries}
     found = open_loop_error(agents, env, seeds=seeds, env_kwargs=env_kwargs)
-    place = folder or OUTPUTS / "plans" / file_name(env)
+    console.print(open_loop_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", found))
     write_csv(place / "plan-errors.csv", error_rows(found))
     relative = {label: errors.relative for label, errors in found.items()}
     save_figure(state_error_figure(relative, "σ"), place / "plan-errors.png")
-    console.print(open_loop_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", found))
     console.print(f"Files are in {place}/")
 
 
@@ -198,11 +199,12 @@ def _compare(
     *,
     film: bool = False,
 ) -> None:
-    """Play and show a table."""
+    """Play, show a table, then write the files: what cannot be written does not cost the table."""
     from mpd_gym.evaluation.comparison import compare
     from mpd_gym.evaluation.figures import evaluation_table
 
-    results = compare(
+    title = f"{env}, seeds {seeds[0]} to {seeds[-1]}"
+    compare(
         entries,
         env,
         seeds=seeds,
@@ -211,5 +213,5 @@ def _compare(
         folder=folder,
         film=film,
         progress=True,
+        on_played=lambda results: console.print(evaluation_table(title, results)),
     )
-    console.print(evaluation_table(f"{env}, seeds {seeds[0]} to {seeds[-1]}", results))

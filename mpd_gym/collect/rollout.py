@@ -18,6 +18,7 @@ from mpd_gym.types import Array, Episode, Policy, succeeded
 from mpd_gym.validation import (
     EpisodeRules,
     action_box,
+    check_answer,
     check_episode,
     check_spaces,
     inside,
@@ -170,7 +171,7 @@ class Runner:
         ended, first = False, True
         while not ended:
             try:
-                raw, state = self._policy.predict(
+                answer = self._policy.predict(
                     self._job.views.show(observation, info),
                     state,
                     np.array([first]),
@@ -178,8 +179,9 @@ class Runner:
                 )
             except SolverError:
                 return False
-            if not _solved(state):
+            if not _solved(answer):
                 return False
+            raw, state = check_answer(answer, self._policy, self._env)
             action = self._action(raw, tape)
             observation, reward, terminated, truncated, info = self._env.step(action.copy())
             tape.step(action, float(reward), terminated, truncated, info)
@@ -187,17 +189,16 @@ class Runner:
             ended, first = terminated or truncated, False
         return True
 
-    def _action(self, raw: Any, tape: _Tape) -> Array:
+    def _action(self, raw: Array, tape: _Tape) -> Array:
         box = self._rules.actions
         action = np.array(raw, dtype=box.dtype)
-        if action.shape == box.shape:
-            if ((action >= box.low) & (action <= box.high) & np.isfinite(action)).all():
-                return action
-            if inside(action, box):  # but for rounding
-                return np.clip(action, box.low, box.high)
+        if ((action >= box.low) & (action <= box.high)).all():
+            return action
+        if inside(action, box):  # but for rounding
+            return np.clip(action, box.low, box.high)
         raise InputError(
-            f"policy: expected a finite action of shape {box.shape} inside {box}, got {action} at "
-            f"step {len(tape.actions)} of episode {tape.candidate}: clip it in the policy"
+            f"policy: expected a finite action inside {box}, got {action} at step "
+            f"{len(tape.actions)} of episode {tape.candidate}: clip it in the policy"
         )
 
 
@@ -212,7 +213,7 @@ class _Tape:
         self._views = views
         self._observations: dict[str, list[Array]] = {key: [] for key in rules.leaves}
         self._rewards: list[float] = []
-        self._costs: list[float] = []
+        self._costs: list[float | None] = []
         self._successes: list[bool | None] = []
         self._ends: list[tuple[bool, bool]] = []
 
@@ -235,30 +236,29 @@ class _Tape:
         self.actions.append(action)
         self._rewards.append(reward)
         self._ends.append((bool(terminated), bool(truncated)))
-        if "cost" in info:
-            self._costs.append(float(info["cost"]))
+        self._costs.append(float(info["cost"]) if "cost" in info else None)
         self._successes.append(succeeded(info))
 
     def episode(self, seed: int) -> Episode:
         observations = {key: _stack(rows, key) for key, rows in self._observations.items()}
         ends = np.array(self._ends, dtype=np.bool_)
-        if self._costs and len(self._costs) != len(self.actions):
-            raise InputError(
-                f"info['cost']: expected at every step, or at none; got {len(self._costs)} in "
-                f"{len(self.actions)} steps of episode {self.candidate}"
-            )
-        known = any(success is not None for success in self._successes)
         return Episode(
             observations=observations[""] if "" in observations else observations,
             actions=np.stack(self.actions),
             rewards=np.array(self._rewards, dtype=np.float64),
             terminations=ends[:, 0],
             truncations=ends[:, 1],
-            costs=np.array(self._costs, dtype=np.float64) if self._costs else None,
-            # environments that only report at the end have not succeeded before
-            successes=np.array([bool(s) for s in self._successes]) if known else None,
+            costs=_column(self._costs, np.float64),
+            successes=_column(self._successes, np.bool_),
             seed=seed,
         )
+
+
+def _column(values: Sequence[float | None], dtype: type) -> Array | None:
+    """What infos reported: 0 at steps without it; None if no step has it."""
+    if all(value is None for value in values):
+        return None
+    return np.array([0 if value is None else value for value in values], dtype)
 
 
 def _stack(rows: list[Array], key: str) -> Array:
@@ -276,8 +276,9 @@ def _make_policy(policy: Policy | Callable[[], Policy]) -> Any:
     return made
 
 
-def _solved(state: Any) -> bool:
-    """Return whether the policy's state says that its solver succeeded, if it says anything."""
+def _solved(answer: Any) -> bool:
+    """Return whether the state in an answer says that the solver succeeded, if it says anything."""
+    state = answer[1] if isinstance(answer, tuple | list) and len(answer) == 2 else None
     if state is None:
         return True
     solved = state.get("solved") if isinstance(state, Mapping) else getattr(state, "solved", None)

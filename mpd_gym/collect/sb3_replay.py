@@ -53,7 +53,7 @@ class Extras:
     def write(self, row: int, rewards: Array, infos: Sequence[Mapping[str, Any]]) -> None:
         """Keep the extras of one transition of every environment."""
         for i, info in enumerate(infos):
-            self.costs[row, i] = info.get("cost", np.nan)
+            self.costs[row, i] = np.nan_to_num(info["cost"], nan=np.inf) if "cost" in info else None
             success = succeeded(info)
             self.successes[row, i] = -1 if success is None else success
             self.rewards[row, i] = info.get("reward", rewards[i])
@@ -173,11 +173,14 @@ def _episode(buffer: ReplayBuffer, rows: tuple[Array, int], actions: Array, inde
         rewards=rewards[rows].astype(np.float64),
         terminations=terminations,
         truncations=truncations,
-        costs=None if extras is None else _known(extras.costs[rows], "cost", index),
-        successes=_successes(extras, rows),
+        costs=None if extras is None else _told(extras.costs, np.isnan(extras.costs), rows),
+        successes=None
+        if extras is None
+        else _told(extras.successes > 0, extras.successes < 0, rows),
     )
-    for name, values in {"action": episode.actions, "reward": episode.rewards}.items():
-        _check_finite(name, values, index)
+    for name, values in vars(episode).items():
+        if name in ("actions", "rewards", "costs") and values is not None:
+            _check_finite(name.removesuffix("s"), values, index)
     return episode
 
 
@@ -202,22 +205,9 @@ def _aligned(before: Array, after: Array, index: int) -> Array:
     return np.concatenate([before, after[-1:]])
 
 
-def _known(values: Array, name: str, index: int) -> Array | None:
-    """Return `values` if all are known, None if none is."""
-    missing = np.asarray(np.isnan(values))
-    if missing.all():
-        return None
-    if missing.any():
-        problem = f"info[{name!r}] is given on some steps only; the environment must give it on all"
-        _fail(problem, index, missing)
-    return values
-
-
-def _successes(extras: Extras | None, rows: tuple[Array, int]) -> Array | None:
-    """Successes of an episode; environments may report them at its end only."""
-    if extras is None or (extras.successes < 0).all():
-        return None
-    return np.asarray(extras.successes[rows] > 0)
+def _told(values: Array, missing: Array, rows: tuple[Array, int]) -> Array | None:
+    """An episode's part of `values`, 0 where a step told nothing; None if no step of any tells."""
+    return None if missing.all() else np.where(missing[rows], values.dtype.type(0), values[rows])
 
 
 def _check_finite(name: str, values: Array, index: int) -> None:

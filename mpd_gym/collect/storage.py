@@ -19,9 +19,9 @@ import shutil
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import IO, Any, final
@@ -39,6 +39,9 @@ if os.name == "posix":
     import fcntl
 
 __all__ = ["Attempt", "Decision", "Place", "Status", "discard", "store_shard"]
+
+OPTIONAL = {"costs": np.float64, "successes": np.bool_}
+"""Columns that an environment need not report, with their types."""
 
 
 @final
@@ -175,19 +178,30 @@ class Place:
                     found.setdefault(candidate, (decision, path))
         return found
 
-    def episodes(self, candidates: Iterable[int]) -> Iterator[Episode]:
+    def episodes(self, candidates: Sequence[int]) -> Iterator[Episode]:
         """Read stored episodes, one file at a time.
+
+        What infos reported in one episode at least (costs, successes) is 0 in those without it.
 
         Raises:
             DataError: If a file is damaged.
         """
         places = self.decisions()
+        told: set[str] = set()
+        for path in {places[candidate][1] for candidate in candidates}:
+            with _open_shard(path) as shard:
+                told |= {key.rpartition("/")[2] for key in shard} & OPTIONAL.keys()
         read: dict[int, Episode] = {}
         for candidate in candidates:
             if candidate not in read:
                 with _open_shard(places[candidate][1]) as shard:
                     read |= _unpack(shard)
-            yield read.pop(candidate)
+            episode = read.pop(candidate)
+            for name in told:
+                if getattr(episode, name) is None:
+                    zeros: Any = np.zeros(len(episode), OPTIONAL[name])
+                    episode = replace(episode, **{name: zeros})
+            yield episode
 
     def publish(self, *, overwrite: bool) -> None:
         """Move the assembled data set into its place as a whole.

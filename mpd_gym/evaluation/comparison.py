@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -13,8 +14,8 @@ from typing import Any, final
 import gymnasium as gym
 import numpy as np
 
-from mpd_gym.atomic import write_csv
-from mpd_gym.errors import CheckpointError, ConfigError, check_policy
+from mpd_gym.atomic import check_writable, write_csv
+from mpd_gym.errors import CheckpointError, ConfigError, FileError, check_policy
 from mpd_gym.evaluation.figures import (
     captioned,
     draws_plan,
@@ -156,6 +157,7 @@ def compare(
     folder: str | Path | None = None,
     film: bool = True,
     progress: bool = False,
+    on_played: Callable[[Mapping[str, Evaluation]], None] | None = None,
 ) -> dict[str, Evaluation]:
     """Play the same episodes with every policy.
 
@@ -171,21 +173,27 @@ def compare(
             None writes nothing.
         film: Whether to make a film.
         progress: Show bars.
+        on_played: Called with the measures before any file is written.
 
     Returns:
         Each policy's measures by label. `seconds` are from one more episode in a single
-        environment (the film's, if there is one), after an uncounted first call.
+        environment (the film's, if there is one), after an uncounted first call. What one policy's
+        infos report and another's never do, because it did not occur, is 0 for that one.
 
     Raises:
-        ConfigError: If there is no policy, the folder cannot be made, the environment does not
-            exist, a policy's spaces differ from its, or it draws no pictures for the film.
-        InputError: If there is no seed, or one is no whole number of at least 0.
+        ConfigError: If there is no policy, the environment does not exist, a policy's spaces differ
+            from its, or it draws no pictures for the film.
+        FileError: If the folder cannot be written to, which is tried first. If a file fails after
+            the episodes and there is no `on_played`, that is a warning: no measure is lost.
+        InputError: If there is no seed, or one is no whole number of at least 0; from playing, see
+            `evaluate`.
     """
     seeds = as_seeds(seeds)
     entries = _entries(policies)
-    folder = None if folder is None else _made(Path(folder))
     filmed = film and folder is not None
     first = _first_observation(entries, env_id, env_kwargs, seeds, film=filmed)
+    if folder is not None:
+        check_writable(folder)
     results: dict[str, Evaluation] = {}
     columns: list[list[Array]] = []
     for entry in entries:
@@ -203,18 +211,28 @@ def compare(
         frames, seconds = _timed(entry, env_id, int(seeds[0]), env_kwargs, film=filmed)
         results[entry.label] = replace(measured, seconds=seconds)
         columns += [frames] if filmed else []
+    results = _filled(results)
+    if on_played is not None:
+        on_played(results)
     if folder is not None:
-        _write(folder, results, columns)
+        try:
+            _write(Path(folder), results, columns)
+        except FileError as error:
+            if on_played is not None:
+                raise
+            warnings.warn(f"{error}; the measures are returned all the same", stacklevel=2)
     return results
 
 
-def _made(folder: Path) -> Path:
-    """Make the folder before anything is played, so that no result is lost."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"folder: cannot be made: {error}; choose another") from error
-    return folder
+def _filled(results: dict[str, Evaluation]) -> dict[str, Evaluation]:
+    """Fill in zeros where one policy never saw what another shows the environment to report."""
+    for name in ("costs", "successes", "successes_ever", "collisions"):
+        told = [getattr(found, name) for found in results.values()]
+        zeros: Any = next((np.zeros_like(values) for values in told if values is not None), None)
+        for label, found in results.items():
+            if getattr(found, name) is None:
+                results[label] = replace(found, **{name: zeros})
+    return results
 
 
 def _entries(policies: Mapping[str, Policy] | Sequence[Entry]) -> Sequence[Entry]:
@@ -331,6 +349,7 @@ def _episodes(label: str, found: Evaluation) -> list[dict[str, Any]]:
         "length": found.lengths,
         "cost": found.costs,
         "success": found.successes,
+        "success_ever": found.successes_ever,
         "collision": found.collisions,
         "final_error": found.final_errors,
     }

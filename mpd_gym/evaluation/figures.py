@@ -22,7 +22,7 @@ from mpd_gym.evaluation.open_loop import OpenLoopErrors
 from mpd_gym.evaluation.returns import Evaluation, Interval, mean_interval
 from mpd_gym.evaluation.style import BAND, DPI, WIDTH, legend_below, looks, styled
 from mpd_gym.types import Array, Episode, Policy
-from mpd_gym.validation import check_spaces
+from mpd_gym.validation import check_answer, check_spaces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ Draw = Callable[[gym.Env[Any, Any], Any], None]
 
 UNKNOWN = "–"
 FRAMES_PER_SECOND = 20
-SHARES = {"success", "violation", "collision"}
+SHARES = {"success", "success ever", "violation", "collision"}
 
 
 def evaluation_table(
@@ -133,7 +133,8 @@ def dataset_table(names: Sequence[str]) -> Table:
         names: Minari ids or files; each is read once and checked.
     """
     table = Table(title="data sets", caption="mean ± standard deviation over episodes")
-    columns = ("data set", "episodes", "steps", "return", "length", "cost", "violating", "success")
+    columns = ("data set", "episodes", "steps", "return", "length", "cost", "violating", "success",
+               "success ever")  # fmt: skip
     rows = [_dataset_row(load_episodes(name)) for name in names]
     told = [i for i in range(len(columns)) if any(row[i] != UNKNOWN for row in rows)]
     for i in told:
@@ -146,7 +147,7 @@ def dataset_table(names: Sequence[str]) -> Table:
 
 def _dataset_row(source: EpisodeSource) -> list[str]:
     episodes = [_episode_row(source.episode(index)) for index in range(len(source))]
-    returns, costs, successes = zip(*episodes, strict=True)
+    returns, costs, *successes = zip(*episodes, strict=True)
     known = None not in costs
     return [
         source.name,
@@ -156,15 +157,16 @@ def _dataset_row(source: EpisodeSource) -> list[str]:
         _spread(source.lengths),
         _spread(costs) if known else UNKNOWN,
         f"{np.mean([cost > 0 for cost in costs]):.1%}" if known else UNKNOWN,
-        UNKNOWN if None in successes else f"{np.mean(successes):.1%}",
+        *(UNKNOWN if None in flags else f"{np.mean(flags):.1%}" for flags in successes),
     ]
 
 
-def _episode_row(episode: Episode) -> tuple[float, float | None, bool | None]:
+def _episode_row(episode: Episode) -> tuple[float, float | None, bool | None, bool | None]:
     return (
         float(episode.rewards.sum()),
         None if episode.costs is None else float(episode.costs.sum()),
         None if episode.successes is None else bool(episode.successes[-1]),
+        None if episode.successes is None else bool(episode.successes.any()),
     )
 
 
@@ -243,7 +245,8 @@ def rollout_frames(
         observation, _ = env.reset(seed=seed)
         state, start, done = None, True, False
         for _ in range(max_frames):
-            action, state = policy.predict(observation, state, np.array([start]), deterministic)
+            answer = policy.predict(observation, state, np.array([start]), deterministic)
+            action, state = check_answer(answer, policy, env)
             if draw is not None:
                 draw(env, state)
             yield np.asarray(env.render())

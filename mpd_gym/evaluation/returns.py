@@ -1,11 +1,17 @@
-"""Returns, costs and success with confidence intervals, for anything with `predict`."""
+"""Returns, costs and success with confidence intervals, for anything with `predict`.
+
+An environment may report success, cost and collision at every step, or only when they occur: a step
+without the key counts as no success, a cost of 0 and no collision. Success *at the end* is that of
+the last step, as in Stable-Baselines3's evaluation and for Fetch; success *ever* is that of any
+step, as in LeRobot's, and what counts where the goal moves on or is left again, as in PointMaze.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +20,7 @@ from tqdm import tqdm
 
 from mpd_gym.errors import ConfigError, InputError, check_integer, check_policy
 from mpd_gym.types import Array, BoolArray, Policy, succeeded
-from mpd_gym.validation import check_spaces
+from mpd_gym.validation import check_answer, check_spaces
 
 __all__ = [
     "Evaluation",
@@ -88,13 +94,14 @@ class Evaluation:
         seeds: Seed of each episode's reset.
         returns: Undiscounted return.
         lengths: Steps.
-        costs: Sum of ``info["cost"]``; None without costs.
-        successes: Success at the last step; None if the environment does not report it.
-        collisions: ``info["collision"]`` at any step; None if the environment does not report it.
+        costs: Sum of ``info["cost"]``; None if no step of any episode reports a cost.
+        successes: Success at the end, that is at the last step; None if no step reports success.
+        collisions: ``info["collision"]`` at any step; None if no step reports it.
         seconds: Wall-clock time of each call of `predict`, divided by its number of environments,
             ``[calls]``.
         final_errors: Distance between ``achieved_goal`` and ``desired_goal`` at the last step, in
             the environment's units; None without goals.
+        successes_ever: Success at any step; None if no step reports success.
     """
 
     seeds: Array
@@ -105,12 +112,15 @@ class Evaluation:
     collisions: BoolArray | None
     seconds: Array
     final_errors: Array | None = None
+    successes_ever: BoolArray | None = None
 
     def summary(self) -> dict[str, Interval]:
         """Return mean and 95 % interval of every measure that the environment reports."""
         table = {"return": mean_interval(self.returns), "length": mean_interval(self.lengths)}
         if self.successes is not None:
             table["success"] = proportion_interval(self.successes)
+        if self.successes_ever is not None:
+            table["success ever"] = proportion_interval(self.successes_ever)
         if self.costs is not None:
             table["cost"] = mean_interval(self.costs)
             table["violation"] = proportion_interval(self.costs > 0)
@@ -129,11 +139,12 @@ class Stopwatch:
         policy: The other policy.
 
     Attributes:
+        policy: The other policy.
         seconds: Wall-clock time of each call.
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
         self.seconds: list[float] = []
 
     def predict(
@@ -145,7 +156,7 @@ class Stopwatch:
     ) -> tuple[Any, Any]:
         """Call the other policy's `predict`."""
         began = time.perf_counter()
-        answer = self._policy.predict(observation, state, episode_start, deterministic)
+        answer = self.policy.predict(observation, state, episode_start, deterministic)
         self.seconds.append(time.perf_counter() - began)
         return answer
 
@@ -168,13 +179,19 @@ def as_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     Raises:
         InputError: If there is none, or one is no whole number of at least 0.
     """
-    listed = range(seeds) if isinstance(seeds, int) else seeds
-    fits = isinstance(listed, Sequence | np.ndarray) and all(
-        isinstance(seed, int | np.integer) and seed >= 0 for seed in listed
-    )
-    if not fits or not len(listed):
-        raise InputError(f"seeds: expected at least one, whole numbers >= 0; got {seeds!r}")
-    return listed
+    listed = range(seeds) if _is_whole(seeds) else seeds
+    if (
+        isinstance(listed, Sequence | np.ndarray)
+        and len(listed)
+        and all(_is_whole(seed) and seed >= 0 for seed in listed)
+    ):
+        return listed
+    raise InputError(f"seeds: expected at least one, whole numbers >= 0; got {seeds!r}")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    """Whether this is an integer; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def evaluate(
@@ -208,7 +225,8 @@ def evaluate(
         ConfigError: If the policy has no `predict` or its spaces differ from the environment's,
             the environment cannot be made, or `num_envs` is no whole number of at least 1.
         InputError: If there is no seed, one is no whole number of at least 0, or there is not one
-            of `reset_options` for each.
+            of `reset_options` for each; if the policy's answer is no action of the environment and
+            a state, or a reward or cost is not finite.
     """
     check_policy(policy)
     check_integer("num_envs", num_envs, 1)
@@ -238,12 +256,14 @@ def evaluate(
 
 @dataclass
 class _Record:
-    """One running episode."""
+    """One running episode; what it never reported is None."""
 
+    seed: int
     rewards: float = 0.0
     length: int = 0
     cost: float | None = None
     success: bool | None = None
+    success_ever: bool | None = None
     collision: bool | None = None
     final_error: float | None = None
     done: bool = False
@@ -254,8 +274,16 @@ class _Record:
         self.done = done
         if "cost" in info:
             self.cost = (self.cost or 0.0) + float(info["cost"])
+        for name, total in (("reward", self.rewards), ("cost", self.cost or 0.0)):
+            if not np.isfinite(total):
+                raise InputError(
+                    f"env: expected a finite {name}, got {info.get(name, reward)} at step "
+                    f"{self.length} of seed {self.seed}; look for the cause in the environment"
+                )
         success = succeeded(info)
-        self.success = self.success if success is None else success
+        if success is not None:
+            self.success_ever = bool(self.success_ever) or success
+        self.success = None if self.success_ever is None else bool(success)
         if "collision" in info:
             self.collision = bool(self.collision) or bool(info["collision"])
         if done and isinstance(observation, Mapping) and GOALS <= set(observation):
@@ -264,7 +292,7 @@ class _Record:
 
 
 def _play(
-    policy: Policy,
+    watch: Stopwatch,
     envs: Sequence[gym.Env[Any, Any]],
     seeds: Sequence[int],
     options: Sequence[Mapping[str, Any] | None],
@@ -275,10 +303,11 @@ def _play(
         env.reset(seed=int(seed), options=None if option is None else dict(option))[0]
         for env, seed, option in zip(envs, seeds, options, strict=False)
     ]
-    records = [_Record() for _ in observations]
+    records = [_Record(int(seed)) for seed in seeds]
     state, episode_start = None, np.ones(len(records), bool)
     while not all(record.done for record in records):
-        actions, state = policy.predict(stacked(observations), state, episode_start, deterministic)
+        answer = watch.predict(stacked(observations), state, episode_start, deterministic)
+        actions, state = check_answer(answer, watch.policy, envs[0], (len(records),))
         episode_start = np.zeros(len(records), bool)
         for index, record in enumerate(records):
             if not record.done:
@@ -300,7 +329,9 @@ def _gather(
 ) -> Evaluation:
     def column(name: str, dtype: type) -> Array | None:
         values = [getattr(record, name) for record in records]
-        return None if any(value is None for value in values) else np.array(values, dtype)
+        if all(value is None for value in values):
+            return None
+        return np.array([0 if value is None else value for value in values], dtype)
 
     return Evaluation(
         seeds=np.asarray(seeds),
@@ -311,6 +342,7 @@ def _gather(
         collisions=column("collision", bool),
         seconds=np.asarray(seconds),
         final_errors=column("final_error", float),
+        successes_ever=column("success_ever", bool),
     )
 
 

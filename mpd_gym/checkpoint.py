@@ -381,7 +381,12 @@ def _header_of(metadata: Mapping[str, str], kind: str | None) -> dict[str, Any]:
 def _json(text: bytes) -> dict[str, Any]:
     """Parse an object strictly: no duplicate keys, no NaN, no nesting beyond Python's limit."""
     try:
-        content = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        content = json.loads(
+            text.decode(),
+            object_pairs_hook=_unique,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as error:
         _refuse(f"is damaged: its table is not valid JSON ({error})")
     if not isinstance(content, dict):
@@ -395,5 +400,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):  # NaN, Infinity, 1e999
+        raise ValueError(f"{text} is no finite number")
+    return number

@@ -6,12 +6,18 @@ Every message names the argument or file, the expectation, the value and the rem
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import os
-from collections.abc import Iterable
-from types import ModuleType
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+from types import ModuleType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = [
+    "MALFORMED",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -27,8 +33,19 @@ __all__ = [
     "check_function",
     "check_integer",
     "check_policy",
+    "check_widths",
+    "from_mapping",
+    "known_fields",
     "require",
 ]
+
+MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
+    NotImplementedError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+"""What parsing JSON, and building objects that it describes, may raise."""
+
+_MOST_LAYERS = 64
 
 
 class MpdError(Exception):
@@ -162,11 +179,81 @@ def check_policy(value: object) -> None:
         )
 
 
-def check_integer(name: str, value: object, low: int) -> None:
-    """Check that the argument `name` is an integer of at least `low`.
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Check that the argument `name` is an integer of at least `low`, and of at most `high`.
 
     Raises:
-        ConfigError: With the bound and the value.
+        ConfigError: With the bounds and the value.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"{name}: expected an integer >= {low}; got {value!r}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):  # type: ignore[operator]
+        bounds = f">= {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{name}: expected an integer {bounds}; got {value!r}")
+
+
+def check_widths(name: str, values: Sequence[int]) -> None:
+    """Check that the argument `name` holds the widths of a network's layers, at most 64.
+
+    Raises:
+        ConfigError: With the number of layers, or a width that is no integer of at least 1.
+    """
+    if len(values) > _MOST_LAYERS:
+        raise ConfigError(f"{name}: expected at most {_MOST_LAYERS} layers; got {len(values)}")
+    for width in values:
+        check_integer(name, width, 1)
+
+
+def known_fields(config: type, values: Mapping[str, Any]) -> None:
+    """Check that every key of `values` is a field of the dataclass `config`.
+
+    Raises:
+        ConfigError: Naming the closest match.
+    """
+    for name in values:
+        check_choice(f"{config.__name__} option", name, _hints(config))
+
+
+def from_mapping(config: type, values: Any) -> Any:
+    """Build a dataclass from plain JSON values, refusing unknown names and other types.
+
+    Raises:
+        ConfigError: If `values` is not a mapping, or a name, type or value is wrong.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{config.__name__}: expected a mapping, got {type(values).__name__}")
+    known_fields(config, values)
+    for name, value in values.items():
+        if not _fits(value, hint := _hints(config)[name]):
+            expected = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ConfigError(f"{config.__name__}.{name}: expected {expected}; got {value!r:.80}")
+    try:
+        return config(**values)
+    except TypeError as error:
+        raise ConfigError(f"{config.__name__}: {error}") from error
+
+
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    """Annotations of a dataclass's fields."""
+    hints = get_type_hints(config)
+    return {field.name: hints[field.name] for field in fields(config)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value, or a part of it, is what a field's annotation says."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(v, parts[1]) for v in value.values())
+    if origin is not None:  # tuples and sequences
+        many = origin is not tuple or parts[-1] is ...
+        right = isinstance(value, (list, tuple)) and (many or len(value) == len(parts))
+        return right and all(map(_fits, value, parts[:1] * len(value) if many else parts))
+    if hint in (int, float):  # and finite
+        right = isinstance(value, Integral if hint is int else Real)
+        return right and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    kinds: tuple[type, ...] = (hint, Mapping) if is_dataclass(hint) else (hint,)
+    return isinstance(value, kinds)

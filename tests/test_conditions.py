@@ -343,8 +343,8 @@ def test_specs_fill_in_what_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"horizon": 0}, "horizon: expected a whole number >= 1, got 0"),
-        ({"horizon": 4.0}, "horizon: expected a whole number"),
+        ({"horizon": 0}, "horizon: expected an integer from 1"),
+        ({"horizon": 4.0}, "horizon: expected an integer"),
         ({"discount": 0.0}, r"discount: expected a value in \(0, 1\], got 0.0"),
         ({"discount": 1.01}, "discount: expected"),
         ({"padding": "repeet"}, r"padding: .*Did you mean 'repeat'\?"),

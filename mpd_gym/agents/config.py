@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, get_type_
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.agents.options import SamplingConfig, from_mapping
+from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.datasets import ConditionSpec, WindowConfig
 from mpd_gym.diffusion import PREDICTIONS, LossConfig, make_schedule
-from mpd_gym.errors import ConfigError, check_choice, check_integer
+from mpd_gym.errors import ConfigError, check_choice, check_integer, from_mapping
 from mpd_gym.models import (
     MLP,
     DenoiserConfig,
@@ -47,6 +47,7 @@ _OPTIONAL = {**{role: f"{role}_model" for role in REGRESSORS}, INVERSE_DYNAMICS:
 # Channels of a U-Net that the noise of a column takes from input to output. With 4 each, 2 % of it
 # is lost after 1,000 steps of training, with 2 it is 40 % (``python -m studies noise-width``).
 CHANNELS_PER_NOISE = 4
+MOST_LEVELS = 10_000
 
 
 class Sizes(NamedTuple):
@@ -379,7 +380,7 @@ class DiffusionConfig(AgentConfig):
 
     def _check(self, sizes: Sizes) -> None:
         MLPConfig(1, 1, self.inverse_hidden)  # refuses wrong widths
-        check_integer("diffusion_steps", self.diffusion_steps, 2)
+        check_integer("diffusion_steps", self.diffusion_steps, 2, MOST_LEVELS)
         kinds = [spec.kind for spec in self.conditions]
         if "value" in self.own and ("cost" in kinds or kinds.count("return") > 1):
             raise ConfigError(

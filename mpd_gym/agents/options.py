@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from mpd_gym.diffusion import COMPOSITIONS, SAMPLERS, SPACINGS
-from mpd_gym.errors import ConfigError, check_choice
+from mpd_gym.errors import ConfigError, check_choice, known_fields
 from mpd_gym.models.backends.choice import PRECISIONS
 from mpd_gym.rankers import RANKERS
 
-__all__ = ["SamplingConfig", "from_mapping", "known_fields"]
+__all__ = ["SamplingConfig"]
 
 ACTIONS = ("planned", "inverse_dynamics")
 _MAY_BE_NONE = ("budget", "dynamics_guidance_scale")
+_MOST_ROWS = 2**24  # of all the plans of one observation
 _NOT_NEGATIVE = (
     *("temperature", "guidance_scale", "termination_penalty", "cost_threshold", "cost_scale"),
     *_MAY_BE_NONE,
@@ -144,6 +145,11 @@ class SamplingConfig:
             raise ConfigError(
                 f"action_chunk: a plan has {horizon} actions, got {self.action_chunk}"
             )
+        if self.num_samples * horizon > _MOST_ROWS:
+            raise ConfigError(
+                f"num_candidates: expected at most {_MOST_ROWS // horizon:,} samples of plans of "
+                f"{horizon} steps, got {self.num_samples:,}"
+            )
         for name in ("num_steps", "warm_start_steps"):
             if (getattr(self, name) or 0) > num_levels:
                 raise ConfigError(
@@ -159,32 +165,6 @@ class SamplingConfig:
         """
         known_fields(SamplingConfig, options)
         return replace(self, **options)
-
-
-def known_fields(config: type, values: Mapping[str, Any]) -> None:
-    """Check that every key of `values` is a field of the dataclass `config`.
-
-    Raises:
-        ConfigError: Naming the closest match.
-    """
-    names = [entry.name for entry in fields(config)]
-    for name in values:
-        check_choice(f"{config.__name__} option", name, names)
-
-
-def from_mapping(config: type, values: Any) -> Any:
-    """Build a dataclass from plain JSON values, refusing unknown names.
-
-    Raises:
-        ConfigError: If `values` is not a mapping, or a name or value is wrong.
-    """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{config.__name__}: expected a mapping, got {type(values).__name__}")
-    known_fields(config, values)
-    try:
-        return config(**values)
-    except TypeError as error:
-        raise ConfigError(f"{config.__name__}: {error}") from error
 
 
 def _at_least(name: str, value: Any, low: float, *, integer: bool = False) -> None:

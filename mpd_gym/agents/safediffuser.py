@@ -13,7 +13,6 @@ from torch import Tensor
 from mpd_gym.agents.config import DiffusionConfig, FactoredConfig
 from mpd_gym.agents.diffusion_agent import DiffusionAgent
 from mpd_gym.agents.losses import DenoisingTask
-from mpd_gym.agents.options import from_mapping
 from mpd_gym.agents.planner import planner_of
 from mpd_gym.agents.planning import Request
 from mpd_gym.agents.serialization import AgentParts
@@ -26,7 +25,7 @@ from mpd_gym.diffusion import (
     projected,
     sample,
 )
-from mpd_gym.errors import ConfigError, InputError, check_integer
+from mpd_gym.errors import ConfigError, InputError, check_integer, from_mapping
 from mpd_gym.types import Array
 
 __all__ = [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, TypeVar, final
 
+import numpy as np
 import torch
 from minari.serialization import deserialize_space, serialize_space
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.spaces import Spaces
 from mpd_gym.checkpoint import load_file, load_into, save_file
 from mpd_gym.datasets import FittedConditions, Normalizers, normalizer_from_arrays
-from mpd_gym.errors import CheckpointError
+from mpd_gym.errors import MALFORMED, CheckpointError
 from mpd_gym.latent.encoder import SHIPPED, ImageEncoder
 from mpd_gym.types import Array
 
@@ -26,6 +28,7 @@ __all__ = [
     "AgentParts",
     "StoredAgent",
     "agent_path",
+    "described",
     "read_agent",
     "shipped_agents",
     "write_agent",
@@ -136,7 +139,7 @@ class StoredAgent:
             device: Of the models.
 
         Raises:
-            CheckpointError: If a table or tensor is missing, unknown or damaged.
+            CheckpointError: If a table or tensor is missing, unknown, damaged or of another size.
             ConfigError: If the configuration is wrong.
         """
         config = kind.from_json(self.config)
@@ -148,9 +151,19 @@ class StoredAgent:
         if not {"observation", "action"} <= set(found):
             raise CheckpointError(f"{self.source}: its normalisers are missing; train again")
         normalizers = Normalizers(**found)
+        fitted = {part: normalizer.size for part, normalizer in found.items()}
+        shown = {"observation": self.spaces.nx, "action": self.spaces.nu}
+        shown |= {"goal": self.spaces.goal_size} if "goal" in found else {}
+        if fitted != shown:
+            raise CheckpointError(
+                f"{self.source}: its normalisers have sizes {fitted}, its spaces {shown}"
+            )
         arrays = self._arrays("conditions/")
         conditions = FittedConditions.from_arrays(config.windows, normalizers, arrays)
-        models = config.models(Sizes(self.spaces.nx, self.spaces.nu, conditions.sizes))
+        sizes = Sizes(self.spaces.nx, self.spaces.nu, conditions.sizes)
+        with torch.device("meta"):  # sizes are compared before memory is taken
+            self._load_weights(config.models(sizes))
+        models = config.models(sizes)
         self._load_weights(models)
         return AgentParts(
             config, models, self.spaces, normalizers, conditions, self.history, device
@@ -199,18 +212,27 @@ def read_agent(source: str | os.PathLike[str], name: str | None = None) -> Store
     encoder = None
     if "encoder" in header:
         encoder = ImageEncoder.restored(header["encoder"], tensors, "encoder/", str(path))
-    try:
-        spaces = Spaces(
-            deserialize_space(header["observation_space"]),
-            deserialize_space(header["action_space"]),
-            encoder,
+    with described(str(path)), np.errstate(over="raise"):  # of bounds
+        observation, action = (
+            deserialize_space(header[f"{part}_space"]) for part in ("observation", "action")
         )
+        spaces, history = Spaces(observation, action, encoder), dict(header["history"])
         return StoredAgent(
-            str(path), header["agent"], header["config"], spaces, header["history"], tensors
+            str(path), str(header["agent"]), header["config"], spaces, history, tensors
         )
-    except (KeyError, TypeError, ValueError) as error:
+
+
+@contextmanager
+def described(source: str) -> Iterator[None]:
+    """Name the file in every error that its header can cause."""
+    try:
+        yield
+    except (RuntimeError, *MALFORMED) as error:  # RuntimeError: PyTorch's of sizes
+        if isinstance(error, CheckpointError) and str(error).startswith(source):
+            raise
         raise CheckpointError(
-            f"{path}: its header is incomplete ({error!r}); train again"
+            f"{source}: its header does not describe an agent ({type(error).__name__}: "
+            f"{error!s:.300}); copy it again, or train again"
         ) from error
 
 

@@ -15,7 +15,13 @@ from mpd_gym.agents.base import Agent
 from mpd_gym.agents.config import INVERSE_DYNAMICS, AgentConfig, Sizes
 from mpd_gym.agents.fitting import Dataset, Job, as_data, fit_scalings, train_models
 from mpd_gym.agents.losses import MLPTask, RegressionTask, TrainingTask
-from mpd_gym.agents.serialization import AgentParts, StoredAgent, read_agent, write_agent
+from mpd_gym.agents.serialization import (
+    AgentParts,
+    StoredAgent,
+    described,
+    read_agent,
+    write_agent,
+)
 from mpd_gym.agents.spaces import Spaces
 from mpd_gym.datasets import EpisodeSource
 from mpd_gym.errors import ConfigError
@@ -198,7 +204,9 @@ class TrainedAgent(Agent[C]):
     def restored(cls, stored: StoredAgent, device: str = "auto", **options: Any) -> Self:
         """Build an agent from the contents of its file; arguments and errors as `load`."""
         config_type: Any = cls.config_type
-        agent = cls(stored.parts(config_type, find_device(device)))
+        found = find_device(device)
+        with described(stored.source):
+            agent = cls(stored.parts(config_type, found))
         return agent.with_options(**options) if options else agent
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
-from mpd_gym.errors import ConfigError, DataError, check_choice
+from mpd_gym.errors import ConfigError, DataError, check_choice, check_integer
 
 __all__ = ["ConditionSpec", "WindowConfig"]
 
 KINDS = ("cost", "custom", "final_state", "goal", "return")
 HORIZONS = ("to_go", "window", "auto")
+_LONGEST = 2**16
 _AUTO_AT_MOST = 100  # steps; 96 serve the pendulum from pictures
 WHEN = ("always", "goals", "no_goals")
 PADDINGS = ("repeat", "zeros", "terminal", "none")
@@ -157,8 +158,7 @@ class WindowConfig:
     first_step_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not _whole(self.horizon):
-            raise ConfigError(f"horizon: expected a whole number >= 1, got {self.horizon!r}")
+        check_integer("horizon", self.horizon, 1, _LONGEST)
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount: expected a value in (0, 1], got {self.discount!r}")
         check_choice("padding", self.padding, PADDINGS)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mpd_gym.datasets.hdf5_files import Hdf5File
 from mpd_gym.datasets.source import EpisodeSource
-from mpd_gym.errors import DataError
+from mpd_gym.errors import MALFORMED, DataError
 from mpd_gym.types import SUCCESS_KEYS, Array, Episode
 from mpd_gym.validation import Column, check_structure
 
@@ -187,18 +187,11 @@ def _read_metadata(folder: Path, name: str) -> dict[str, Any]:
         metadata["frame_stack"] = int(raw.get("frame_stack", 1))
         if raw.get("env_spec") is not None:
             metadata |= _environment(json.loads(raw["env_spec"]))
-    except (OSError, *_MALFORMED) as error:
+    except (OSError, *MALFORMED) as error:
         problem = f"metadata.json is missing or malformed ({type(error).__name__}: {error})"
         raise DataError(f"{problem}: download or record it again", source=name) from error
     _check_metadata(metadata, name)
     return metadata
-
-
-# Errors of parsing JSON and building spaces from it.
-_MALFORMED = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
-    NotImplementedError, RecursionError, TypeError, ValueError,
-)  # fmt: skip
 
 
 def _environment(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 from mpd_gym.checkpoint import load_file, load_into, save_file
-from mpd_gym.errors import CheckpointError, ConfigError, InputError
+from mpd_gym.errors import MALFORMED, CheckpointError, InputError, from_mapping
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from mpd_gym.types import Array
 
@@ -160,10 +160,13 @@ class ImageEncoder:
             CheckpointError: If header and tensors do not match.
         """
         try:
-            config, history = AutoencoderConfig(**header["config"]), dict(header["history"])
-        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            config = from_mapping(AutoencoderConfig, header["config"])
+            history = dict(header["history"])
+            with torch.device("meta"):  # sizes are compared before memory is taken
+                load_into(Autoencoder(config), tensors, prefix, source=source)
+        except (RuntimeError, *MALFORMED) as error:
             raise CheckpointError(
-                f"{source}: its encoder's header is incomplete ({error!r}); train again"
+                f"{source}: its encoder's header does not fit ({error}); train again"
             ) from error
         with torch.random.fork_rng(devices=[]):  # the constructor draws weights
             model = Autoencoder(config)

@@ -16,13 +16,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import ConfigError, InputError, check_integer
+from mpd_gym.errors import ConfigError, InputError, check_integer, check_widths
 from mpd_gym.models.mlp import mlp_layers
 from mpd_gym.models.regressors import SMALLEST_STD
 
 __all__ = ["Autoencoder", "AutoencoderConfig", "autoencoder_loss"]
 
 _WHITE = 255.0
+_LARGEST_FRAME = 4096
 _SMALLEST = 1e-8  # mean square of what an error is compared with; a smaller one counts as this
 
 
@@ -54,9 +55,9 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "dynamics_hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            for width in getattr(self, name):
-                check_integer(name, width, 1)
-        for name, low in (("frames", 1), ("size", 1), ("latent_dim", 2), ("action_dim", 1)):
+            check_widths(name, getattr(self, name))
+        check_integer("size", self.size, 1, _LARGEST_FRAME)
+        for name, low in (("frames", 1), ("latent_dim", 2), ("action_dim", 1)):
             check_integer(name, getattr(self, name), low)
         if not self.channels or self.size % 2 ** len(self.channels):
             raise ConfigError(

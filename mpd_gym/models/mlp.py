@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import InputError, check_integer
+from mpd_gym.errors import InputError, check_integer, check_widths
 
 __all__ = ["MLP", "MLPConfig", "mlp_layers"]
 
@@ -45,8 +45,7 @@ class MLPConfig:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for name in ("inputs", "outputs"):
             check_integer(name, getattr(self, name), 1)
-        for width in self.hidden:
-            check_integer("hidden", width, 1)
+        check_widths("hidden", self.hidden)
 
 
 @final

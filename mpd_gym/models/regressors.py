@@ -14,7 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import InputError, check_choice, check_integer
+from mpd_gym.errors import InputError, check_choice, check_integer, check_widths
 from mpd_gym.models.mlp import mlp_layers
 
 __all__ = ["Regressor", "RegressorConfig", "regression_loss"]
@@ -58,8 +58,7 @@ class RegressorConfig:
         check_integer("observation_dim", self.observation_dim, 1)
         check_integer("action_dim", self.action_dim, 1)
         check_integer("goal_dim", self.goal_dim, 0)
-        for width in self.hidden:
-            check_integer("hidden", width, 1)
+        check_widths("hidden", self.hidden)
 
     @property
     def input_dim(self) -> int:

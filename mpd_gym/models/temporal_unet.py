@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import ConfigError, check_integer
+from mpd_gym.errors import ConfigError, check_integer, check_widths
 
 __all__ = ["CumulativeNorm", "Modulation", "ResidualBlock", "Stage", "TemporalUnet", "UnetConfig"]
 
@@ -55,8 +55,7 @@ class UnetConfig:
         check_integer("width", self.width, 4)
         check_integer("kernel_size", self.kernel_size, 1)
         check_integer("groups", self.groups, 1)
-        for multiplier in self.multipliers:
-            check_integer("multipliers", multiplier, 1)
+        check_widths("multipliers", self.multipliers)
         if not self.multipliers:
             raise ConfigError("multipliers: expected at least one level; got none")
         if self.width % 2 or self.width % self.groups:

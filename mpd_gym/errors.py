@@ -255,5 +255,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):  # and finite
         right = isinstance(value, Integral if hint is int else Real)
         return right and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    kinds: tuple[type, ...] = (hint, Mapping) if is_dataclass(hint) else (hint,)
+    kinds: Any = (hint, Mapping) if is_dataclass(hint) else hint
     return isinstance(value, kinds)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpd_gym.errors import FileError
 
-__all__ = ["atomic_path", "check_writable", "sync_directory", "write_csv"]
+__all__ = ["atomic_path", "check_writable", "sync_directory", "user_path", "write_csv"]
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileError: If it cannot be written.
     """
-    target = Path(path)
+    target = user_path(path)
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def check_writable(folder: str | os.PathLike[str], size: int = 2**20) -> None:
     Raises:
         FileError: If it cannot be made or written to, or holds no `size` more bytes.
     """
-    probe = Path(folder) / "probe"
+    probe = user_path(folder) / "probe"
     with atomic_path(probe) as temporary:
         temporary.write_bytes(bytes(size))
     probe.unlink()
@@ -74,7 +74,7 @@ def check_writable(folder: str | os.PathLike[str], size: int = 2**20) -> None:
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as a CSV file, with a column for every key and empty cells for missing keys."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, restval="")
         writer.writeheader()
         writer.writerows(rows)
@@ -89,6 +89,11 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user means it: no shell expands ``~`` in ``--output=~/x`` and ``sb3:~/x.zip``."""
+    return Path(os.path.expanduser(path))
 
 
 def _umask() -> int:

@@ -20,7 +20,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import numpy as np
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mpd_gym._version import __version__
-from mpd_gym.atomic import atomic_path
+from mpd_gym.atomic import atomic_path, user_path
 from mpd_gym.errors import CheckpointError, InputError
 from mpd_gym.types import Array
 
@@ -82,7 +81,7 @@ def save_file(
             infinity. An existing file stays as it is.
         CheckpointError: If the disk refuses; an existing file stays as it is.
     """
-    target = Path(path)
+    target = user_path(path)
     if target.suffix != _SUFFIX:
         raise InputError(f"path must end in '{_SUFFIX}'; got '{target}'")
     stored = {name: _as_tensor(name, value) for name, value in tensors.items()}
@@ -271,6 +270,7 @@ def _spec(tensor: Tensor) -> str:
 
 
 def _open(path: str | os.PathLike[str]) -> IO[bytes]:
+    path = user_path(path)
     mode = os.stat(path).st_mode  # a pipe or device would block
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mpd_gym.agents.config import AgentConfig, Sizes
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.spaces import Spaces
+from mpd_gym.atomic import user_path
 from mpd_gym.checkpoint import load_file, load_into, save_file
 from mpd_gym.datasets import FittedConditions, Normalizers, normalizer_from_arrays
 from mpd_gym.errors import MALFORMED, CheckpointError
@@ -249,7 +250,7 @@ def agent_path(source: str | os.PathLike[str]) -> Path:
         raise CheckpointError(
             f"source: expected a path, or the id of a shipped agent; got {source!r}"
         )
-    path = Path(source)
+    path = user_path(source)
     if path.exists():
         return path
     shipped = shipped_agents()

@@ -106,8 +106,9 @@ class Spaces:
         They are cut once more: float32 rounding must not leave the Box.
         """
         space = self.action
-        rows = actions.reshape(len(actions), *space.shape).astype(space.dtype)
-        shaped: Array = np.clip(rows, space.low, space.high)
+        rows = actions.reshape(len(actions), *space.shape)
+        whole = np.rint(rows) if space.dtype.kind in "iu" else rows  # a cast alone cuts towards 0
+        shaped: Array = np.clip(whole.astype(space.dtype), space.low, space.high)
         return shaped[0] if single else shaped
 
     def read(self, observation: Any) -> Reading:

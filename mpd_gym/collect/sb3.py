@@ -26,7 +26,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from tqdm import tqdm
 
-from mpd_gym.atomic import atomic_path
+from mpd_gym.atomic import atomic_path, user_path
 from mpd_gym.collect.sb3_replay import (
     RecordingDictReplayBuffer,
     RecordingReplayBuffer,
@@ -165,9 +165,9 @@ def train_sb3(
     with _own_randomness(threads):
         model = _new_model(algorithm, made, steps, seed, num_envs, hyperparameters or {})
         if log_dir is not None:
-            _log_to(model, Path(log_dir))
-        if checkpoint is not None and Path(checkpoint).exists():
-            _resume(model, Path(checkpoint), arguments)
+            _log_to(model, user_path(log_dir))
+        if checkpoint is not None and user_path(checkpoint).exists():
+            _resume(model, user_path(checkpoint), arguments)
         title = f"{algorithm} {env_id}"
         with tqdm(
             total=steps, initial=model.num_timesteps, desc=title, unit="step", disable=not progress
@@ -175,7 +175,7 @@ def train_sb3(
             while model.num_timesteps < steps:
                 _learn_segment(model, seed, steps, checkpoint_every, bar)
                 if checkpoint is not None:
-                    _save_checkpoint(model, Path(checkpoint), arguments)
+                    _save_checkpoint(model, user_path(checkpoint), arguments)
     if save_path is not None:
         with atomic_path(save_path) as temporary:
             # Without the class, the file opens where this package is not installed.

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from mpd_gym.atomic import user_path
 from mpd_gym.collect.sb3_network import FAMILIES, policy_family, rebuild_policy
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_choice, require
 from mpd_gym.types import Array
@@ -138,7 +139,7 @@ def load_sb3(
     if algorithm is not None:
         check_choice("algorithm", algorithm, FAMILIES)
     observation_space, action_space = _spaces(env, env_kwargs)
-    file = Path(path)
+    file = user_path(path)
     entries = read_entries(file, ("data", "policy.pth"), max_bytes)
     fields = _fields(file, entries["data"])
     state = read_tensors(file, entries["policy.pth"], max_bytes)

@@ -12,6 +12,7 @@ from minari import MinariDataset
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.storage import get_dataset_path
 
+from mpd_gym.atomic import user_path
 from mpd_gym.datasets.hdf5_source import FlatFormat, FlatSource
 from mpd_gym.datasets.minari_source import MinariSource
 from mpd_gym.datasets.source import EpisodeSource, MemorySource
@@ -61,12 +62,12 @@ def load_episodes(
     extra = dict(metadata or {})
     if isinstance(source, (str, Path)) and str(source).endswith(_SUFFIXES):
         return FlatSource(
-            Path(source), extra, layout=layout or FlatFormat(), clip_actions=clip_actions
+            user_path(source), extra, layout=layout or FlatFormat(), clip_actions=clip_actions
         )
     if layout is not None:
         raise ConfigError(f"layout: only for flat files ({', '.join(_SUFFIXES)}), got {source!r}")
     if isinstance(source, (str, Path)):
-        folder = source if isinstance(source, Path) else _local_folder(source, download)
+        folder = user_path(source) if isinstance(source, Path) else _local_folder(source, download)
         data = folder / "data" if (folder / "data").is_dir() else folder
         return MinariSource(data, str(source), extra, clip_actions=clip_actions, stack=stack_frames)
     if isinstance(source, MinariDataset):

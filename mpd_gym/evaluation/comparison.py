@@ -14,7 +14,7 @@ from typing import Any, final
 import gymnasium as gym
 import numpy as np
 
-from mpd_gym.atomic import check_writable, write_csv
+from mpd_gym.atomic import check_writable, user_path, write_csv
 from mpd_gym.errors import CheckpointError, ConfigError, FileError, check_policy
 from mpd_gym.evaluation.figures import (
     captioned,
@@ -115,7 +115,7 @@ def parse_entry(text: str) -> tuple[str, str, dict[str, Any]]:
     """
     head, *pairs = _NEXT_OPTION.split(text)
     label, separator, source = head.partition("=")
-    if not separator or not _LABEL.fullmatch(label) or Path(head).exists():
+    if not separator or not _LABEL.fullmatch(label) or user_path(head).exists():
         prefix = SB3 if head.startswith(SB3) else ""
         file = Path(head.removeprefix(SB3))
         name = file.stem if file.suffix in SUFFIXES else file.name

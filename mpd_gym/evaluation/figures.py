@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from rich.table import Table
 
-from mpd_gym.atomic import atomic_path
+from mpd_gym.atomic import atomic_path, user_path
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.envs.drawing import Canvas
 from mpd_gym.envs.palette import INK, PAPER
@@ -305,7 +305,7 @@ def save_gif(
         raise InputError("frames: expected at least one picture, got none")
     with atomic_path(path) as temporary:
         iio.imwrite(temporary, pictures, extension=".gif", duration=1000 / fps, loop=0)
-    return Path(path)
+    return user_path(path)
 
 
 def side_by_side(columns: Sequence[Sequence[Array]], gap: int = 8) -> list[Array]:
@@ -376,4 +376,4 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure, as PNG or by the path's suffix, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
-    return Path(path)
+    return user_path(path)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mpd_gym.atomic import user_path
 from mpd_gym.checkpoint import load_file, save_file
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.datasets.source import MemorySource
@@ -61,7 +62,7 @@ def encode_episodes(
             f"{source.metadata['observation_space'].shape}"
         )
     name = f"{source.name} (latents of encoder {encoder.digest})"
-    known = None if cache is None else _cached(Path(cache), name, source.lengths)
+    known = None if cache is None else _cached(user_path(cache), name, source.lengths)
     episodes, bounds = [], np.cumsum([0, *(source.lengths + 1)])
     for index in tqdm(range(len(source)), "encoding", unit="episode", disable=not progress):
         episode = source.episode(index)
@@ -71,7 +72,7 @@ def encode_episodes(
             else replace(episode, observations=known[bounds[index] : bounds[index + 1]])
         )
     if cache is not None and known is None:
-        _store(Path(cache), name, source.lengths, episodes)
+        _store(user_path(cache), name, source.lengths, episodes)
     metadata = {key: value for key, value in source.metadata.items() if key not in _OF_IMAGES}
     metadata |= {"observation_space": encoder.latent_space, _KEY: encoder}
     return MemorySource(episodes, metadata, name=name)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from mpd_gym.atomic import user_path
 from mpd_gym.checkpoint import load_file, load_into, save_file
 from mpd_gym.errors import MALFORMED, CheckpointError, InputError, from_mapping
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -183,7 +184,7 @@ def encoder_path(source: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: If neither exists.
     """
-    path = Path(source)
+    path = user_path(source)
     if not path.exists() and str(source) in SHIPPED:
         path = Path(str(resources.files("mpd_gym"))) / "pretrained" / SHIPPED[str(source)]
     if path.exists():

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mpd_gym.atomic import user_path
 from mpd_gym.errors import InputError, TrainingError
 from mpd_gym.training.config import TrainingConfig
 from mpd_gym.training.interrupts import StopRequest, catch_interrupts
@@ -115,7 +115,7 @@ def fit(
         stack.callback(state.release)
         checkpoints = None
         if directory is not None:
-            checkpoints = Checkpoints(Path(directory) / name)
+            checkpoints = Checkpoints(user_path(directory) / name)
             checkpoints.begin(state, resume=resume)
         report = _Report(name, config, state.step, directory, callbacks, progress)
         stack.callback(report.close)
@@ -191,7 +191,7 @@ class _Report:
             from torch.utils.tensorboard import SummaryWriter  # half a second, so only if used
 
             purge = step + 1 if step else None  # hides what a killed session wrote beyond `step`
-            self._writer = SummaryWriter(str(Path(directory) / name), purge_step=purge)
+            self._writer = SummaryWriter(str(user_path(directory) / name), purge_step=purge)
         wait = 0.2 if sys.stderr.isatty() else 30.0  # a log file gets few lines
         self._bar = tqdm(
             total=config.steps,

@@ -24,6 +24,8 @@ __all__ = [
     "Column",
     "EpisodeRules",
     "action_box",
+    "as_number",
+    "as_typed",
     "check_answer",
     "check_episode",
     "check_spaces",
@@ -109,6 +111,25 @@ def action_box(space: gym.Space[Any]) -> Box:
         f"action space must be a Box of shape (nu,), got {space}: only continuous actions are "
         "supported"
     )
+
+
+def as_number(name: str, value: Any) -> float:
+    """A reward or cost as a float, also from an array of one element.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    try:
+        return float(np.asarray(value, np.float64).item())
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"env: expected one number as {name}, got {value!r}; correct the environment's step"
+        ) from error
+
+
+def as_typed(actions: Array, box: Box) -> Array:
+    """Actions in the type of their Box; whole ones are rounded, as a cast alone cuts towards 0."""
+    return (np.rint(actions) if box.dtype.kind in "iu" else actions).astype(box.dtype)
 
 
 def check_answer(

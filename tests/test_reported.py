@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from helpers import TINY, source, tiny_agent
 from recorders import LIMIT, an_episode, make_noisy, quiet
 from trainings import CONFIG, QUICK, assert_same, differs, network, noisy_loss
@@ -227,12 +227,29 @@ def test_a_reset_in_a_list_is_refused(lqr: MPDiffuserAgent, car: MPDiffuserAgent
                 agent.predict(wrong)
 
 
+class Whole(World):
+    action_space = Box(-10, 10, (1,), np.int64)
+
+
+class Fraction(Zero):
+    def predict(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        action, state = super().predict(*args, **kwargs)
+        return action + 2.9, state
+
+
+gym.register("Reported/Whole-v0", "test_reported:Whole")
+
+
 @pytest.mark.fault("Observations and actions", "an integer action Box", "the nearest whole action")
-def test_whole_actions_are_rounded() -> None:
-    """ray-project/ray#8597: floats for a Box of integers; a cast alone would cut towards 0."""
-    spaces = Spaces(STATE, Box(-10, 10, (1,), np.int64))
-    found = spaces.write(np.array([[2.9], [3.2], [-0.6], [10.4]]), single=False)
-    assert found.dtype == np.int64 and found[:, 0].tolist() == [3, 3, -1, 10]
+def test_whole_actions_are_rounded(minari_root: Path) -> None:
+    """ray-project/ray#8597, DLR-RM/stable-baselines3#898: floats for a Box of integers.
+
+    A cast alone would cut them towards 0.
+    """
+    found = Spaces(STATE, Whole.action_space).write(np.array([[2.9], [-0.6], [99]]), single=False)
+    assert found.dtype == np.int64 and found[:, 0].tolist() == [3, -1, 10]
+    quiet(Fraction(), "Reported/Whole-v0", "tests/whole-v0", episodes=1, seed=0)
+    assert load_episodes("tests/whole-v0")[0].actions[:, 0].tolist() == [3] * 6
 
 
 @pytest.mark.fault(
@@ -314,6 +331,56 @@ def test_a_film_shows_one_episode() -> None:
     settings: dict[str, Any] = {"seed": 5, "env_kwargs": limit, "max_frames": 100}
     found = list(rollout_frames(Zero(), "ConstrainedPendulum-v0", **settings))
     np.testing.assert_array_equal(found, wanted)
+
+
+class Rewarding(World):
+    """Rewards and costs are arrays of one element, or of two."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+    def step(self, action: Any) -> Any:
+        observation, _, *ends, _ = super().step(action)
+        return observation, np.ones(self.size), *ends, {"cost": np.full(self.size, 2.0)}
+
+
+gym.register("Reported/Rewarding-v0", "test_reported:Rewarding", disable_env_checker=True)
+
+
+@pytest.mark.fault(
+    "Evaluation", "a reward that is an array", "of one element a number, else refused"
+)
+def test_rewards_are_numbers(minari_root: Path) -> None:
+    """Farama-Foundation/Gymnasium#1450: rewards as arrays; NumPy 2.4 makes no number of them."""
+    found = evaluate(Zero(), "Reported/Rewarding-v0", seeds=2)
+    assert found.returns.tolist() == [6, 6]
+    assert found.costs is not None and found.costs.tolist() == [12, 12]
+    quiet(Zero(), "Reported/Rewarding-v0", "tests/rewarding-v0", episodes=1, seed=0)
+    assert load_episodes("tests/rewarding-v0")[0].rewards.tolist() == [1] * 6
+    two = {"env_kwargs": {"size": 2}}
+    with pytest.raises(InputError, match="expected one number as reward, got array"):
+        evaluate(Zero(), "Reported/Rewarding-v0", seeds=1, **two)
+    with pytest.raises(InputError, match="expected one number as reward, got array"):
+        quiet(Zero(), "Reported/Rewarding-v0", "tests/two-v0", episodes=1, seed=0, **two)
+
+
+class Board(World):
+    """A goal task on a board, in uint8."""
+
+    part = Box(0, 9, (2,), np.uint8)
+    observation_space = Dict(dict.fromkeys(("observation", "achieved_goal", "desired_goal"), part))
+
+    def show(self) -> Any:
+        place = np.array([1, 2], np.uint8)
+        goal = np.array([4, 6], np.uint8)
+        return {"observation": place, "achieved_goal": place, "desired_goal": goal}
+
+
+@pytest.mark.fault("Evaluation", "goals in uint8", "their distance does not wrap around")
+def test_distances_of_small_integers_do_not_wrap_around() -> None:
+    """Kautenja/gym-super-mario-bros#94: the difference of two uint8."""
+    errors = evaluate(Zero(), registered("Board", Board), seeds=1).final_errors
+    assert errors is not None and errors.tolist() == [5.0]
 
 
 # --- recording ---------------------------------------------------------------------------------

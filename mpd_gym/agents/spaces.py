@@ -12,6 +12,7 @@ from gymnasium import spaces
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array
+from mpd_gym.validation import as_typed
 
 __all__ = ["InverseDynamics", "Reading", "Spaces", "read_off"]
 
@@ -107,8 +108,7 @@ class Spaces:
         """
         space = self.action
         rows = actions.reshape(len(actions), *space.shape)
-        whole = np.rint(rows) if space.dtype.kind in "iu" else rows  # a cast alone cuts towards 0
-        shaped: Array = np.clip(whole.astype(space.dtype), space.low, space.high)
+        shaped: Array = np.clip(as_typed(rows, space), space.low, space.high)
         return shaped[0] if single else shaped
 
     def read(self, observation: Any) -> Reading:

@@ -18,6 +18,8 @@ from mpd_gym.types import Array, Episode, Policy, succeeded
 from mpd_gym.validation import (
     EpisodeRules,
     action_box,
+    as_number,
+    as_typed,
     check_answer,
     check_episode,
     check_spaces,
@@ -184,14 +186,14 @@ class Runner:
             raw, state = check_answer(answer, self._policy, self._env)
             action = self._action(raw, tape)
             observation, reward, terminated, truncated, info = self._env.step(action.copy())
-            tape.step(action, float(reward), terminated, truncated, info)
+            tape.step(action, as_number("reward", reward), terminated, truncated, info)
             tape.observe(observation, info)
             ended, first = terminated or truncated, False
         return True
 
     def _action(self, raw: Array, tape: _Tape) -> Array:
         box = self._rules.actions
-        action = np.array(raw, dtype=box.dtype)
+        action = as_typed(raw, box)
         if ((action >= box.low) & (action <= box.high)).all():
             return action
         if inside(action, box):  # but for rounding
@@ -236,7 +238,7 @@ class _Tape:
         self.actions.append(action)
         self._rewards.append(reward)
         self._ends.append((bool(terminated), bool(truncated)))
-        self._costs.append(float(info["cost"]) if "cost" in info else None)
+        self._costs.append(as_number("cost", info["cost"]) if "cost" in info else None)
         self._successes.append(succeeded(info))
 
     def episode(self, seed: int) -> Episode:

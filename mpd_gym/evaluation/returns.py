@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mpd_gym.errors import ConfigError, InputError, check_integer, check_policy
 from mpd_gym.types import Array, BoolArray, Policy, succeeded
-from mpd_gym.validation import check_answer, check_spaces
+from mpd_gym.validation import as_number, check_answer, check_spaces
 
 __all__ = [
     "Evaluation",
@@ -273,7 +273,7 @@ class _Record:
         self.length += 1
         self.done = done
         if "cost" in info:
-            self.cost = (self.cost or 0.0) + float(info["cost"])
+            self.cost = (self.cost or 0.0) + as_number("cost", info["cost"])
         for name, total in (("reward", self.rewards), ("cost", self.cost or 0.0)):
             if not np.isfinite(total):
                 raise InputError(
@@ -287,7 +287,9 @@ class _Record:
         if "collision" in info:
             self.collision = bool(self.collision) or bool(info["collision"])
         if done and isinstance(observation, Mapping) and GOALS <= set(observation):
-            gap = np.subtract(observation["achieved_goal"], observation["desired_goal"])
+            gap = np.subtract(
+                observation["achieved_goal"], observation["desired_goal"], dtype=np.float64
+            )
             self.final_error = float(np.linalg.norm(gap))
 
 
@@ -312,7 +314,7 @@ def _play(
         for index, record in enumerate(records):
             if not record.done:
                 observation, reward, terminated, truncated, info = envs[index].step(actions[index])
-                record.add(observation, float(reward), info, terminated or truncated)
+                record.add(observation, as_number("reward", reward), info, terminated or truncated)
                 observations[index] = observation
     return records
 
@@ -371,7 +373,7 @@ def execute_plans(
         for action in actions:
             observation, reward, terminated, truncated, info = env.step(action)
             observations.append(observation)
-            rewards.append(float(reward))
+            rewards.append(as_number("reward", reward))
             infos.append(info)
             if terminated or truncated:
                 break

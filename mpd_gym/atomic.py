@@ -1,9 +1,11 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, under names that stay in their folder."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,17 @@ from typing import Any
 
 from mpd_gym.errors import FileError
 
-__all__ = ["atomic_path", "check_writable", "sync_directory", "user_path", "write_csv"]
+__all__ = [
+    "atomic_path",
+    "check_writable",
+    "file_name",
+    "sync_directory",
+    "user_path",
+    "write_csv",
+]
+
+_LONGEST_NAME = 100  # characters; file systems take 255 bytes, and callers add to a name
+_DEVICES = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\.|$)", re.IGNORECASE)  # on Windows
 
 
 @contextmanager
@@ -69,6 +81,21 @@ def check_writable(folder: str | os.PathLike[str], size: int = 2**20) -> None:
     with atomic_path(probe) as temporary:
         temporary.write_bytes(bytes(size))
     probe.unlink()
+
+
+def file_name(text: str) -> str:
+    """Turn a name from data or a user, such as an environment's id, into one part of a path.
+
+    A name of ASCII letters, digits and ``_ . -`` stays as it is. Any other one is changed (no
+    separator, no ``..``, not hidden, not a device, not empty, at most 112 characters) and ends in
+    a digest of the original, so that two names never share a path.
+    """
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip(".-")[:_LONGEST_NAME]
+    safe = f"_{safe}" if _DEVICES.match(safe) else safe
+    if safe == text and text:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe or 'unnamed'}-{digest}"
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:

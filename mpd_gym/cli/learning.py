@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mpd_gym.agents import AGENTS
+from mpd_gym.atomic import file_name
 from mpd_gym.cli.shared import OUTPUTS, Device, Preset, app, console, show_agent
 
 __all__ = ["train", "train_encoder"]
@@ -56,7 +57,7 @@ def train(
     sources = as_data(list(dataset))
     env_id = env or sources[0].metadata.get("env_id")
     config = _config(method, preset.value, env_id, seed, steps, precision)
-    parts = [env_id or Path(dataset[0]).stem, preset.value, f"seed{seed}"]
+    parts = [file_name(env_id or Path(dataset[0]).stem), preset.value, f"seed{seed}"]
     name = "-".join(parts if method == "mpdiffuser" else [method, *parts])
     agent = kind.fit(
         sources,
@@ -94,7 +95,7 @@ def train_encoder(
     from mpd_gym.latent.training import encoder_preset, fit_autoencoder
 
     config = encoder_preset(steps=steps, seed=seed, precision=precision)
-    name = f"encoder-{dataset.replace('/', '-')}-seed{seed}"
+    name = f"encoder-{file_name(dataset)}-seed{seed}"
     directory = folder or OUTPUTS / "training" / name
     encoder = fit_autoencoder(dataset, config, directory=directory, device=device)
     path = output or OUTPUTS / "encoders" / f"{name}.safetensors"

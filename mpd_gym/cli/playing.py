@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpd_gym.cli.shared import OUTPUTS, Device, app, console, file_name
+from mpd_gym.atomic import file_name
+from mpd_gym.cli.shared import OUTPUTS, Device, app, console
 
 if TYPE_CHECKING:
     from mpd_gym.evaluation.comparison import Entry

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mpd_gym.errors import MpdError
 
-__all__ = ["OUTPUTS", "Device", "Preset", "app", "console", "file_name", "reported", "show_agent"]
+__all__ = ["OUTPUTS", "Device", "Preset", "app", "console", "reported", "show_agent"]
 
 app = typer.Typer(
     help="Diffusion planners for control.",
@@ -35,11 +35,6 @@ class Preset(StrEnum):
 
     laptop = "laptop"
     paper = "paper"
-
-
-def file_name(env_id: str) -> str:
-    """An environment's id as part of a path."""
-    return env_id.replace("/", "-").replace(":", "-")
 
 
 def show_agent(path: str) -> None:

@@ -42,7 +42,7 @@ def write_summary(folder: Path) -> Path:
         The page: the folder's name with ``.md``, beside it.
 
     Raises:
-        DataError: If the folder does not exist, or a file is damaged.
+        DataError: If the folder does not exist or holds no result, or a file is damaged.
     """
     if not folder.is_dir():
         raise DataError("there is no such folder of results", source=str(folder))
@@ -60,9 +60,12 @@ def write_summary(folder: Path) -> Path:
             continue
         write_page(folder, name, study, report, results)
         reports[name] = report
+    lines = _lines(reports, absent, folder)
+    if not reports:
+        raise DataError("there is no result of a study, NAME.json; run one", source=str(folder))
     page = folder.with_name(f"{folder.name}.md")
     with atomic_path(page) as temporary:
-        temporary.write_text("\n".join([*_lines(reports, absent, folder), ""]))
+        temporary.write_text("\n".join([*lines, ""]))
     return page
 
 

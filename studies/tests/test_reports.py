@@ -331,6 +331,9 @@ def test_the_page_of_results_has_a_row_for_each_statement(
     with pytest.raises(DataError, match="no such folder"):
         write_summary(folder)
     folder.mkdir()
+    with pytest.raises(DataError, match="no result of a study"):
+        write_summary(folder)
+    assert not (tmp_path / "results.md").exists()
     for name in ("lqr-noise", "dmpc", "lqr-steps"):
         Results(folder / f"{name}.json", {"preset": "laptop", "trials": 2, "seeds": [0]}).save()
     (folder / "dmpc.finding.md").write_text(FINDING)

@@ -142,7 +142,7 @@ def test_the_agent_that_ships_for_an_environment(files: Path, monkeypatch: Any) 
         (["sb3:{}/nothing.zip"], "LQR-v0", "no such file"),
         (["sb3:{}/ppo.zip"], "LQR-v0", "trained on"),
         (["{}/ppo.zip"], PENDULUM, "zip write sb3:"),
-        (["sb3:{}/ppo.zip,temperature=1"], PENDULUM, "only the option deterministic"),
+        (["sb3:{}/ppo.zip,temperature=1"], PENDULUM, "only the options deterministic and"),
         (["{}/lqr.safetensors,temprature=1"], "LQR-v0", "Did you mean 'temperature'"),
         (["{}/lqr.safetensors,deterministic=2"], "LQR-v0", "true or false"),
         (["{}/lqr.safetensors", "{}/lqr.safetensors"], "LQR-v0", "appears twice"),

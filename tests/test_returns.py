@@ -148,6 +148,26 @@ def test_goals_of_point_maze_that_are_reached_on_the_way_count() -> None:
 
 
 @pytest.mark.fault(
+    "Policies", "a recurrent policy, such as RecurrentPPO", "state and episode_start go through"
+)
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_states_of_policies_go_through(num_envs: int) -> None:
+    seen = []
+
+    class Counts:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            state = np.zeros(len(observation)) if state is None else state
+            state = np.where(episode_start, 0, state) + 1
+            seen.append((state, observation[:, 0]))
+            return np.zeros((len(observation), 1)), state
+
+    evaluate(Counts(), "MpdTests/Rarely-v0", seeds=3, num_envs=num_envs)
+    assert len(seen) == 12 * (3 if num_envs == 1 else 2)
+    for state, t in seen:
+        np.testing.assert_array_equal(state, t + 1)
+
+
+@pytest.mark.fault(
     "Evaluation", "an environment whose cost is not finite", "refused, with its step"
 )
 def test_costs_that_are_not_finite_are_refused() -> None:

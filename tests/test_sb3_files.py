@@ -125,6 +125,23 @@ def test_the_safe_way_gives_the_same_actions(name: str, saved: Callable[[str], P
             assert one in env.action_space
 
 
+GOLDEN = {  # actions of sb3-contrib's own `predict` for the three observations below
+    "tqc": [[0.4147303104400635], [0.5111298561096191], [0.980414628982544]],
+    "trpo": [[-0.09535518288612366], [-0.18912404775619507], [-0.13057354092597961]],
+}
+
+
+@pytest.mark.fault("Policies", "policies of sb3-contrib's TQC and TRPO", "its own actions")
+@pytest.mark.parametrize("name", GOLDEN)
+def test_policies_of_sb3_contrib_give_its_actions(name: str) -> None:
+    path = Path(__file__).parent / f"golden/{name}.zip"
+    policy = load_sb3(path, "Pendulum-v1", algorithm=name)
+    x = np.float32([[1, 0, 0], [0, 1, 2], [-0.6, 0.8, -5]])
+    np.testing.assert_allclose(policy.predict(x, deterministic=True)[0], GOLDEN[name], rtol=1e-5)
+    with pytest.raises(ConfigError, match=f"not {name}; load the model with sb3_contrib"):
+        load_sb3(path, "Pendulum-v1", algorithm=name, trust_pickle=True)
+
+
 def test_policies_draw_from_a_stream_of_their_own(saved: Callable[[str], Path]) -> None:
     policy = load_sb3(saved("sac"), env_of("sac"), seed=5)
     x = np.zeros((6, 3), np.float32)
@@ -354,7 +371,7 @@ def test_weights_must_fit_the_network(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"policy_class": {"__module__": "sb3_contrib.tqc.policies"}}, "sb3_contrib"),
+        ({"policy_class": {"__module__": "sb3_contrib.crossq.policies"}}, "its own library"),
         ({"policy_kwargs": {"lstm_hidden_size": 3}}, "lstm_hidden_size"),
         ({"policy_kwargs": {"activation_fn": "<class 'evil.Relu'>"}}, "activation_fn"),
         ({"policy_kwargs": {"features_extractor_class": "<class 'evil.Net'>"}}, "features"),

@@ -17,7 +17,7 @@ __all__ = ["compare", "demo", "evaluate", "plans", "watch"]
 
 POLICIES = """[LABEL=]SOURCE[,OPTION=VALUE,...] each. SOURCE: an agent's file, the id of a shipped
 agent, "shipped" for the one that ships for ENV, or sb3:FILE for a Stable-Baselines3 zip. OPTION: a
-sampling option, or deterministic."""
+sampling option, or deterministic, or vecnormalize=FILE for a zip trained under VecNormalize."""
 EnvId = Annotated[str, typer.Argument(help="Environment.")]
 Policies = Annotated[list[str], typer.Argument(help=POLICIES)]
 Episodes = Annotated[int, typer.Option(help="Episodes of each.", min=1)]

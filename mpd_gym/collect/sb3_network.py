@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "policy_family", "rebuild_policy"]
 
-FAMILIES = {  # algorithm -> kind of policy; PPO and A2C share one, TD3 and DDPG another
+FAMILIES = {  # algorithm -> kind of policy
     "a2c": "actor-critic",
     "ddpg": "td3",
     "dqn": "dqn",
     "ppo": "actor-critic",
     "sac": "sac",
     "td3": "td3",
+    "tqc": "sac",  # the same actor
+    "trpo": "actor-critic",
 }
 MARKS = {  # kind of policy -> how the name of one of its weights begins
     "td3": "actor_target.",
@@ -40,7 +42,9 @@ ACTION_SPACES: dict[str, tuple[type[spaces.Space[Any]], ...]] = {
     "sac": (spaces.Box,),
     "td3": (spaces.Box,),
 }
+TQC = "sb3_contrib.tqc.policies"
 MODULES = {
+    TQC,
     "stable_baselines3.common.policies",
     "stable_baselines3.dqn.policies",
     "stable_baselines3.sac.policies",
@@ -58,6 +62,7 @@ UNDERSTOOD = {  # those not used below show in the weights, or matter in trainin
     "full_std",
     "log_std_init",
     "n_critics",
+    "n_quantiles",
     "net_arch",
     "optimizer_class",
     "optimizer_kwargs",
@@ -99,7 +104,7 @@ def rebuild_policy(
         CheckpointError: If the policy's class or an option is not SB3's own, a weight is not
             finite, or weights and spaces do not match.
     """
-    _check_class(fields)
+    module = _module(fields)
     kinds = ACTION_SPACES[family]
     if not isinstance(action_space, kinds):
         raise CheckpointError(f"a policy of kind {family} acts in {kinds}, not in {action_space}")
@@ -108,20 +113,26 @@ def rebuild_policy(
     _check_tensors(state)
     options = _options(family, fields.get("policy_kwargs"), state, observation_space, action_space)
     make = _policy_class(family)
-    policy: BasePolicy = make(observation_space, action_space, lambda _: 0.0, **options)
+    policy: Any = make(observation_space, action_space, lambda _: 0.0, **options)
     if family == "actor-critic":
         state = _with_aliases(state)
+    if module == TQC:  # its critics tell quantiles, and are not needed to act
+        policy = policy.actor
+        state = {k.removeprefix("actor."): v for k, v in state.items() if k.startswith("actor.")}
     _check_same(policy.state_dict(), state)
     policy.load_state_dict(state)
     policy.set_training_mode(False)
-    return policy
+    rebuilt: BasePolicy = policy
+    return rebuilt
 
 
-def _check_class(fields: Mapping[str, Any]) -> None:
+def _module(fields: Mapping[str, Any]) -> str | None:
+    """Module of the policy's class, if the file tells it and it is one that can be rebuilt."""
     text = fields.get("policy_class")
     module = text.get("__module__") if isinstance(text, dict) else None
     if module is not None and module not in MODULES:
-        raise CheckpointError(f"its policy class is from {module!r}, not from Stable-Baselines3")
+        raise CheckpointError(f"its policy class is from {module!r}, which is not rebuilt here")
+    return module
 
 
 def _check_space(name: str, text: Any, space: spaces.Space[Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,11 @@ from gymnasium import spaces
 
 from mpd_gym.atomic import user_path
 from mpd_gym.collect.sb3_network import FAMILIES, policy_family, rebuild_policy
+from mpd_gym.collect.sb3_normalize import (
+    ObservationStatistics,
+    read_vecnormalize,
+    trained_normalized,
+)
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_choice, require
 from mpd_gym.types import Array
 
@@ -60,10 +66,17 @@ class SB3Policy:
     Args:
         policy: SB3's policy, for example ``model.policy``.
         seed: Seed of the random numbers.
+        statistics: Normalises each observation first; for a policy trained under ``VecNormalize``.
     """
 
-    def __init__(self, policy: BasePolicy, *, seed: int = 0) -> None:
-        self.policy = policy
+    def __init__(
+        self,
+        policy: BasePolicy,
+        *,
+        seed: int = 0,
+        statistics: ObservationStatistics | None = None,
+    ) -> None:
+        self.policy, self.statistics = policy, statistics
         self.observation_space = policy.observation_space
         self.action_space = policy.action_space
         self.reseed(seed)
@@ -89,15 +102,22 @@ class SB3Policy:
         `deterministic` takes the most likely action.
 
         Raises:
-            InputError: If a number in `observation` is not finite.
-            ValueError: From SB3, if `observation` does not fit the space.
+            InputError: If a number in `observation` is not finite, or it does not fit the space.
         """
         parts = observation.values() if isinstance(observation, Mapping) else (observation,)
         if not isinstance(observation, tuple) and not all(np.isfinite(p).all() for p in parts):
             raise InputError(f"observation: expected finite numbers, got {observation}")
+        if self.statistics is not None and not isinstance(observation, tuple):
+            observation = self.statistics(observation)
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random)
-            actions, state = self.policy.predict(observation, state, episode_start, deterministic)
+            try:
+                actions, state = self.policy.predict(
+                    observation, state, episode_start, deterministic
+                )
+            except (LookupError, TypeError, ValueError) as error:
+                problem = f"observation: expected one of {self.observation_space}, or a batch"
+                raise InputError(f"{problem}: {error}") from error
             self._random = torch.get_rng_state()
         return actions, state
 
@@ -108,6 +128,7 @@ def load_sb3(
     *,
     env_kwargs: Mapping[str, Any] | None = None,
     algorithm: str | None = None,
+    vecnormalize: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
@@ -115,15 +136,17 @@ def load_sb3(
     """Load the policy in a zip file of Stable-Baselines3, also of older versions.
 
     By default it opens no pickled field; it reads weights with ``weights_only=True``, and they must
-    fit the rebuilt network exactly. It supports the policies of SAC, TD3, DDPG, DQN, PPO and A2C
-    with SB3's own networks. Such files lack the statistics of ``VecNormalize``: a policy trained
-    with them needs normalised observations.
+    fit the rebuilt network exactly. It supports the policies of SAC, TD3, DDPG, DQN, PPO, A2C, and
+    of sb3-contrib's TQC and TRPO, with their own networks. Such files lack the statistics of
+    ``VecNormalize``: give them for a policy trained with it; a warning says where the file shows
+    that it was.
 
     Args:
         path: File that SB3's ``model.save`` wrote.
         env: Id of the policy's environment, or an object with its spaces.
         env_kwargs: Arguments of the environment, if `env` is an id.
         algorithm: Expected algorithm, for example ``"sac"``; None accepts any.
+        vecnormalize: File that ``VecNormalize.save`` wrote, a pickle of which no code runs.
         trust_pickle: Let SB3 open the pickled fields. **This runs any code in the file**; use it
             only if you trust the author. Custom networks need it.
         max_bytes: Largest unpacked size of any part.
@@ -143,18 +166,29 @@ def load_sb3(
     entries = read_entries(file, ("data", "policy.pth"), max_bytes)
     fields = _fields(file, entries["data"])
     state = read_tensors(file, entries["policy.pth"], max_bytes)
+    statistics = None
+    if vecnormalize is not None:
+        statistics = read_vecnormalize(user_path(vecnormalize), observation_space, max_bytes)
+    elif trained_normalized(fields, observation_space):
+        warnings.warn(
+            f"{file}: was trained under VecNormalize and acts wrongly without its statistics; give "
+            "the file of VecNormalize.save: vecnormalize=FILE",
+            stacklevel=2,
+        )
     if trust_pickle:
         algorithm = algorithm or _algorithm(file, fields, state)
-        return SB3Policy(_unpickled(file, algorithm, observation_space, action_space), seed=seed)
+        trusted = _unpickled(file, algorithm, observation_space, action_space)
+        return SB3Policy(trusted, seed=seed, statistics=statistics)
     try:
         family = _family(state, algorithm)
         policy = rebuild_policy(family, fields, state, observation_space, action_space)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{file}: {error}; load it for the environment that it was trained on. Custom networks "
-            "load only with trust_pickle=True, which runs code from the file"
+            f"{file}: {error}; load it for the environment that it was trained on. If you trust "
+            "the file, which may run code: trust_pickle=True opens custom networks, and a model "
+            "that its own library has loaded, such as sb3-contrib's RecurrentPPO, is a policy"
         ) from error
-    return SB3Policy(policy, seed=seed)
+    return SB3Policy(policy, seed=seed, statistics=statistics)
 
 
 def read_entries(path: Path, names: Sequence[str], max_bytes: int) -> dict[str, bytes]:
@@ -304,10 +338,15 @@ def _unpickled(
         "observation_space": observation_space,
         "action_space": action_space,
     }
-    loader = getattr(stable_baselines3, algorithm.upper())
+    loader = getattr(stable_baselines3, algorithm.upper(), None)
+    if loader is None:
+        raise ConfigError(
+            f"algorithm: trust_pickle opens those of Stable-Baselines3, not {algorithm}; load the "
+            "model with sb3_contrib: it is a policy"
+        )
     try:
         model = loader.load(path, device="cpu", custom_objects=replaced, buffer_size=1)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: Stable-Baselines3 cannot load it as {algorithm} for this environment "
             f"({error}); check both"

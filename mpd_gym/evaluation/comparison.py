@@ -80,7 +80,8 @@ def load_entries(
     Args:
         texts: ``[LABEL=]SOURCE[,OPTION=VALUE…]`` each, see `parse_entry`. A source is an agent's
             file, the id of a shipped agent, ``shipped`` for the agent that ships for the
-            environment, or ``sb3:FILE`` for a Stable-Baselines3 zip, whose pickles stay closed.
+            environment, or ``sb3:FILE`` for a Stable-Baselines3 zip, whose pickles stay closed,
+            with ``vecnormalize=FILE`` for a policy trained under ``VecNormalize``.
         env_id: Registered id.
         options: Sampling options of all agents; an entry's own override them.
         env_kwargs: Keyword arguments of the environment.
@@ -278,14 +279,17 @@ def _load_entry(
         policy = _load_agent(env_id if source == SHIPPED else source, device, {**options, **own})
         check_spaces(policy, env, label)
         return Entry(label, policy, chosen)
+    statistics = own.pop("vecnormalize", None)
     if own:
         raise ConfigError(
-            f"{label}: a policy of Stable-Baselines3 has only the option deterministic, got "
-            f"{sorted(own)}"
+            f"{label}: a policy of Stable-Baselines3 has only the options deterministic and "
+            f"vecnormalize, got {sorted(own)}"
         )
     from mpd_gym.collect.sb3_zip import load_sb3
 
-    return Entry(label, load_sb3(source.removeprefix(SB3), env), chosen)
+    statistics = None if statistics is None else str(statistics)
+    policy = load_sb3(source.removeprefix(SB3), env, vecnormalize=statistics)
+    return Entry(label, policy, chosen)
 
 
 def _load_agent(source: str, device: str, options: Mapping[str, Any]) -> Any:

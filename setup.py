@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from glob import glob
 from hashlib import sha256
@@ -14,6 +15,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 BACKENDS = Path("mpd_gym/models/backends")
 LIBRARY = BACKENDS / "libunet.so"
@@ -24,6 +26,8 @@ X86 = {
     "v4_bf16": ("x86-64-v4 with bfloat16", "-march=x86-64-v4", "-mavx512bf16"),
 }
 ARM = {"aarch64": ("aarch64",)}
+LOADED = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).mpd_find_level"
+SECONDS = 300  # that a compiler may take for one file
 LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 
 
@@ -47,7 +51,7 @@ class BuildLibrary(build_ext):
         try:
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 _build(compiler, levels, Path(folder)).replace(target)
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, subprocess.SubprocessError) as error:
             print(f"mpd_gym: {_reason(error)}; networks will run in plain PyTorch")
 
     def get_outputs(self) -> list[str]:
@@ -60,6 +64,16 @@ class BuildLibrary(build_ext):
         return {}
 
 
+class Modules(build_py):
+    """Copy the modules that there are, beside none that an earlier build left."""
+
+    def run(self) -> None:
+        """Empty the build folder first."""
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "mpd_gym", ignore_errors=True)
+        super().run()
+
+
 class Wheel(bdist_wheel):
     """A wheel for one platform and any Python."""
 
@@ -69,7 +83,7 @@ class Wheel(bdist_wheel):
 
 
 def _build(compiler: str, levels: dict[str, tuple[str, ...]], folder: Path) -> Path:
-    """Compile all levels that the compiler knows; return the library."""
+    """Compile all levels that the compiler knows; return the library, which loads."""
     files = sorted((BACKENDS / "c").iterdir())  # as `library.py` reads them
     digest = sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     objects, known = [], []
@@ -89,6 +103,7 @@ def _build(compiler: str, levels: dict[str, tuple[str, ...]], folder: Path) -> P
     _compile(compiler, "dispatch.c", objects[-1], *known)
     library = folder / "library.so"
     _run(compiler, *_more(), "-shared", "-pthread", "-o", str(library), *map(str, objects), "-lm")
+    _run(sys.executable, "-c", LOADED, str(library))  # there, as a wrong one may end the process
     return library
 
 
@@ -101,13 +116,21 @@ def _compile(compiler: str, source: str, target: Path, *flags: str) -> None:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    """Run a command that may hang, read what is typed, or print bytes that are no text."""
+    with tempfile.TemporaryFile() as told:  # a pipe would wait for a hanging command's children
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, timeout=SECONDS
+        )
+        told.seek(0)
+        text = told.read().decode(errors="replace")
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, command, stderr=text)
 
 
 def _reason(error: Exception) -> str:
     """The line of a compiler's messages that tells what is wrong."""
     lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or ["no message"]
-    return next((line for line in lines if "error" in line), lines[0])
+    return next((line for line in lines if "error" in line.lower()), lines[0])
 
 
 setup(
@@ -118,5 +141,5 @@ setup(
             depends=glob(str(BACKENDS / "c/*")),
         )
     ],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": BuildLibrary, "build_py": Modules, "bdist_wheel": Wheel},
 )

@@ -3,6 +3,8 @@
 The source is compiled for several sets of instructions, levels, into one library; the best level
 that the CPU runs is chosen when it is loaded. The library is no Python module: it needs neither
 Python's headers to be built nor a certain Python to be loaded.
+
+It is trusted as the Python files beside it are: who can write to one can write to the other.
 """
 
 from __future__ import annotations
@@ -11,16 +13,22 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
+import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
+from mpd_gym.errors import check_choice
+
 __all__ = ["LIBRARY", "Call", "Level", "Op", "compiled", "describe", "levels"]
 
 LIBRARY = Path(__file__).with_name("libunet.so")
 SOURCES = LIBRARY.with_name("c")  # which wheels do not hold
-SWITCH = "MPD_GYM_NATIVE"  # an environment variable; 0 leaves all to PyTorch
+SWITCH = "MPD_GYM_NATIVE"  # an environment variable
+_ANSWERS = {"0": False, "1": True, "false": False, "off": False, "on": True, "true": True}
+_MACHINES = {62: ("x86_64", "amd64"), 183: ("aarch64", "arm64")}  # of ELF files
 
 
 @final
@@ -86,10 +94,13 @@ class Level(ctypes.Structure):
 def compiled() -> Level | None:
     """The best level that this CPU runs; None where there is none, or where it is not wanted.
 
+    Raises:
+        ConfigError: If `SWITCH` has a value that is neither yes nor no.
+
     Warns:
         RuntimeWarning: If it is wanted and there is none.
     """
-    if os.environ.get(SWITCH) == "0":
+    if not _wanted():
         return None
     try:
         return levels()[0]
@@ -109,10 +120,10 @@ def levels() -> list[Level]:
     Raises:
         OSError: If there are none, or if the library is damaged or of other sources.
     """
-    if not LIBRARY.exists():
+    if not os.path.lexists(LIBRARY):
         raise OSError("no C compiler was found, or it failed, when mpd_gym was installed.")
-    if _is_cut(LIBRARY):
-        raise OSError(f"{LIBRARY.name} lacks its end; install mpd_gym again.")
+    if problem := _problem(LIBRARY):
+        raise OSError(f"{LIBRARY.name} {problem}; install mpd_gym again.")
     library = ctypes.CDLL(str(LIBRARY))
     try:
         find = library.mpd_find_level
@@ -129,15 +140,28 @@ def levels() -> list[Level]:
     return found
 
 
-def _is_cut(path: Path) -> bool:
-    """Whether an ELF file ends before its table of sections; to load it would kill the process."""
-    content = path.read_bytes()
+def _wanted() -> bool:
+    answer = (os.environ.get(SWITCH) or "1").lower()
+    check_choice(SWITCH, answer, _ANSWERS)
+    return _ANSWERS[answer]
+
+
+def _problem(path: Path) -> str:
+    """What is wrong with a library that the loader would not say, or not survive."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait
+            return "is no file"
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return f"is a link to {os.readlink(path)}, which is not there"
     if not content.startswith(b"\x7fELF\x02\x01"):
-        return False
-    start, size, count = (
-        int.from_bytes(content[a:b], "little") for a, b in ((40, 48), (58, 60), (60, 62))
+        return ""
+    machine, start, size, count = (
+        int.from_bytes(content[a:b], "little") for a, b in ((18, 20), (40, 48), (58, 60), (60, 62))
     )
-    return len(content) < start + size * count
+    if platform.machine().lower() not in _MACHINES.get(machine, ()):
+        return f"is for another kind of machine than {platform.machine()}"
+    return "lacks its end" if len(content) < start + size * count else ""
 
 
 def _digest(folder: Path) -> str:
@@ -147,8 +171,8 @@ def _digest(folder: Path) -> str:
 
 def describe() -> str:
     """One sentence for people: what computes the networks on this CPU."""
-    if os.environ.get(SWITCH) == "0":
-        return f"On the CPU networks run in plain PyTorch: {SWITCH}=0."
+    if not _wanted():
+        return f"On the CPU networks run in plain PyTorch: {SWITCH}={os.environ[SWITCH]}."
     try:
         best = levels()[0]
     except OSError as error:

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from types import ModuleType, UnionType
@@ -171,27 +171,17 @@ def check_policy(value: object) -> None:
     Raises:
         ConfigError: With the value, and for a file name the functions that open files.
     """
-    predict = getattr(value, "predict", None)
-    if not (callable(predict) and _takes_state(predict)):
+    try:
+        inspect.signature(getattr(value, "predict", None)).bind(*[None] * 4)  # type: ignore[arg-type]
+    except ValueError:  # written in C: what it takes is not known before the call
+        pass
+    except TypeError as error:  # no function, or of other arguments
         is_name = isinstance(value, (str, os.PathLike))
-        hint = "; load_agent and load_sb3 open files" if is_name else ""
-        if callable(predict):
-            hint = f", whose predict takes {inspect.signature(predict)}: wrap it in one that does"
+        hint = "load_agent and load_sb3 open files" if is_name else f"{error}: wrap it in one"
         raise ConfigError(
             "policy: expected an object with predict(observation, state, episode_start, "
-            f"deterministic); got {value!r}{hint}"
-        )
-
-
-def _takes_state(predict: Callable[..., Any]) -> bool:
-    """Whether a function takes the four arguments of Stable-Baselines3's `predict`."""
-    try:
-        inspect.signature(predict).bind(*[None] * 4)
-    except TypeError:
-        return False
-    except ValueError:  # written in C: not known before the call
-        pass
-    return True
+            f"deterministic); got {value!r}; {hint}"
+        ) from error
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +31,7 @@ from mpd_gym.datasets import WindowConfig, WindowSampler, fit_normalizers, load_
 from mpd_gym.diffusion.loss import Examples, LossConfig, denoising_loss
 from mpd_gym.diffusion.samplers import ddim_move, normal_noise, sample
 from mpd_gym.diffusion.schedule import make_schedule
-from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.errors import ConfigError, DataError, InputError
 from mpd_gym.evaluation.figures import rollout_frames
 from mpd_gym.training import fit
 from mpd_gym.types import Episode
@@ -268,6 +270,27 @@ def test_actions_are_in_the_spaces_units_bounds_and_type(low: float, high: float
     assert np.ptp(actions) > 0.1 * (high - low)
 
 
+@pytest.mark.fault("Observations and actions", "the same data in other units", "the same plans")
+@pytest.mark.parametrize("kind", ["cdf", "gaussian", "minmax"])
+def test_units_do_not_matter(kind: str) -> None:
+    """ARISE-Initiative/robomimic#81: normalised twice. google-deepmind/mujoco_playground#267: not.
+
+    Powers of two scale without rounding, so that all networks are equal to the bit.
+    """
+    config = replace(TINY, normalizer=kind, training=TINY.training.with_steps(10))
+    small, large = (
+        MPDiffuserAgent.fit(load_episodes(episodes), config, progress=False)
+        for episodes in (walks(), [_scaled(episode) for episode in walks()])
+    )
+    now = np.random.default_rng(1).normal(size=(5, 2))
+    action = small.predict(now, deterministic=True)[0]
+    np.testing.assert_array_equal(large.predict(1024 * now, deterministic=True)[0], 4 * action)
+
+
+def _scaled(episode: Any) -> Episode:
+    return replace(episode, observations=1024 * episode.observations, actions=4 * episode.actions)
+
+
 # --- policies and evaluation -------------------------------------------------------------------
 
 
@@ -281,7 +304,7 @@ class Offline:
 @pytest.mark.fault("Policies", "a predict that takes observations only", "refused; says wrap it")
 def test_another_projects_predict_is_named() -> None:
     """takuseno/d3rlpy#307 calls ``predict(observations)``, which returns actions alone."""
-    with pytest.raises(ConfigError, match=r"takes \(x: .*wrap it"):
+    with pytest.raises(ConfigError, match=r"deterministic.*too many positional.*wrap it"):
         evaluate(Offline(), "LQR-v0", seeds=1)
 
 
@@ -597,6 +620,22 @@ def test_transposed_weights_are_saved(tmp_path: Path) -> None:
     again = load_agent(tmp_path / "agent.safetensors")
     pairs = zip(*(a.models["planner"].parameters() for a in (agent, again)), strict=True)
     assert all(torch.equal(before, after) for before, after in pairs)
+
+
+@pytest.mark.fault("Files", "data that another process writes, or without locks", "named as that")
+def test_a_locked_file_is_not_called_damaged(minari_root: Path) -> None:
+    """h5py/h5py#1101: unable to lock file. Who is told to record it again deletes good data."""
+    quiet(make_noisy, "MpdTests/Marked-v0", "tests/locked-v0", episodes=1, seed=0)
+    data = load_episodes("tests/locked-v0")[0]
+    path = minari_root / "tests/locked-v0/data/main_data.hdf5"
+    code = f"import h5py; file = h5py.File({str(path)!r}, 'a'); print(1, flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None and writer.stdout.readline()
+        with pytest.raises(DataError, match=r"is locked.*HDF5_USE_FILE_LOCKING"):
+            load_episodes("tests/locked-v0")
+        writer.communicate(b"\n")
+    np.testing.assert_array_equal(load_episodes("tests/locked-v0")[0].rewards, data.rewards)
 
 
 def _read(data: Any, answers: Any) -> None:

@@ -121,7 +121,13 @@ class Hdf5File:
         except DataError:
             raise
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-            problem = f"the file is missing or damaged ({error}): download or record it again"
+            cause, remedy = "is missing or damaged", "download or record it again"
+            if "unable to lock" in str(error):
+                cause, remedy = (
+                    "is locked",
+                    "wait for its writer, or set HDF5_USE_FILE_LOCKING=FALSE",
+                )
+            problem = f"the file {cause} ({error}): {remedy}"
             raise DataError(problem, source=self._source, episode=episode) from error
 
     def _open(self) -> None:

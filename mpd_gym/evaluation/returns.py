@@ -287,9 +287,7 @@ class _Record:
         if "collision" in info:
             self.collision = bool(self.collision) or bool(info["collision"])
         if done and isinstance(observation, Mapping) and GOALS <= set(observation):
-            gap = np.subtract(
-                observation["achieved_goal"], observation["desired_goal"], dtype=np.float64
-            )
+            gap = np.asarray(observation["achieved_goal"], float) - observation["desired_goal"]
             self.final_error = float(np.linalg.norm(gap))
 
 

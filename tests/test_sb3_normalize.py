@@ -196,10 +196,10 @@ def test_bad_statistics_are_refused(tmp_path: Path) -> None:
 
     venv.obs_rms.mean[0, 0] = np.nan
     venv.save(file)
-    refused("expected finite statistics")
+    refused("statistics of '' that are not finite")
     venv.obs_rms = SimpleNamespace(mean=np.zeros(3), var=np.ones(3))
     venv.save(file)
-    refused(r"of shape \(2, 2\) for the observation '', got shape \(3,\)")
+    refused(r"statistics of shape \(3,\) for '' Box")
     for size in (0, 1, 50, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:size])
         refused("damaged")

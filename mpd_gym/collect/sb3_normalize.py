@@ -69,28 +69,26 @@ def read_vecnormalize(
     """
     if not file.is_file() or file.stat().st_size > max_bytes:
         raise CheckpointError(f"{file}: no such file of at most {max_bytes} bytes; check the path")
-    content = file.read_bytes()
+    content, boxes = file.read_bytes(), _by_key(space)
     try:
         found = _inert(content)
-        fields = found.state
         if type(found).__name__ != "VecNormalize":
             raise ValueError(f"it holds {type(found).__name__}")
-        parts = _by_key(fields["obs_rms"]) if fields["norm_obs"] else {}
-        keys = fields.get("norm_obs_keys") or parts
-        moments = {key: _moments(parts[key].state, fields["epsilon"]) for key in keys if parts}
+        fields, moments = found.state, {}
+        running = _by_key(fields["obs_rms"]) if fields["norm_obs"] else {}
+        for key in running and (fields.get("norm_obs_keys") or running):
+            mean, variance = (_array(running[key].state[name]) for name in ("mean", "var"))
+            moments[key] = mean, np.sqrt(variance + fields["epsilon"])
+            if not all(one.shape == boxes[key].shape for one in moments[key]):
+                raise ValueError(f"statistics of shape {mean.shape} for {key!r} {boxes[key]}")
+            if not all(np.isfinite(one).all() for one in moments[key]):
+                raise ValueError(f"statistics of {key!r} that are not finite")
         clip = float(fields["clip_obs"])
     except MALFORMED as error:
-        problem = f"{file}: damaged, or not what VecNormalize.save writes ({error!r})"
-        raise CheckpointError(f"{problem}; save it again") from error
-    boxes = _by_key(space)
-    for key, pair in moments.items():
-        shape = boxes[key].shape if key in boxes else None
-        known = all(one.shape == shape and np.isfinite(one).all() for one in pair)
-        if not (known and (pair[1] > 0).all() and clip > 0):
-            raise CheckpointError(
-                f"{file}: expected finite statistics of shape {shape} for the observation {key!r}, "
-                f"got shape {pair[0].shape}; give the file that was saved with the policy"
-            )
+        raise CheckpointError(
+            f"{file}: damaged, or not what VecNormalize.save wrote with this policy ({error!r}); "
+            "give the file that was saved with it"
+        ) from error
     return ObservationStatistics(moments, clip, hashlib.sha256(content).hexdigest())
 
 
@@ -107,14 +105,11 @@ def trained_normalized(fields: Mapping[str, Any], space: spaces.Space[Any]) -> b
     last, original = (_stored(fields.get(name)) for name in ("_last_obs", "_last_original_obs"))
     for key, box in _by_key(space).items():
         values, before = last.get(key), original.get(key)
-        if values is None or values.dtype != np.float32 or values.shape[1:] != box.shape:
+        if values is None or (values.dtype, values.shape[1:]) != (np.float32, box.shape):
             continue
         if before is not None and ("gae_lambda" in fields or before.dtype == np.float64):
             return True
-        if (
-            isinstance(box, spaces.Box)
-            and (np.abs(values - np.clip(values, box.low, box.high)) > 1e-4).any()
-        ):
+        if ((values < box.low - 1e-4) | (values > box.high + 1e-4)).any():
             return True
     return False
 
@@ -163,10 +158,6 @@ def _inert(content: bytes) -> Any:
         if opcode.name.endswith("PUT") and int(value or 0) > len(content):
             raise ValueError(f"memory for {value} objects is asked for")
     return _Reader(io.BytesIO(content)).load()
-
-
-def _moments(running: Mapping[str, Any], epsilon: float) -> tuple[Array, Array]:
-    return _array(running["mean"]), np.sqrt(_array(running["var"]) + epsilon)
 
 
 def _array(made: Any) -> Array:

@@ -1,7 +1,7 @@
 """Policies from Stable-Baselines3 zip files, without running code from the file.
 
-The zip's ``data`` entry is JSON that holds a pickle for everything but plain values, and opening a
-pickle may run any code. This module rebuilds the network instead: its shape from the weights (read
+The zip's ``data`` entry is JSON that holds a pickle for everything but plain values, and unpickling
+may run any code. This module rebuilds the network instead: its shape from the weights (read
 with ``weights_only=True``), its few options from the plain text that SB3 writes next to each
 pickle, its spaces from the environment. Needs the extra ``collect``.
 """
@@ -70,11 +70,7 @@ class SB3Policy:
     """
 
     def __init__(
-        self,
-        policy: BasePolicy,
-        *,
-        seed: int = 0,
-        statistics: ObservationStatistics | None = None,
+        self, policy: BasePolicy, *, seed: int = 0, statistics: ObservationStatistics | None = None
     ) -> None:
         self.policy, self.statistics = policy, statistics
         self.observation_space = policy.observation_space
@@ -112,14 +108,12 @@ class SB3Policy:
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random)
             try:
-                actions, state = self.policy.predict(
-                    observation, state, episode_start, deterministic
-                )
+                answer = self.policy.predict(observation, state, episode_start, deterministic)
             except (LookupError, TypeError, ValueError) as error:
                 problem = f"observation: expected one of {self.observation_space}, or a batch"
                 raise InputError(f"{problem}: {error}") from error
             self._random = torch.get_rng_state()
-        return actions, state
+        return answer
 
 
 def load_sb3(
@@ -135,7 +129,7 @@ def load_sb3(
 ) -> SB3Policy:
     """Load the policy in a zip file of Stable-Baselines3, also of older versions.
 
-    By default it opens no pickled field; it reads weights with ``weights_only=True``, and they must
+    By default nothing pickled runs; it reads weights with ``weights_only=True``, and they must
     fit the rebuilt network exactly. It supports the policies of SAC, TD3, DDPG, DQN, PPO, A2C, and
     of sb3-contrib's TQC and TRPO, with their own networks. Such files lack the statistics of
     ``VecNormalize``: give them for a policy trained with it; a warning says where the file shows

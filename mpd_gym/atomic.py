@@ -8,11 +8,14 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mpd_gym.errors import FileError
+
+if os.name == "posix":
+    import fcntl
 
 __all__ = [
     "atomic_path",
@@ -23,6 +26,7 @@ __all__ = [
     "write_csv",
 ]
 
+_MARK = "-writing-"
 _LONGEST_NAME = 100  # characters; file systems take 255 bytes, and callers add to a name
 _DEVICES = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\.|$)", re.IGNORECASE)  # on Windows
 
@@ -32,7 +36,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file in the folder of `path`; rename it to `path` if the block succeeds.
 
     The data reaches the disk before the rename, the folder's entry after it. So after a crash or
-    kill −9 `path` holds its old or its new content, never a part.
+    kill −9 `path` holds its old or its new content, never a part. The next call removes the
+    temporary files that killed processes left.
 
     Args:
         path: Final path; its folder is created if missing.
@@ -45,17 +50,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = user_path(path)
     temporary: Path | None = None
+    held = ExitStack()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent
-        )
-        os.close(handle)
+        begins = f".{target.stem}{_MARK}"
+        _remove_leftovers(target.parent, begins, target.suffix)
+        handle, name = tempfile.mkstemp(prefix=begins, suffix=target.suffix, dir=target.parent)
         temporary = Path(name)
+        held.callback(os.close, handle)
+        _locks(handle)
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if os.name == "nt":  # Windows renames no open file
+            held.close()
         os.replace(temporary, target)
         sync_directory(target.parent)
     except OSError as error:
@@ -63,8 +72,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"{target}: cannot be written ({error}); free space, or choose another folder"
         ) from error
     finally:
+        held.close()
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, begins: str, suffix: str) -> None:
+    """Remove the temporary files of processes that died; those of living ones are locked."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in [one for one in entries if one.name.startswith(begins)]:
+            if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
+                with open(entry.path, "rb") as file:
+                    if _locks(file.fileno()):
+                        os.unlink(entry.path)
+
+
+def _locks(handle: int) -> bool:
+    """Lock a file until its handle is closed or the process dies; False where that cannot be."""
+    if os.name == "posix":
+        with suppress(OSError):  # locked by another, or a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def check_writable(folder: str | os.PathLike[str], size: int = 2**20) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpd_gym.atomic import file_name
+from mpd_gym.atomic import atomic_path, file_name
 
 
 @pytest.mark.parametrize("name", ["CarUMaze-v0", "PointMaze_UMaze-v3", "a.b", "a..b", "x" * 100])
@@ -37,3 +37,24 @@ def test_any_name_becomes_one_part_of_a_path(tmp_path: Path, name: str) -> None:
 def test_different_names_get_different_file_names() -> None:
     names = ["a/b", "a-b", "a:b", "a b", "../a/b", "a/b/", "", "unnamed", "x" * 200, "x" * 201]
     assert len({file_name(name).lower() for name in names}) == len(names)
+
+
+@pytest.mark.fault(
+    "Files",
+    "temporary files that a killed save left",
+    "the next save removes them, and none of a save that runs",
+)
+def test_the_next_save_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with atomic_path(path) as running:
+        running.write_text("running")
+        kept = [tmp_path / name for name in (".a-1.txt", ".a-b-writing-1.txt", ".a-writing-1.csv")]
+        killed = tmp_path / ".a-writing-1.txt"
+        for file in (killed, *kept):
+            file.touch()
+        with atomic_path(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other" and not killed.exists()
+        assert running.exists() and all(file.exists() for file in kept)
+    assert path.read_text() == "running"
+    assert {*tmp_path.iterdir()} == {path, *kept}

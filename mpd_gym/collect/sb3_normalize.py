@@ -21,6 +21,7 @@ from mpd_gym.validation import observation_arrays
 
 __all__ = ["ObservationStatistics", "read_vecnormalize", "trained_normalized"]
 
+FLOAT32 = np.dtype(np.float32)
 MALFORMED = (
     ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError,
     pickle.UnpicklingError,
@@ -105,7 +106,7 @@ def trained_normalized(fields: Mapping[str, Any], space: spaces.Space[Any]) -> b
     last, original = (_stored(fields.get(name)) for name in ("_last_obs", "_last_original_obs"))
     for key, box in _by_key(space).items():
         values, before = last.get(key), original.get(key)
-        if values is None or (values.dtype, values.shape[1:]) != (np.float32, box.shape):
+        if values is None or (values.dtype, values.shape[1:]) != (FLOAT32, box.shape):
             continue
         if before is not None and ("gae_lambda" in fields or before.dtype == np.float64):
             return True

@@ -123,10 +123,7 @@ class Hdf5File:
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
             cause, remedy = "is missing or damaged", "download or record it again"
             if "unable to lock" in str(error):
-                cause, remedy = (
-                    "is locked",
-                    "wait for its writer, or set HDF5_USE_FILE_LOCKING=FALSE",
-                )
+                cause, remedy = "is locked", "wait, or set HDF5_USE_FILE_LOCKING=FALSE"
             problem = f"the file {cause} ({error}): {remedy}"
             raise DataError(problem, source=self._source, episode=episode) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
 import subprocess
 import sys
@@ -189,6 +190,21 @@ def test_the_last_observation_is_the_files_own(tmp_path: Path) -> None:
     assert first.observations[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 500]
     assert second.observations[:, 0].tolist() == [6, 7, 8, 9, 10, 11, 1100]
     assert not first.terminations.any() and first.truncations[-1]
+
+
+@pytest.mark.fault("Data", "a wrapper of the environment that nobody has", "read and learned from")
+def test_the_datas_environment_is_not_made(minari_root: Path) -> None:
+    """Farama-Foundation/Minari#302: Monitor wrapper … cannot be recreated."""
+    dataset = quiet(make_noisy, "MpdTests/Marked-v0", "tests/wrapped-v0", episodes=2, seed=0)
+    path = minari_root / "tests/wrapped-v0/data/metadata.json"
+    metadata = json.loads(path.read_text())
+    spec = json.loads(metadata["env_spec"])
+    wrapper = {"name": "Monitor", "entry_point": "nowhere.monitor:Monitor", "kwargs": None}
+    metadata["env_spec"] = json.dumps({**spec, "additional_wrappers": [wrapper]})
+    path.write_text(json.dumps(metadata))
+    found, wanted = load_episodes("tests/wrapped-v0"), dataset.iterate_episodes()
+    for episode, stored in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(episode.rewards, stored.rewards)
 
 
 # --- observations and actions ------------------------------------------------------------------

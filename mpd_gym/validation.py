@@ -8,8 +8,8 @@ and Gymnasium check none of this.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -26,15 +26,18 @@ __all__ = [
     "action_box",
     "as_number",
     "as_typed",
+    "as_numbers",
     "check_answer",
     "check_episode",
     "check_spaces",
     "check_structure",
     "check_values",
     "columns",
+    "decided",
     "inside",
     "observation_arrays",
     "observation_leaves",
+    "returned",
 ]
 
 STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations", "costs", "successes")
@@ -168,6 +171,88 @@ def check_answer(
             f"{actions.shape} {source}"
         )
     return actions, answer[1]
+
+
+def as_numbers(name: str, value: Any) -> Array:
+    """View anything that NumPy reads as an array of real numbers; copy it to keep it.
+
+    Args:
+        name: Of the argument, for messages.
+        value: Array, tensor on any device and with or without gradient, or nested sequence.
+
+    Raises:
+        InputError: For complex numbers, masked entries, dates, text, or rows of unequal length.
+    """
+    masked = isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any()
+    try:
+        if hasattr(value, "detach"):  # a tensor; NumPy has no bfloat16
+            value = value.detach().cpu()
+            value = value.double() if value.is_floating_point() else value
+        array = np.asarray(value)
+        if array.dtype.kind == "O":
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(f"{name}: expected numbers; {error}") from error
+    if masked or array.dtype.kind not in "fiub":
+        found = "masked entries: fill them" if masked else f"dtype {array.dtype}"
+        raise InputError(f"{name}: expected real numbers, got {found}")
+    return array
+
+
+def returned(
+    name: str,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    shape: tuple[int, ...],
+    *,
+    finite: bool = False,
+) -> Array:
+    """Call a caller's function, which can change nothing of ours nor keep what it returned.
+
+    Args:
+        name: Of the function, for messages.
+        function: Gets copies of the arguments: torch takes no read-only arrays without a warning.
+        arguments: Arrays, episodes and None.
+        shape: That its values must have.
+        finite: Whether they must be finite.
+
+    Returns:
+        New float64 array of that shape.
+
+    Raises:
+        InputError: If the function returns anything else.
+    """
+    values = as_numbers(name, function(*map(_copied, arguments))).astype(np.float64)
+    if values.shape != shape or (finite and not np.isfinite(values).all()):
+        also = " with NaN or infinity" if values.shape == shape else ""
+        expected = "finite numbers" if finite else "values"
+        raise InputError(
+            f"{name}: expected {expected} of shape {shape}, got {values.shape}{also}; correct the "
+            "function"
+        )
+    return values
+
+
+def decided(name: str, function: Callable[[Episode], Any], episode: Episode) -> bool:
+    """Call a caller's function that says yes or no to a copy of an episode.
+
+    Raises:
+        InputError: If it returns anything but True or False.
+    """
+    answer = function(_copied(episode))
+    if not isinstance(answer, bool | np.bool_):
+        raise InputError(f"{name}: expected True or False, got {answer!r}; correct the function")
+    return bool(answer)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, Episode):
+        return replace(
+            value, **{part.name: _copied(getattr(value, part.name)) for part in fields(value)}
+        )
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def check_spaces(

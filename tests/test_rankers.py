@@ -167,7 +167,7 @@ def test_the_callers_function_sees_all_states() -> None:
 
     assert custom(rank)(*plans()).chosen == 1
     assert seen == [(3, H + 1, NX), (3, H, NU)]
-    with pytest.raises(InputError, match=r"ranking function: expected .*\[3\]; got \[3, 1\]"):
+    with pytest.raises(InputError, match=r"ranking function: expected .*\(3,\), got \(3, 1\)"):
         custom(lambda observations, actions: np.zeros((3, 1)))(*plans())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import time
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
@@ -49,6 +50,7 @@ from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker
 __all__ = ["Agent"]
 
 C = TypeVar("C", bound=AgentConfig)
+A = TypeVar("A", bound="Agent[Any]")
 
 # Trajectories sampled in one pass through the networks; more go in several, to bound memory.
 MAX_ROWS = 4096
@@ -80,6 +82,16 @@ class Agent(ABC, Generic[C]):
         self._timings = Timings()  # shared by all copies
         self._generator = torch.Generator(self.device).manual_seed(self.config.seed)
         self.options = self._checked(self.config.sampling)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle to bytes: multiprocessing would send each weight as a file, of which few fit."""
+        return _unpickled, (type(self), pickle.dumps(vars(self)))
+
+    def __copy__(self) -> Self:
+        """A second agent that shares everything."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
 
     def __repr__(self) -> str:
         """The method, sizes, and the options that are not the defaults."""
@@ -133,10 +145,16 @@ class Agent(ABC, Generic[C]):
             PlanningError: If no candidate is finite.
         """
         reading = self.parts.spaces.read(observation)
-        state = self._remember(state, reading, episode_start)
-        due = (state.position < 0) | (state.position >= self.options.action_chunk)
+        before = AgentState.resumed(
+            state, reading, self.layout, self.parts.spaces, self.options, episode_start
+        )
+        state = self._budgeted(before, reading)
+        outdated = before.outdated(reading, self.options)
+        due = (state.position < 0) | (state.position >= self.options.action_chunk) | outdated
+        if reading.budget is not None:
+            due |= state.budget != before.budget
         if due.any():
-            state = self._replan(state, reading, due, deterministic)
+            state = self._replan(state, reading, due, outdated, deterministic)
         action = state.actions[np.arange(len(state)), state.position]
         state = replace(
             state,
@@ -160,11 +178,16 @@ class Agent(ABC, Generic[C]):
         Args:
             observation: One observation, without a batch axis.
             num_candidates: N; the option by default.
-            budget: Remaining cost budget; the option by default.
+            budget: Remaining cost budget, infinite for none; the option by default.
             deterministic: As in `predict`.
 
         Returns:
             All candidates in environment units, their scores and which one is executed.
+
+        Raises:
+            ConfigError: If `budget` or `num_candidates` is out of range.
+            InputError: As in `predict`.
+            PlanningError: If no candidate is finite.
         """
         began = time.perf_counter()
         reading = self.parts.spaces.read(observation)
@@ -173,10 +196,13 @@ class Agent(ABC, Generic[C]):
                 f"observation: plan takes one observation, got {len(reading)}; use predict"
             )
         agent = self if num_candidates is None else self.with_options(num_candidates=num_candidates)
-        remaining = self.options.budget if budget is None else budget
-        if remaining is not None:
+        if budget is None:
+            budget = self.options.budget
+        elif budget != np.inf:
+            self.options.updated({"budget": budget})  # refuses what is none
+        if budget is not None:
             self.objective.check_cost()
-        budgets = np.array([np.inf if remaining is None else remaining])
+        budgets = np.array([np.inf if budget is None else budget], float)
         found = agent._candidates(reading, budgets, None, deterministic)
         ranking = found.rankings[0]
         return Plan(
@@ -201,7 +227,7 @@ class Agent(ABC, Generic[C]):
             observation that each plan was made for.
         """
         future, _ = self.layout.split(torch.as_tensor(state.plan), self.parts.spaces.nx)
-        return self.normalizers.observation.unnormalize(as_array(future)), state.actions
+        return self.normalizers.observation.unnormalize(as_array(future)), state.actions.copy()
 
     # --- what can change at run time -----------------------------------------------------------
 
@@ -312,7 +338,13 @@ class Agent(ABC, Generic[C]):
         self._set(inverse_dynamics=function)
 
     def set_budget(self, budget: float | None) -> None:
-        """Limit the cost of an episode; None removes the limit."""
+        """Limit the cost of an episode; None removes the limit.
+
+        A running episode plans anew, and costs count from where there was a limit first.
+
+        Raises:
+            ConfigError: If it is no finite number of at least 0.
+        """
         self.options = self._checked(self.options.updated({"budget": budget}))
 
     def set_ranker(self, ranker: Ranker | str | None) -> None:
@@ -349,12 +381,8 @@ class Agent(ABC, Generic[C]):
         self._check_options(options)
         return options
 
-    def _remember(
-        self, state: AgentState | None, reading: Reading, episode_start: Any
-    ) -> AgentState:
-        """The state of now: resets done, and the cost of the last step taken off the budget."""
-        spaces, budget = self.parts.spaces, self.options.budget
-        state = AgentState.resumed(state, len(reading), self.layout, spaces, budget, episode_start)
+    def _budgeted(self, state: AgentState, reading: Reading) -> AgentState:
+        """The state with the cost of the last step taken off the budget."""
         if reading.budget is not None:
             return replace(state, budget=np.maximum(reading.budget, 0.0))
         if np.isfinite(state.budget).any():
@@ -368,16 +396,23 @@ class Agent(ABC, Generic[C]):
             reading.x[spent],
             None if reading.goal is None else reading.goal[spent],
             self.options.cost_threshold,
+            reading.numbers[spent],
         )
-        remaining = state.budget.copy()
+        remaining, total = state.budget.copy(), state.spent.copy()
         remaining[spent] = np.maximum(remaining[spent] - cost, 0.0)
-        return replace(state, budget=remaining)
+        total[spent] += cost
+        return replace(state, budget=remaining, spent=total)
 
     def _replan(
-        self, state: AgentState, reading: Reading, due: BoolArray, deterministic: bool
+        self,
+        state: AgentState,
+        reading: Reading,
+        due: BoolArray,
+        outdated: BoolArray,
+        deterministic: bool,
     ) -> AgentState:
         """New plans where they are due: warm-started ones together, fresh ones together."""
-        warm = due & (state.position > 0) & (self.options.warm_start_steps > 0)
+        warm = due & ~outdated & (state.position > 0) & (self.options.warm_start_steps > 0)
         plan, actions, position = state.plan.copy(), state.actions.copy(), state.position.copy()
         rows_at_once = max(1, MAX_ROWS // self.options.num_samples)
         for group in (warm, due & ~warm):
@@ -392,7 +427,11 @@ class Agent(ABC, Generic[C]):
                 plan[rows] = found.trajectories[here, chosen]
                 actions[rows] = found.actions[here, chosen]
                 position[rows] = 0
-        return replace(state, plan=plan, actions=actions, position=position)
+        goal = (
+            state.goal if reading.goal is None else np.where(due[:, None], reading.goal, state.goal)
+        )
+        asked = self.options.asked
+        return replace(state, plan=plan, actions=actions, position=position, goal=goal, asked=asked)
 
     def _candidates(
         self, reading: Reading, budgets: Array, warm: Array | None, deterministic: bool
@@ -436,7 +475,7 @@ class Agent(ABC, Generic[C]):
             rankings=[],
             seconds={"sample": sampled - began},
         )
-        rankings = rank(found, budgets, reading.goal, self.options.ranker, self.objective.ranker)
+        rankings = rank(found, budgets, reading, self.options.ranker, self.objective.ranker)
         ranked = time.perf_counter() - sampled
         return replace(found, rankings=rankings, seconds={**found.seconds, "rank": ranked})
 
@@ -446,3 +485,10 @@ class Agent(ABC, Generic[C]):
             generator = torch.Generator(self.device).manual_seed(self.config.seed)
         shape = (self.options.num_samples, *self.layout.shape)
         return SharedNoise(generator, shape, len(reading), shared=deterministic)
+
+
+def _unpickled(kind: type[A], content: bytes) -> A:
+    """An agent from what `Agent.__reduce__` made of it."""
+    made = object.__new__(kind)
+    vars(made).update(pickle.loads(content))
+    return made

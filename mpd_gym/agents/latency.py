@@ -233,6 +233,9 @@ def measure(
 
     Returns:
         The timing, or None above the limit.
+
+    Raises:
+        ConfigError: If the clock stands still or goes backwards.
     """
     few, many = 1, min(MANY_STEPS, num_levels)
     short = prepare(num_samples, few)
@@ -244,6 +247,11 @@ def measure(
     while len(samples) < MIN_REPEATS or (len(samples) < MAX_REPEATS and clock() - began < SECONDS):
         samples.append([_timed(plan, clock) for plan in plans])
     medians = np.median(samples, axis=0)
+    if not medians.min() > 0:
+        raise ConfigError(
+            f"latency_budget: a plan took {medians.min():g} s by this machine's clock, which "
+            "stands still or goes backwards; leave latency_budget out"
+        )
     per_step = float(medians[1] - medians[0]) / max(many - few, 1)
     if per_step <= 0:  # one level, or lost in noise: let the steps account for everything
         per_step = float(medians.max())
@@ -279,6 +287,10 @@ class Timings:
 
     def __init__(self) -> None:
         self._found: dict[tuple[object, ...], tuple[StepTiming, tuple[object, ...]]] = {}
+
+    def __reduce__(self) -> tuple[type[Timings], tuple[()]]:
+        """Times stay with the machine and process that measured them."""
+        return Timings, ()
 
     def measured(
         self, agent: Timed, num_samples: int, limit: float = math.inf

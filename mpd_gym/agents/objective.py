@@ -18,6 +18,7 @@ from mpd_gym.errors import ConfigError, InputError, check_function
 from mpd_gym.models import Regressor
 from mpd_gym.models.backends.threads import enough_threads, threads
 from mpd_gym.types import Array, Ranker
+from mpd_gym.validation import returned
 
 __all__ = [
     "GoalStepFunction",
@@ -51,7 +52,14 @@ def with_goals(
     if goals or function is None:
         taking: GoalStepFunction | None = given
         return taking
-    return lambda observations, actions, after, goals: given(observations, actions, after)
+    return functools.partial(_without_goals, given)
+
+
+def _without_goals(
+    function: StepFunction, observations: Array, actions: Array, after: Array, goals: Array | None
+) -> Array:
+    """A `GoalStepFunction` of one that takes no goals."""
+    return function(observations, actions, after)
 
 
 @final
@@ -145,11 +153,12 @@ class Objective:
         actions: Array,
         next_observations: Array,
         goals: Array | None,
-        cost_threshold: float = 0.0,
+        cost_threshold: float,
+        rows: Array,
     ) -> Array:
         """Cost of one executed step in each of E environments, ``[E]``, never negative.
 
-        Costs below `cost_threshold` count as none.
+        Costs below `cost_threshold` count as none. `rows` are numbers for messages.
 
         Raises:
             ConfigError: If there is no cost function and no cost model.
@@ -160,7 +169,10 @@ class Objective:
         cost = _evaluated("cost", self.cost, self.learned_cost, steps, goals)
         assert cost is not None
         if not np.isfinite(cost).all():
-            raise InputError(f"cost function: expected finite costs, got {cost[:, 0]}")
+            bad = np.flatnonzero(~np.isfinite(cost[:, 0]))[0]
+            raise InputError(
+                f"cost function: expected a finite cost, got {cost[bad, 0]} in row {rows[bad]}"
+            )
         return np.where(cost[:, 0] < cost_threshold, 0.0, np.maximum(cost[:, 0], 0.0))
 
 
@@ -174,13 +186,7 @@ def _evaluated(
     """Values ``[N, H]`` of the caller's function, or else of the learned one."""
     if function is None:
         return None if learned is None else learned(*steps, goals)
-    values = np.asarray(function(*steps, goals), dtype=float)
-    if values.shape != steps[1].shape[:2]:
-        raise InputError(
-            f"{name} function: expected values of shape {steps[1].shape[:2]} (N, H), got "
-            f"{values.shape}"
-        )
-    return values
+    return returned(f"{name} function", function, (*steps, goals), steps[1].shape[:2])
 
 
 def learned_objective(discount: float, parts: AgentParts[Any]) -> Objective:

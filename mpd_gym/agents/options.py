@@ -50,8 +50,10 @@ class SamplingConfig:
             conditions out: a dynamics model that sees a high return predicts the states that
             bring it, whatever the actions.
         warm_start_steps: Reverse steps after the first plan, from the last plan shifted by the
-            executed actions and noised; 0 plans from scratch each time.
-        action_chunk: Actions executed before planning again, 1 … H.
+            executed actions and noised; 0 plans from scratch each time, as is done where a goal, a
+            condition's value or the budget of the episode changes.
+        action_chunk: Actions executed before planning again, 1 … H; fewer where a goal, a
+            condition's value or the budget changes.
         actions: Which are executed: the ``"planned"`` ones, or those that a learned
             ``"inverse_dynamics"`` model finds to lead from each planned state to the next. None
             takes the latter where the agent has learned it.
@@ -124,6 +126,12 @@ class SamplingConfig:
             for key, value in self.condition_values.items()
         }
         object.__setattr__(self, "condition_values", values)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a plan is made for, beside a goal: another value makes a new plan."""
+        names = ("budget", "condition_values", "cost_scale", "return_scale")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def num_samples(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -15,8 +16,8 @@ from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.serialization import AgentParts
 from mpd_gym.agents.spaces import InverseDynamics, Reading, read_off
 from mpd_gym.datasets import FittedConditions
-from mpd_gym.errors import ConfigError
-from mpd_gym.rankers import RANKERS
+from mpd_gym.errors import ConfigError, PlanningError
+from mpd_gym.rankers import RANKERS, ranked
 from mpd_gym.types import Array, BoolArray, Noise, Ranker, Ranking
 
 __all__ = [
@@ -269,38 +270,37 @@ class Candidates:
 
 
 def rank(
-    found: Candidates, budgets: Array, goals: Array | None, name: str | None, own: Ranker | None
+    found: Candidates, budgets: Array, reading: Reading, name: str | None, own: Ranker | None
 ) -> list[Ranking]:
     """Rank the candidates of every environment.
 
     Args:
         found: Candidates, not ranked yet.
         budgets: Remaining budgets, ``[E]``; infinite without one.
-        goals: Goals, ``[E, ng]``, or None.
+        reading: The E observations, with their goals.
         name: A key of `RANKERS`; None takes what suits what is known.
         own: The caller's ranker; it replaces `name`.
 
     Raises:
-        PlanningError: If no candidate of an environment is finite.
+        PlanningError: If no candidate of an environment is finite; names its row.
+        InputError: If the caller's ranker returns no `Ranking` of these candidates.
     """
     rankings = []
     for row, budget in enumerate(budgets):
+        plans = found.observations[row], found.actions[row]
         returns, costs, goal = (
             None if values is None else values[row]
-            for values in (found.returns, found.costs, goals)
+            for values in (found.returns, found.costs, reading.goal)
         )
         limit = float(budget) if costs is not None and np.isfinite(budget) else None
-        ranker = own or RANKERS[name or _usual_ranker(returns, limit, goal)]
-        rankings.append(
-            ranker(
-                found.observations[row],
-                found.actions[row],
-                returns=returns,
-                costs=costs,
-                budget=limit,
-                goal=goal,
-            )
-        )
+        known: dict[str, Any] = {"returns": returns, "costs": costs, "budget": limit, "goal": goal}
+        ranker = RANKERS[name or _usual_ranker(returns, limit, goal)]
+        if own is not None:
+            ranker = functools.partial(ranked, own)
+        try:
+            rankings.append(ranker(*plans, **known))
+        except PlanningError as error:
+            raise PlanningError(f"observation {reading.numbers[row]}: {error}") from error
     return rankings
 
 

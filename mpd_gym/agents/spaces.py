@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -12,7 +13,7 @@ from gymnasium import spaces
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array
-from mpd_gym.validation import as_typed
+from mpd_gym.validation import as_numbers, as_typed, returned
 
 __all__ = ["InverseDynamics", "Reading", "Spaces", "read_off"]
 
@@ -30,12 +31,14 @@ class Reading:
         goal: ``desired_goal``, ``[E, ng]``; None where the space has none.
         budget: Remaining cost budget supplied by a wrapper, ``[E]``; None where there is none.
         single: True if one observation came without a batch axis.
+        numbers: Of the rows in the batch, for messages, ``[E]``.
     """
 
     x: Array
     goal: Array | None
     budget: Array | None
     single: bool
+    numbers: Array
 
     def __len__(self) -> int:
         return len(self.x)
@@ -43,7 +46,7 @@ class Reading:
     def rows(self, chosen: Array) -> Reading:
         """Some of the observations, as a batch: where an array of indices or flags says."""
         goal, budget = (None if part is None else part[chosen] for part in (self.goal, self.budget))
-        return Reading(self.x[chosen], goal, budget, single=False)
+        return Reading(self.x[chosen], goal, budget, False, self.numbers[chosen])
 
 
 @final
@@ -84,6 +87,7 @@ class Spaces:
                 f"observations {observation.shape}; take the encoder that the agent was trained "
                 "with"
             )
+        observation, action = copy.deepcopy((observation, action))  # the caller may change them
         self.observation, self.action, self.encoder = observation, action, encoder
         self._parts = _parts(observation)
         sizes = {key: int(np.prod(part.shape)) for key, part in self._parts.items()}
@@ -128,7 +132,7 @@ class Spaces:
                 "element of what env.reset() returns"
             )
         if self.encoder is not None and np.ndim(observation) > 2:  # latents have one or two axes
-            observation = self.encoder.encode(observation)
+            observation = self.encoder.encode(as_numbers("observation", observation))
         entries = self._entries(observation)
         read = {key: self._read_part(key, entries[key]) for key in self._parts}
         sizes = {key: None if single else len(rows) for key, (rows, single) in read.items()}
@@ -137,7 +141,7 @@ class Spaces:
         rows, single = read["observation"]
         goal = read["desired_goal"][0] if "desired_goal" in read else None
         budget = read["remaining_budget"][0][:, 0] if "remaining_budget" in read else None
-        return Reading(rows, goal, budget, single)
+        return Reading(rows, goal, budget, single, np.arange(len(rows)))
 
     def _entries(self, observation: Any) -> Mapping[str, Any]:
         if not isinstance(self.observation, spaces.Dict):
@@ -160,26 +164,28 @@ class Spaces:
         return observation
 
     def _read_part(self, key: str, value: Any) -> tuple[Array, bool]:
-        shape = self._parts[key].shape
+        shape, name = self._parts[key].shape, f"observation {key!r}"
         try:
-            array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"observation {key!r}: expected numbers; {error}") from error
+            array = as_numbers(name, value).astype(np.float64)  # a copy
+        except InputError:
+            if isinstance(value, Sequence):
+                for row, part in enumerate(value):
+                    if as_numbers(f"{name}, row {row}", part).shape != shape:
+                        raise InputError(f"{name}, row {row}: expected shape {shape}") from None
+            raise
         if array.shape == shape:
             single = True
         elif array.ndim == len(shape) + 1 and array.shape[1:] == shape and len(array) > 0:
             single = False
         else:
             raise InputError(
-                f"observation {key!r}: expected shape {shape} or (n, *{shape}) with n >= 1, got "
-                f"{array.shape}"
+                f"{name}: expected shape {shape} or (n, *{shape}) with n >= 1, got {array.shape}"
             )
         rows = array.reshape(1 if single else len(array), -1)
         bad = ~np.isfinite(rows).all(axis=1)
         if bad.any():
             raise InputError(
-                f"observation {key!r}: row {int(bad.argmax())} holds NaN or infinity: "
-                f"{rows[bad.argmax()]}"
+                f"{name}: row {int(bad.argmax())} holds NaN or infinity: {rows[bad.argmax()]}"
             )
         return rows, single
 
@@ -214,11 +220,5 @@ def read_off(function: InverseDynamics, observations: Array, actions: Array) -> 
     Raises:
         InputError: If the function returns another shape, or what is not finite.
     """
-    found = np.asarray(function(observations[:, :-1], actions, observations[:, 1:]), float)
-    if found.shape != actions.shape or not np.isfinite(found).all():
-        raise InputError(
-            f"inverse dynamics: expected finite actions of shape {actions.shape}, got "
-            f"{found.shape}{'' if np.isfinite(found).all() else ' with NaN or infinity'}: "
-            "correct the function that set_inverse_dynamics was given"
-        )
-    return found
+    steps = (observations[:, :-1], actions, observations[:, 1:])
+    return returned("inverse dynamics", function, steps, actions.shape, finite=True)

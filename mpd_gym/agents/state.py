@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 
 from mpd_gym.agents.config import Layout
-from mpd_gym.agents.spaces import Spaces
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.agents.spaces import Reading, Spaces
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
+from mpd_gym.validation import as_numbers
 
 __all__ = ["AgentState"]
+
+_ROUNDING = 1e-6  # of float32, a few units in the last place
 
 
 @final
@@ -25,18 +30,24 @@ class AgentState:
         actions: Its actions in environment units, ``[E, H, nu]``.
         position: Index of the next action within the plan, ``[E]``; −1 without a plan.
         budget: Remaining cost budget, ``[E]``; infinite without one.
+        spent: Cost that was taken off it, ``[E]``.
         observation: x at the previous call, ``[E, nx]``.
         action: u at the previous call, ``[E, nu]``.
         started: True where a step of the current episode was taken, ``[E]``.
+        goal: What the plan was made for, ``[E, ng]``; no columns without goals.
+        asked: What else all plans were made for, see `SamplingConfig.asked`.
     """
 
     plan: Array
     actions: Array
     position: Array
     budget: Array
+    spent: Array
     observation: Array
     action: Array
     started: BoolArray
+    goal: Array
+    asked: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.position)
@@ -45,20 +56,20 @@ class AgentState:
     def resumed(
         cls,
         state: AgentState | None,
-        num_envs: int,
+        reading: Reading,
         layout: Layout,
         spaces: Spaces,
-        budget: float | None,
+        options: SamplingConfig,
         episode_start: Any,
     ) -> AgentState:
         """What `predict` was given, checked and reset; or a fresh state.
 
         Args:
             state: What the last call returned; None starts anew.
-            num_envs: E.
+            reading: E observations.
             layout: Of plans.
             spaces: Of the agent.
-            budget: Cost budget of a new episode; None for no limit.
+            options: With the cost budget of a new episode.
             episode_start: Flags ``[E]``, True where an environment's past is forgotten; None resets
                 nothing. Never kept or changed: Stable-Baselines3 mutates its array in place.
 
@@ -66,45 +77,76 @@ class AgentState:
             InputError: If the state is of another kind, agent or number of environments, or there
                 is not one flag for each environment.
         """
+        count = len(reading)
+        limit = np.inf if options.budget is None else float(options.budget)
+        shapes: dict[str, tuple[int, ...]] = {
+            "plan": layout.shape,
+            "actions": (layout.horizon, spaces.nu),
+            "observation": (spaces.nx,),
+            "action": (spaces.nu,),
+            "goal": (spaces.goal_size,),
+        }
         if state is None:
-            state = cls(
-                plan=np.zeros((num_envs, *layout.shape), np.float32),
-                actions=np.zeros((num_envs, layout.horizon, spaces.nu)),
-                position=np.full(num_envs, -1),
-                budget=np.full(num_envs, np.inf if budget is None else budget),
-                observation=np.zeros((num_envs, spaces.nx)),
-                action=np.zeros((num_envs, spaces.nu)),
-                started=np.zeros(num_envs, bool),
+            zeros: dict[str, Any] = {
+                name: np.zeros((count, *shape), np.float32 if name == "plan" else float)
+                for name, shape in shapes.items()
+            }
+            return cls(
+                **zeros,
+                position=np.full(count, -1),
+                budget=np.full(count, limit),
+                spent=np.zeros(count),
+                started=np.zeros(count, bool),
+                asked=options.asked,
             )
-        elif not isinstance(state, AgentState):
+        if not isinstance(state, AgentState):
             raise InputError(
                 f"state: expected what predict returned, got {type(state).__name__}; pass None "
                 "to start anew"
             )
-        if len(state) != num_envs:
+        if len(state) != count:
             raise InputError(
-                f"state: it belongs to {len(state)} environments, but {num_envs} observations "
+                f"state: it belongs to {len(state)} environments, but {count} observations "
                 "came; pass state=None to start anew"
             )
-        if state.plan.shape[1:] != layout.shape:
-            raise InputError(
-                f"state: its plans have shape {state.plan.shape[1:]}, this agent's have "
-                f"{layout.shape}; it comes from another agent, pass state=None"
-            )
-        return state if episode_start is None else state._reset(episode_start, budget)
+        for name, shape in shapes.items():
+            found = getattr(state, name).shape[1:]
+            if found != shape:
+                raise InputError(
+                    f"state: its {name} has shape {found}, this agent's has {shape}; it comes from "
+                    "another agent, pass state=None"
+                )
+        if state.asked["budget"] != options.budget:
+            state = replace(state, budget=np.maximum(limit - state.spent, 0.0))
+        return state if episode_start is None else state._reset(episode_start, limit)
 
-    def _reset(self, episode_start: Any, budget: float | None) -> AgentState:
-        flags = np.array(episode_start, dtype=bool).reshape(-1)
-        if flags.shape != (len(self),):
+    def outdated(self, reading: Reading, options: SamplingConfig) -> BoolArray:
+        """Rows whose plan was made for another goal, condition or budget of the episode, ``[E]``.
+
+        A goal counts as the same within float32 rounding of its largest entry.
+        """
+        if self.asked != options.asked:
+            return np.ones(len(self), bool)
+        if reading.goal is None:
+            return np.zeros(len(self), bool)
+        gap = np.abs(reading.goal - self.goal).max(axis=1, initial=0.0)
+        rounding: BoolArray = gap > _ROUNDING * np.abs(self.goal).max(axis=1, initial=0.0)
+        return rounding
+
+    def _reset(self, episode_start: Any, limit: float) -> AgentState:
+        flags = as_numbers("episode_start", episode_start).reshape(-1)
+        if flags.shape != (len(self),) or not ((flags == 0) | (flags == 1)).all():
             raise InputError(
                 f"episode_start: expected {len(self)} flags, one for each observation, got "
-                f"{flags.size}"
+                f"{episode_start!r}"
             )
+        flags = flags.astype(bool)
         if not flags.any():
             return self
         return replace(
             self,
             position=np.where(flags, -1, self.position),
-            budget=np.where(flags, np.inf if budget is None else budget, self.budget),
+            budget=np.where(flags, limit, self.budget),
+            spent=np.where(flags, 0.0, self.spent),
             started=self.started & ~flags,
         )

@@ -23,6 +23,7 @@ from mpd_gym.validation import (
     check_answer,
     check_episode,
     check_spaces,
+    decided,
     inside,
     observation_leaves,
 )
@@ -161,7 +162,8 @@ class Runner:
             return Attempt(Decision(candidate, Status.UNSOLVED, len(tape.actions)))
         episode = tape.episode(env_seed)
         check_episode(episode, self._rules, candidate)
-        if self._job.accept is not None and not self._job.accept(episode):
+        accept = self._job.accept
+        if accept is not None and not decided("accept", accept, episode):
             return Attempt(Decision(candidate, Status.REJECTED, len(episode)))
         return Attempt(Decision(candidate, Status.STORED, len(episode)), episode)
 

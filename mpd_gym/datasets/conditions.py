@@ -20,6 +20,7 @@ from mpd_gym.datasets.traversal import (
 )
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_choice
 from mpd_gym.types import Array, Episode
+from mpd_gym.validation import as_numbers, returned
 
 __all__ = [
     "ConditionFunction",
@@ -301,13 +302,9 @@ def _custom(
             f"condition {spec.name!r} is 'custom', and functions are not saved: pass "
             f"functions={{{spec.name!r}: ...}}"
         )
-    values = np.asarray(functions[spec.name](episode), dtype=np.float64)
-    if values.shape != (len(episode), spec.size) or not np.isfinite(values).all():
-        raise InputError(
-            f"condition {spec.name!r}: its function must return finite numbers of shape "
-            f"{(len(episode), spec.size)}, got shape {values.shape}"
-        )
-    return values
+    assert spec.size is not None  # of kind "custom"
+    name, shape = f"function of condition {spec.name!r}", (len(episode), spec.size)
+    return returned(name, functions[spec.name], (episode,), shape, finite=True)
 
 
 def _check_functions(
@@ -323,11 +320,8 @@ def _check_functions(
 
 
 def _numbers(name: str, value: Any, size: int) -> Array:
-    """View a user's value as finite float64 ``[..., size]``."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"condition {name!r}: expected numbers; {error}") from error
+    """Read a user's value as finite float64 ``[..., size]``."""
+    array = as_numbers(f"condition {name!r}", value).astype(np.float64)
     if array.ndim == 0 and size == 1:
         array = array[None]
     if array.ndim == 0 or array.shape[-1] != size:

@@ -23,6 +23,7 @@ from mpd_gym.validation import (
     check_structure,
     check_values,
     columns,
+    decided,
     observation_arrays,
     observation_leaves,
 )
@@ -216,7 +217,7 @@ class EpisodeSource(ABC):
             DataError: If it accepts none.
         """
         order = tqdm(range(len(self)), "selecting", unit="episode", disable=not progress)
-        indices = [index for index in order if keep(self.episode(index))]
+        indices = [index for index in order if decided("keep", keep, self.episode(index))]
         if not indices:
             raise DataError(
                 f"the condition keeps none of the {len(self)} episodes", source=self.name

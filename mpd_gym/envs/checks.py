@@ -10,6 +10,7 @@ from gymnasium import Space
 
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array
+from mpd_gym.validation import as_numbers
 
 __all__ = ["checked_action", "checked_array", "checked_number", "checked_options"]
 
@@ -20,10 +21,7 @@ def checked_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     Raises:
         InputError: If it is no array of numbers of this shape, or has a non-finite value.
     """
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: expected numbers of shape {shape}, got {value!r}") from error
+    array = as_numbers(name, value).astype(np.float64)
     if array.shape != shape:
         raise InputError(f"{name}: expected shape {shape}, got {array.shape}")
     if not np.isfinite(array).all():

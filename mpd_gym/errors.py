@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "check_choice",
     "check_function",
     "check_integer",
+    "check_number",
     "check_policy",
     "check_widths",
     "from_mapping",
@@ -184,16 +186,42 @@ def check_policy(value: object) -> None:
         ) from error
 
 
-def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
+def check_integer(name: str, value: object, low: int, high: int = 2**63 - 1) -> None:
     """Check that the argument `name` is an integer of at least `low`, and of at most `high`.
 
     Raises:
         ConfigError: With the bounds and the value.
     """
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):  # type: ignore[operator]
-        bounds = f">= {low}" if high is None else f"from {low} to {high}"
+    if not whole or not low <= value <= high:  # type: ignore[operator]
+        bounds = f">= {low}" if high == 2**63 - 1 else f"from {low} to {high}"
         raise ConfigError(f"{name}: expected an integer {bounds}; got {value!r}")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+) -> int | float:
+    """Return the argument `name` as a plain finite number from `low`, or `above` it, to `high`.
+
+    Raises:
+        ConfigError: With the bounds and the value.
+    """
+    try:
+        if isinstance(value, Real) and not isinstance(value, bool):
+            number: int | float = value if isinstance(value, int) else float(value)
+            if math.isfinite(number) and low <= number <= high and not (above and number == low):
+                return number
+    except OverflowError:  # an integer beyond all floats
+        pass
+    bounds = f" in {'(' if above else '['}{low}, {high}]"
+    if high == math.inf:
+        bounds = "" if low == -math.inf else f" {'>' if above else '>='} {low}"
+    raise ConfigError(f"{name}: expected a finite number{bounds}, got {value!r}")
 
 
 def check_widths(name: str, values: Sequence[int]) -> None:

@@ -25,8 +25,8 @@ __all__ = [
     "EpisodeRules",
     "action_box",
     "as_number",
-    "as_typed",
     "as_numbers",
+    "as_typed",
     "check_answer",
     "check_episode",
     "check_spaces",
@@ -195,7 +195,7 @@ def as_numbers(name: str, value: Any) -> Array:
         raise InputError(f"{name}: expected numbers; {error}") from error
     if masked or array.dtype.kind not in "fiub":
         found = "masked entries: fill them" if masked else f"dtype {array.dtype}"
-        raise InputError(f"{name}: expected real numbers, got {found}")
+        raise InputError(f"{name}: expected numbers; got {found}")
     return array
 
 

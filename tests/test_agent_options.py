@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,17 @@ from gymnasium import spaces
 from helpers import PENDULUM, TINY, observations, pick, play, source, tiny_agent
 
 from mpd_gym import MPDiffuserAgent
+from mpd_gym.agents import AGENTS, StateLimit, agent_class
+from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.spaces import Spaces
-from mpd_gym.datasets import ConditionSpec, load_episodes
+from mpd_gym.datasets import ConditionSpec, WindowConfig, load_episodes
+from mpd_gym.diffusion import SafetyConfig
+from mpd_gym.diffusion.loss import LossConfig
 from mpd_gym.envs.wrappers import RemainingBudget
 from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.latent import EncoderConfig
+from mpd_gym.models import UnetConfig
+from mpd_gym.training import TrainingConfig
 
 # --- functions ------------------------------------------------------------------------------------
 
@@ -287,6 +294,47 @@ def test_numbers_of_samples_are_whole_and_positive(lqr: MPDiffuserAgent, bad: An
     for name in ("num_candidates", "samples_per_candidate"):
         with pytest.raises(ConfigError, match=rf"{name}: expected an integer >= 1"):
             lqr.with_options(**{name: bad})
+
+
+CONFIGS = [
+    SamplingConfig(),
+    SafetyConfig(),
+    TrainingConfig(),
+    EncoderConfig(),
+    UnetConfig(),
+    LossConfig(),
+    WindowConfig(),
+    ConditionSpec("custom", name="push", size=2),
+    StateLimit(0, low=-1.0, high=1.0),
+    *(agent_class(name).config_type() for name in sorted(AGENTS)),
+]
+
+
+@pytest.mark.fault(
+    "Training",
+    "numbers of a configuration that are NaN, infinite, 10**400, text, arrays",
+    "refused",
+)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_every_number_of_a_configuration_is_finite(config: Any) -> None:
+    numbers = [
+        field.name
+        for field in fields(config)
+        if str(field.type) in ("int", "float", "int | None", "float | None")
+    ]
+    assert numbers
+    for name in numbers:
+        for bad in (np.nan, np.inf, -np.inf, 10**400, -(10**400), "x", 1j, [1], np.ones(2)):
+            with pytest.raises(ConfigError, match=name):
+                pytest.fail(f"{name}: {replace(config, **{name: bad})}")
+
+
+@pytest.mark.parametrize("bad", [[np.nan], [10**400], "12", 3.0, [None], [[1.0]]])
+def test_every_number_of_a_sampling_option_is_finite(lqr: MPDiffuserAgent, bad: Any) -> None:
+    with pytest.raises(ConfigError, match="dynamics_levels"):
+        lqr.with_options(dynamics_levels=bad)
+    with pytest.raises(ConfigError, match=r"condition_values\['return'\]: expected"):
+        lqr.with_options(condition_values={"return": bad})
 
 
 # --- conditions -----------------------------------------------------------------------------------

@@ -86,6 +86,14 @@ def test_times_lost_in_noise_stay_on_the_safe_side() -> None:
     assert LatencyProfile({1: timing}).seconds(1, 1) >= 0.01
 
 
+@pytest.mark.fault("Machine", "a clock that stands still or goes backwards", "refused; says so")
+@pytest.mark.parametrize("direction", [0.0, -1.0])
+def test_a_clock_that_does_not_go_on_is_named(direction: float) -> None:
+    machine = Machine()
+    with pytest.raises(ConfigError, match="clock, which stands still or goes backwards"):
+        measure(machine.prepare, 1, K, clock=lambda: direction * machine.now)
+
+
 @pytest.mark.parametrize("num_levels", [1, 2])
 def test_one_or_two_levels_are_enough_to_measure(num_levels: int) -> None:
     machine = Machine()

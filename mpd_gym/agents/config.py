@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.datasets import ConditionSpec, WindowConfig
 from mpd_gym.diffusion import PREDICTIONS, LossConfig, make_schedule
-from mpd_gym.errors import ConfigError, check_choice, check_integer, from_mapping
+from mpd_gym.errors import (
+    ConfigError,
+    check_choice,
+    check_integer,
+    check_number,
+    from_mapping,
+)
 from mpd_gym.models import (
     MLP,
     DenoiserConfig,
@@ -154,10 +161,8 @@ class AgentConfig(ABC):
         specs = [{"kind": part} if isinstance(part, str) else part for part in self.conditions]
         windows = WindowConfig(conditions=tuple(specs))
         object.__setattr__(self, "conditions", windows.conditions)
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(
-                f"validation_fraction: expected a share in [0, 1), got {self.validation_fraction}"
-            )
+        check_number("validation_fraction", self.validation_fraction, 0, math.nextafter(1, 0))
+        check_integer("seed", self.seed, 0)
         check_choice("regressor_inputs", self.regressor_inputs, INPUTS)
         if self.binary_costs and not self.cost_model:
             raise ConfigError(
@@ -190,7 +195,7 @@ class AgentConfig(ABC):
         models: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[]):
             for number, role in enumerate(self.roles()):
-                torch.manual_seed(self.seed * 1000 + number)
+                torch.manual_seed((self.seed * 1000 + number) % 2**63)
                 if role in REGRESSORS:
                     models[role] = Regressor(self._regressor(role, sizes))
                 else:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from mpd_gym.diffusion import COMPOSITIONS, SAMPLERS, SPACINGS
-from mpd_gym.errors import ConfigError, check_choice, known_fields
+from mpd_gym.errors import ConfigError, check_choice, check_integer, check_number, known_fields
 from mpd_gym.models.backends.choice import PRECISIONS
 from mpd_gym.rankers import RANKERS
 
@@ -21,6 +20,12 @@ _NOT_NEGATIVE = (
     *("temperature", "guidance_scale", "termination_penalty", "cost_threshold", "cost_scale"),
     *_MAY_BE_NONE,
 )
+_RANGES: dict[str, tuple[float, ...]] = {
+    "return_scale": (),
+    "eta": (0, 1),
+    "dynamics_weight": (0, 1),
+    **dict.fromkeys(_NOT_NEGATIVE, (0,)),
+}
 
 
 @final
@@ -108,21 +113,17 @@ class SamplingConfig:
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), known)
         for name in ("num_candidates", "samples_per_candidate", "action_chunk"):
-            _at_least(name, getattr(self, name), 1, integer=True)
-        _at_least("warm_start_steps", self.warm_start_steps, 0, integer=True)
+            check_integer(name, getattr(self, name), 1)
+        check_integer("warm_start_steps", self.warm_start_steps, 0)
         if self.num_steps is not None:
-            _at_least("num_steps", self.num_steps, 1, integer=True)
-        for name in _NOT_NEGATIVE:
+            check_integer("num_steps", self.num_steps, 1)
+        for name, bounds in _RANGES.items():
             if getattr(self, name) is not None or name not in _MAY_BE_NONE:
-                _at_least(name, getattr(self, name), 0)
-        if not math.isfinite(self.return_scale):
-            raise ConfigError(f"return_scale: expected a finite number, got {self.return_scale}")
-        for name in ("eta", "dynamics_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: expected a value in [0, 1], got {getattr(self, name)}")
-        object.__setattr__(self, "dynamics_levels", tuple(self.dynamics_levels))
+                object.__setattr__(self, name, check_number(name, getattr(self, name), *bounds))
+        levels = _numbers("dynamics_levels", self.dynamics_levels)
+        object.__setattr__(self, "dynamics_levels", levels)
         values = {
-            key: tuple(float(entry) for entry in value)
+            key: _numbers(f"condition_values[{key!r}]", value)
             for key, value in self.condition_values.items()
         }
         object.__setattr__(self, "condition_values", values)
@@ -175,8 +176,7 @@ class SamplingConfig:
         return replace(self, **options)
 
 
-def _at_least(name: str, value: Any, low: float, *, integer: bool = False) -> None:
-    kind = "an integer" if integer else "a finite number"
-    right = isinstance(value, int) if integer else isinstance(value, (int, float))
-    if not right or isinstance(value, bool) or not math.isfinite(value) or value < low:
-        raise ConfigError(f"{name}: expected {kind} >= {low}, got {value!r}")
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}: expected numbers, got {values!r}")
+    return tuple(check_number(name, value) for value in values)

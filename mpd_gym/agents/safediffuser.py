@@ -25,7 +25,13 @@ from mpd_gym.diffusion import (
     projected,
     sample,
 )
-from mpd_gym.errors import ConfigError, InputError, check_integer, from_mapping
+from mpd_gym.errors import (
+    ConfigError,
+    InputError,
+    check_integer,
+    check_number,
+    from_mapping,
+)
 from mpd_gym.types import Array
 
 __all__ = [
@@ -73,8 +79,8 @@ class StateLimit:
     def bounds(self) -> tuple[float, float]:
         """Both bounds, infinite where there is none."""
         return (
-            -np.inf if self.low is None else self.low,
-            np.inf if self.high is None else self.high,
+            -np.inf if self.low is None else check_number("low", self.low),
+            np.inf if self.high is None else check_number("high", self.high),
         )
 
 

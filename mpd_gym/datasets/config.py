@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
-from mpd_gym.errors import ConfigError, DataError, check_choice, check_integer
+from mpd_gym.errors import ConfigError, DataError, check_choice, check_integer, check_number
 
 __all__ = ["ConditionSpec", "WindowConfig"]
 
@@ -74,13 +73,14 @@ class ConditionSpec:
         object.__setattr__(self, "name", self.name or self.kind)
         self._check_size()
         self._check_sum()
-        if not 0 < self.scale < math.inf or (self.scale != 1 and self.scaling != "raw"):
+        check_number(f"condition {self.name!r}, scale", self.scale, 0, above=True)
+        if self.scale != 1 and self.scaling != "raw":
             raise ConfigError(
                 f"condition {self.name!r}: scale is a positive factor of scaling='raw', got "
                 f"{self.scale} with scaling={self.scaling!r}"
             )
-        penalty = self.terminal_penalty
-        if not -math.inf < penalty <= 0 or (penalty and self.kind != "return"):
+        penalty = check_number(f"condition {self.name!r}, terminal_penalty", self.terminal_penalty)
+        if penalty > 0 or (penalty and self.kind != "return"):
             raise ConfigError(
                 f"condition {self.name!r}: terminal_penalty is for kind 'return', finite and at "
                 f"most 0 (such as -100), got {penalty} with kind {self.kind!r}"
@@ -159,13 +159,9 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         check_integer("horizon", self.horizon, 1, _LONGEST)
-        if not 0 < self.discount <= 1:
-            raise ConfigError(f"discount: expected a value in (0, 1], got {self.discount!r}")
+        check_number("discount", self.discount, 0, 1, above=True)
         check_choice("padding", self.padding, PADDINGS)
-        if not 0 <= self.first_step_share <= 1:
-            raise ConfigError(
-                f"first_step_share: expected a probability, got {self.first_step_share!r}"
-            )
+        check_number("first_step_share", self.first_step_share, 0, 1)
         specs = tuple(
             _spec(spec) if isinstance(spec, Mapping) else spec for spec in self.conditions
         )
@@ -245,4 +241,4 @@ def _spec(values: Mapping[str, Any]) -> ConditionSpec:
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return type(value) is int and 1 <= value < 2**63

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mpd_gym.diffusion.guidance import PREDICTIONS
 from mpd_gym.diffusion.schedule import NoiseSchedule
-from mpd_gym.errors import ConfigError, InputError, check_choice
+from mpd_gym.errors import InputError, check_choice, check_number
 from mpd_gym.types import Array, Batch
 
 __all__ = ["Examples", "LossConfig", "assemble", "denoising_loss"]
@@ -48,12 +48,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_choice("prediction", self.prediction, (*PREDICTIONS, "auto"))
         for name in ("first_action_weight", "padding_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: expected a value >= 0; got {getattr(self, name)}")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ConfigError(
-                f"condition_dropout: expected a probability; got {self.condition_dropout}"
-            )
+            check_number(name, getattr(self, name), 0)
+        check_number("condition_dropout", self.condition_dropout, 0, 1)
 
 
 @final

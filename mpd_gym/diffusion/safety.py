@@ -27,7 +27,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mpd_gym.errors import ConfigError, InputError, check_choice, check_integer
+from mpd_gym.errors import ConfigError, InputError, check_choice, check_integer, check_number
 from mpd_gym.types import Noise, Step
 
 __all__ = ["VARIANTS", "Barrier", "SafetyConfig", "box_barrier", "function_barrier", "projected"]
@@ -71,11 +71,9 @@ class SafetyConfig:
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, VARIANTS)
-        if not 0 < self.rate <= 1:
-            raise ConfigError(f"rate: expected a value in (0, 1]; got {self.rate}")
+        check_number("rate", self.rate, 0, 1, above=True)
         for name in ("margin", "slack", "looseness", "tightening_level"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: expected a value >= 0; got {getattr(self, name)}")
+            check_number(name, getattr(self, name), 0)
         check_integer("strict_levels", self.strict_levels, 0)
 
     def bound(self, k: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpd_gym.datasets import EpisodeSource, load_episodes, split_episodes
-from mpd_gym.errors import ConfigError
+from mpd_gym.errors import check_integer, check_number
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.latent.frames import FramePairs, StackPairs, stack_shape
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss
@@ -58,15 +59,11 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         self.network(4, 2**10, 1)  # refuses wrong sizes
-        if not 0 <= self.dynamics_weight < float("inf"):
-            raise ConfigError(
-                f"dynamics_weight: expected a number of at least 0, got {self.dynamics_weight!r}"
-            )
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError(
-                "validation_fraction: expected a share between 0 and 1, got "
-                f"{self.validation_fraction!r}"
-            )
+        check_number("dynamics_weight", self.dynamics_weight, 0)
+        check_number(
+            "validation_fraction", self.validation_fraction, 0, math.nextafter(1, 0), above=True
+        )
+        check_integer("seed", self.seed, 0)
 
     def network(self, frames: int, size: int, action_dim: int) -> AutoencoderConfig:
         """Sizes of the network for stacks of `frames` square frames and `action_dim` actions."""

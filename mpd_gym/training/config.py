@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -105,12 +106,14 @@ class TrainingConfig:
 
     def _check_integer(self, name: str, lowest: int) -> None:
         value = getattr(self, name)
-        valid = (type(value) is int and value >= lowest) or (value is None and name in _MAY_BE_NONE)
+        valid = (type(value) is int and lowest <= value < 2**63) or (
+            value is None and name in _MAY_BE_NONE
+        )
         self._check(name, valid, f"be an integer of at least {lowest}")
 
     def _check_number(self, name: str, words: str, lowest: float) -> None:
         value = getattr(self, name)
-        valid = type(value) in (int, float) and lowest <= value < math.inf
+        valid = type(value) in (int, float) and lowest <= value <= sys.float_info.max
         valid = valid or (value is None and name in _MAY_BE_NONE)
         self._check(name, valid, f"be a finite number {words}")
 

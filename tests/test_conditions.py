@@ -320,10 +320,19 @@ def test_functions_must_match_the_declared_conditions() -> None:
         ({"kind": "return", "scaling": "raw"}, "scaling: expected one of authors, range"),
         ({"kind": "cost", "scaling": "authors"}, "scaling: expected one of range, raw"),
         ({"kind": "cost", "scale": 2.0}, "scale is a positive factor of scaling='raw'"),
-        ({"kind": "cost", "scaling": "raw", "scale": 0.0}, "positive factor"),
-        ({"kind": "cost", "scaling": "raw", "scale": float("nan")}, "positive factor"),
+        (
+            {"kind": "cost", "scaling": "raw", "scale": 0.0},
+            "scale: expected a finite number > 0, got 0.0",
+        ),
+        (
+            {"kind": "cost", "scaling": "raw", "scale": float("nan")},
+            "scale: expected a finite number > 0, got nan",
+        ),
         ({"kind": "return", "terminal_penalty": 100.0}, r"at most 0 \(such as -100\), got 100"),
-        ({"kind": "return", "terminal_penalty": float("nan")}, "finite and at most 0"),
+        (
+            {"kind": "return", "terminal_penalty": float("nan")},
+            "terminal_penalty: expected a finite number, got nan",
+        ),
         ({"kind": "cost", "terminal_penalty": -1.0}, "terminal_penalty is for kind 'return'"),
         ({"kind": "goal", "when": "goal"}, "when: .*Did you mean 'goals'"),
     ],
@@ -345,7 +354,7 @@ def test_specs_fill_in_what_is_left_out() -> None:
     [
         ({"horizon": 0}, "horizon: expected an integer from 1"),
         ({"horizon": 4.0}, "horizon: expected an integer"),
-        ({"discount": 0.0}, r"discount: expected a value in \(0, 1\], got 0.0"),
+        ({"discount": 0.0}, r"discount: expected a finite number in \(0, 1\], got 0.0"),
         ({"discount": 1.01}, "discount: expected"),
         ({"padding": "repeet"}, r"padding: .*Did you mean 'repeat'\?"),
         ({"conditions": ("return",)}, "conditions: expected ConditionSpec objects"),

@@ -87,8 +87,8 @@ def read_vecnormalize(
         clip = float(fields["clip_obs"])
     except MALFORMED as error:
         raise CheckpointError(
-            f"{file}: damaged, or not what VecNormalize.save wrote with this policy ({error!r}); "
-            "give the file that was saved with it"
+            f"{file}: damaged, or not what VecNormalize.save wrote ({str(error)[:99]}); give the "
+            "file that was saved with the policy"
         ) from error
     return ObservationStatistics(moments, clip, hashlib.sha256(content).hexdigest())
 

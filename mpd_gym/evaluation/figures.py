@@ -303,8 +303,9 @@ def save_gif(
     pictures = list(frames)
     if not pictures:
         raise InputError("frames: expected at least one picture, got none")
+    film = iio.imwrite("<bytes>", pictures, extension=".gif", duration=1000 / fps, loop=0)
     with atomic_path(path) as temporary:
-        iio.imwrite(temporary, pictures, extension=".gif", duration=1000 / fps, loop=0)
+        temporary.write_bytes(film)
     return user_path(path)
 
 

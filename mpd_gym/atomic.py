@@ -24,6 +24,7 @@ __all__ = [
     "sync_directory",
     "user_path",
     "write_csv",
+    "writing",
 ]
 
 _MARK = "-writing-"
@@ -49,14 +50,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileError: If it cannot be written.
     """
     target = user_path(path)
-    temporary: Path | None = None
-    held = ExitStack()
-    try:
+    with writing(target), ExitStack() as leaving, ExitStack() as held:
         target.parent.mkdir(parents=True, exist_ok=True)
         begins = f".{target.stem}{_MARK}"
         _remove_leftovers(target.parent, begins, target.suffix)
         handle, name = tempfile.mkstemp(prefix=begins, suffix=target.suffix, dir=target.parent)
         temporary = Path(name)
+        leaving.callback(temporary.unlink, missing_ok=True)
         held.callback(os.close, handle)
         _locks(handle)
         yield temporary
@@ -67,14 +67,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             held.close()
         os.replace(temporary, target)
         sync_directory(target.parent)
+
+
+@contextmanager
+def writing(target: object) -> Iterator[None]:
+    """Turn errors of the system, such as a full disk, into one that names what is written.
+
+    Raises:
+        FileError: If the block raises an OSError.
+    """
+    try:
+        yield
     except OSError as error:
         raise FileError(
             f"{target}: cannot be written ({error}); free space, or choose another folder"
         ) from error
-    finally:
-        held.close()
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _remove_leftovers(folder: Path, begins: str, suffix: str) -> None:

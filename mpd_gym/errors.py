@@ -34,6 +34,7 @@ __all__ = [
     "check_choice",
     "check_function",
     "check_integer",
+    "check_kind",
     "check_number",
     "check_policy",
     "check_widths",
@@ -165,6 +166,16 @@ def check_function(name: str, value: object) -> None:
     """
     if value is not None and not callable(value):
         raise ConfigError(f"{name}: expected a function or None; got {value!r}")
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Check that the argument `name` is of this kind or None.
+
+    Raises:
+        ConfigError: With the kind and the value.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(f"{name}: expected {kind.__name__} or None; got {value!r}")
 
 
 def check_policy(value: object) -> None:

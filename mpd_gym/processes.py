@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from contextlib import suppress
 from multiprocessing import connection
 
-__all__ = ["die_with_parent"]
+__all__ = ["die_with_parent", "is_stopped"]
 
 
 def die_with_parent() -> None:
@@ -20,3 +21,11 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a child process is stopped, as by SIGSTOP; False where the system does not tell."""
+    if hasattr(os, "waitid"):
+        with suppress(ChildProcessError):  # it has ended
+            return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False

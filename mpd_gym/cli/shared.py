@@ -51,7 +51,8 @@ def reported() -> Iterator[None]:
     try:
         yield
     except MpdError as error:
-        console.print(Text.assemble(("error:", "red"), f" {error}"))
+        notes = [note for note in getattr(error, "__notes__", []) if "\n" not in note]
+        console.print(Text.assemble(("error:", "red"), f" {'; '.join([str(error), *notes])}"))
         sys.exit(2)
     except KeyboardInterrupt as error:
         console.print(Text.assemble(("stopped.", "yellow"), f" {error}"))

@@ -23,7 +23,15 @@ from mpd_gym.collect.rollout import Assignment, Views
 from mpd_gym.collect.storage import Decision, Place, Status, already_there, discard
 from mpd_gym.collect.workers import Schedule, run_here, run_in_processes
 from mpd_gym.collect.writer import Content, DatasetInfo, assemble, describe, plain, write_dataset
-from mpd_gym.errors import InputError, SolverError, WorkerError, check_integer, check_policy
+from mpd_gym.errors import (
+    InputError,
+    SolverError,
+    WorkerError,
+    check_function,
+    check_integer,
+    check_kind,
+    check_policy,
+)
 from mpd_gym.types import Episode, Policy
 from mpd_gym.validation import check_spaces
 
@@ -113,6 +121,7 @@ def record(
         ConfigError: If an argument or the policy's spaces do not fit, the data set exists, or an
             unfinished collection has other arguments.
         DataError: If the environment gave a value that is not finite, or of a wrong shape.
+        FileError: If the disk is full, or a folder cannot be written to; stored episodes are kept.
         InputError: If the policy gave an action that is not finite or outside the Box, or the
             filter refused more episodes than `max_discarded`.
         SolverError: If more episodes than `max_discarded` were skipped, any of them unsolved.
@@ -122,8 +131,14 @@ def record(
     check_integer("episodes", episodes, 1)
     check_integer("seed", seed, 0)
     check_integer("processes", processes, 1)
+    if max_discarded is not None:
+        check_integer("max_discarded", max_discarded, 0)
     if not callable(policy):
         check_policy(policy)
+    check_function("accept", accept)
+    check_function("on_stored", on_stored)
+    check_kind("views", views, Views)
+    check_kind("info", info, DatasetInfo)
     limit = episodes if max_discarded is None else max_discarded
     views = views or Views()
     place = Place(dataset_id)
@@ -134,8 +149,8 @@ def record(
         with closing(gym.make(content.spec)) as env:
             check_spaces(policy, env, observes=views.shown is None)
     job = Assignment(dataset_id, content.spec, policy, seed, deterministic, space, views, accept)
-    arguments = _arguments(job, fingerprint or {})
-    entries = {**(info or DatasetInfo()).metadata(), **plain(metadata or {}, "metadata")}
+    arguments = _arguments(job, plain(fingerprint, "fingerprint"))
+    entries = {**(info or DatasetInfo()).metadata(), **plain(metadata, "metadata")}
     with place.exclusive():
         if not place.published():
             if place.final.exists() and not overwrite:
@@ -145,6 +160,7 @@ def record(
                 schedule = Schedule(_decided(place), episodes)
                 with _reporter(schedule, episodes, limit, progress, on_stored) as report:
                     _collect(job, place, schedule, processes, report)
+                place.check_space()
                 _assemble(place, schedule, content, entries, progress)
                 place.publish(overwrite=overwrite)
         place.clear()
@@ -260,7 +276,7 @@ def _arguments(job: Assignment, fingerprint: Mapping[str, Any]) -> dict[str, Any
         {
             "environment": json.loads(job.spec.to_json()),
             "policy": _identity(job.policy),
-            "fingerprint": plain(fingerprint, "fingerprint"),
+            "fingerprint": fingerprint,
             "seed": job.seed,
             "deterministic": job.deterministic,
             "accept": _identity(job.accept),

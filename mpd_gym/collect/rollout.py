@@ -13,7 +13,14 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from mpd_gym.collect.storage import Attempt, Decision, Status, store_shard
-from mpd_gym.errors import ConfigError, InputError, SolverError, check_integer, check_policy
+from mpd_gym.errors import (
+    ConfigError,
+    InputError,
+    SolverError,
+    check_function,
+    check_integer,
+    check_policy,
+)
 from mpd_gym.types import Array, Episode, Policy, succeeded
 from mpd_gym.validation import (
     EpisodeRules,
@@ -44,7 +51,8 @@ class Views:
         space: Space of stored observations; needed with `stored`.
 
     Raises:
-        ConfigError: If `stored` comes without `space`, or `frame_stack` is not positive.
+        ConfigError: If `stored` comes without `space`, `frame_stack` is not positive, or a
+            function is none.
     """
 
     frame_stack: int = 1
@@ -54,6 +62,8 @@ class Views:
 
     def __post_init__(self) -> None:
         check_integer("frame_stack", self.frame_stack, 1)
+        check_function("stored", self.stored)
+        check_function("shown", self.shown)
         if self.stored is not None and self.space is None:
             raise ConfigError("space: expected the space of what 'stored' returns, got None")
 

@@ -30,8 +30,8 @@ import numpy as np
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.storage import get_dataset_path
 
-from mpd_gym.atomic import atomic_path, sync_directory
-from mpd_gym.errors import ConfigError, DataError
+from mpd_gym.atomic import atomic_path, sync_directory, writing
+from mpd_gym.errors import MALFORMED, ConfigError, DataError, FileError
 from mpd_gym.types import Array, Episode
 from mpd_gym.validation import columns
 
@@ -42,6 +42,7 @@ __all__ = ["Attempt", "Decision", "Place", "Status", "discard", "store_shard"]
 
 OPTIONAL = {"costs": np.float64, "successes": np.bool_}
 """Columns that an environment need not report, with their types."""
+_LONGEST_ID = 200  # bytes; a name of 255 is the longest that file systems take, and some is added
 
 
 @final
@@ -81,18 +82,22 @@ class Place:
 
     Raises:
         ConfigError: If the id is malformed.
+        FileError: If the folder of data sets cannot be made.
     """
 
     def __init__(self, dataset_id: str) -> None:
         try:
             self.namespace, _, _ = parse_dataset_id(dataset_id)
+            if len(dataset_id.encode()) > _LONGEST_ID:
+                raise ValueError("file systems do not take it")
         except (TypeError, ValueError) as error:  # TypeError: no version
             raise ConfigError(
                 f"dataset_id: expected 'name-v0' or 'namespace/name-v0', the namespace of at least "
-                f"two characters; got {dataset_id!r}"
+                f"two characters, all of at most {_LONGEST_ID} bytes; got {dataset_id!r}"
             ) from error
         self.dataset_id = dataset_id
-        self.final: Path = get_dataset_path(dataset_id)
+        with writing("the folder of data sets (MINARI_DATASETS_PATH)"):
+            self.final: Path = get_dataset_path(dataset_id)
         self.staging = self.final.parent / f".{self.final.name}.collecting"
         self.shards = self.staging / "shards"
         self.assembled = self.staging / "assembled"
@@ -103,35 +108,41 @@ class Place:
     def exclusive(self) -> Iterator[None]:
         """Lock the data set for writing, and repair what a killed process left.
 
+        Afterwards the staging folder is gone, unless it has episodes.
+
         Raises:
             ConfigError: If another process is writing it.
+            FileError: If the folder cannot be written to.
         """
-        lock = _acquire(self.staging / "lock", self.dataset_id)
+        with writing(self.staging):
+            lock = _acquire(self.staging / "lock", self.dataset_id)
         try:
-            if self._replaced.exists() and not self.final.exists():
-                os.rename(self._replaced, self.final)
-            for rest in (self._replaced, self.assembled):
-                shutil.rmtree(rest, ignore_errors=True)
+            self._repair()
             yield
         finally:
             with lock:
-                if not self._manifest.exists():
+                self._repair()
+                if not self.stored():
                     shutil.rmtree(self.staging, ignore_errors=True)
 
-    def manifest(self) -> dict[str, Any] | None:
-        """Return the manifest of an unfinished collection, or None."""
-        if not self._manifest.exists():
-            return None
-        manifest: dict[str, Any] = json.loads(self._manifest.read_text(encoding="utf-8"))
-        return manifest
+    def _repair(self) -> None:
+        """Give a replaced data set its place back if the new one is not there."""
+        if self._replaced.exists() and not self.final.exists():
+            os.rename(self._replaced, self.final)
+        for rest in (self._replaced, self.assembled):
+            shutil.rmtree(rest, ignore_errors=True)
+
+    def stored(self) -> list[Path]:
+        """Return the files of an unfinished collection's episodes."""
+        return sorted(self.shards.glob("[!.]*.npz"))
 
     def published(self) -> bool:
         """Return whether the collection is in its place and only needs cleaning up."""
-        manifest, metadata = self.manifest(), self.final / "data" / "metadata.json"
-        if manifest is None or not metadata.exists():
+        metadata = self.final / "data" / "metadata.json"
+        if not (self._manifest.exists() and metadata.exists()):
             return False
-        found = json.loads(metadata.read_text(encoding="utf-8")).get("collection", {})
-        return bool(found.get("id") == manifest["collection"])
+        collection = _read_json(metadata).get("collection", {})
+        return bool(collection.get("id") == _read_json(self._manifest)["collection"])
 
     def begin(self, arguments: Mapping[str, Any]) -> str:
         """Start a collection, or resume the interrupted one.
@@ -144,9 +155,12 @@ class Place:
 
         Raises:
             ConfigError: If the interrupted collection had other arguments.
+            DataError: If its manifest is damaged.
+            FileError: If the folder cannot be written to.
         """
-        found = self.manifest()
-        if found is None:
+        if self.stored():
+            found = _read_json(self._manifest)
+        else:
             shutil.rmtree(self.shards, ignore_errors=True)
             found = {"collection": uuid.uuid4().hex, "arguments": dict(arguments)}
             with atomic_path(self._manifest) as path:
@@ -159,9 +173,10 @@ class Place:
                 f"another id, or discard its episodes with mpd_gym.collect.record.discard("
                 f"{self.dataset_id!r})"
             )
-        self.shards.mkdir(exist_ok=True)
-        for rest in self.shards.glob(".*"):  # files that a killed worker did not finish
-            rest.unlink(missing_ok=True)
+        with writing(self.shards):
+            self.shards.mkdir(exist_ok=True)
+            for rest in self.shards.glob(".*"):  # files that a killed worker did not finish
+                rest.unlink(missing_ok=True)
         return str(found["collection"])
 
     def decisions(self) -> dict[int, tuple[Decision, Path]]:
@@ -171,7 +186,7 @@ class Place:
             DataError: If a file is damaged.
         """
         found: dict[int, tuple[Decision, Path]] = {}
-        for path in sorted(self.shards.glob("[!.]*.npz")):
+        for path in self.stored():
             with _open_shard(path) as shard:
                 for candidate, status, steps in shard["decisions"].tolist():
                     decision = Decision(candidate, Status(status), steps)
@@ -203,23 +218,39 @@ class Place:
                     episode = replace(episode, **{name: zeros})
             yield episode
 
+    def check_space(self) -> None:
+        """Check that the disk has room for the stored episodes once more.
+
+        Raises:
+            FileError: If it has not.
+        """
+        needed = sum(path.stat().st_size for path in self.stored())
+        free = shutil.disk_usage(self.staging).free
+        if needed > free:
+            raise FileError(
+                f"{self.final}: the data set needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are "
+                "free: free space"
+            )
+
     def publish(self, *, overwrite: bool) -> None:
         """Move the assembled data set into its place as a whole.
 
         Raises:
             ConfigError: If a data set exists and `overwrite` is False.
+            FileError: If it cannot be moved; the old one stays.
         """
-        for folder, _, files in os.walk(self.assembled):
-            for name in files:
-                with open(Path(folder, name), "rb+") as file:
-                    os.fsync(file.fileno())
-            sync_directory(Path(folder))
-        if self.final.exists():
-            if not overwrite:
-                raise already_there(self.dataset_id)
-            os.rename(self.final, self._replaced)
-        os.rename(self.assembled, self.final)
-        sync_directory(self.final.parent)
+        if self.final.exists() and not overwrite:
+            raise already_there(self.dataset_id)
+        with writing(self.final):
+            for folder, _, files in os.walk(self.assembled):
+                for name in files:
+                    with open(Path(folder, name), "rb+") as file:
+                        os.fsync(file.fileno())
+                sync_directory(Path(folder))
+            if self.final.exists():
+                os.rename(self.final, self._replaced)
+            os.rename(self.assembled, self.final)
+            sync_directory(self.final.parent)
         self.clear()
 
     def clear(self) -> None:
@@ -304,6 +335,16 @@ def _episode(fields: dict[str, Any]) -> Episode:
         seed=None if seed is None else int(seed),
         **fields,
     )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**found}
+    except (OSError, *MALFORMED) as error:
+        raise DataError(
+            f"cannot be read ({error}): discard the collection", source=str(path)
+        ) from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pickle
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing import connection
@@ -22,12 +23,14 @@ from typing import final
 from mpd_gym.collect.rollout import Assignment, Runner
 from mpd_gym.collect.storage import Decision, Status
 from mpd_gym.errors import InputError, WorkerError
-from mpd_gym.processes import die_with_parent
+from mpd_gym.processes import die_with_parent, is_stopped
 
 __all__ = ["Schedule", "run_here", "run_in_processes"]
 
 _SHARD_SECONDS = 0.5  # work that a kill may cost; shorter episodes share a file
 _MOST_PER_SHARD = 500
+_LOOK_SECONDS = 1.0  # between looks whether a worker is stopped
+_STOPPED_SECONDS = 30.0  # after which a stopped worker is replaced
 _STOP_SECONDS = 10.0  # for workers to finish their episode when the collection is stopped
 
 
@@ -116,7 +119,7 @@ def run_in_processes(
 
     Raises:
         InputError: If the job cannot be pickled.
-        WorkerError: If a process dies.
+        WorkerError: If a process dies. One that is stopped (SIGSTOP) is replaced, with a warning.
     """
     try:
         payload = pickle.dumps(job)
@@ -144,11 +147,14 @@ def _share(workers: list[_Worker], schedule: Schedule) -> Iterator[list[Decision
         if not busy:
             return
         connections = [worker.connection for worker in busy]
-        ready = connection.wait([*connections, *(w.process.sentinel for w in workers)])
+        ends = (worker.process.sentinel for worker in workers)
+        ready = connection.wait([*connections, *ends], _LOOK_SECONDS)
         answers = [worker for worker in busy if worker.connection in ready]
         for worker in answers:
             yield worker.receive()
-        if not answers:
+        for worker in busy:
+            worker.look()
+        if ready and not answers:
             raise WorkerError(next(w for w in workers if w.process.sentinel in ready).epitaph())
 
 
@@ -157,15 +163,19 @@ class _Worker:
     """Handle of a worker process."""
 
     def __init__(self, payload: bytes, folder: Path) -> None:
+        self._task = payload, folder
+        self._start()
+        self.busy = False
+        self.number = 1
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=_work, args=(payload, folder, theirs), name="mpd_gym-collect", daemon=True
+            target=_work, args=(*self._task, theirs), name="mpd_gym-collect", daemon=True
         )
         self.process.start()
         theirs.close()
-        self.busy = False
-        self.number = 1
 
     def send(self, candidates: list[int]) -> None:
         try:
@@ -173,6 +183,22 @@ class _Worker:
         except OSError as error:
             raise WorkerError(self.epitaph()) from error
         self.busy = True
+        self._candidates, self._moved = candidates, time.monotonic()
+
+    def look(self) -> None:
+        """Replace the process, and repeat its candidates, if it has been stopped for long."""
+        if not is_stopped(self.process.pid or 0):
+            self._moved = time.monotonic()
+        elif self.busy and time.monotonic() - self._moved > _STOPPED_SECONDS:
+            warnings.warn(
+                f"worker process {self.process.pid} has been stopped for {_STOPPED_SECONDS:.0f} s "
+                "and is replaced; the data stay the same",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self.kill()
+            self._start()
+            self.send(self._candidates)
 
     def receive(self) -> list[Decision]:
         """Return the decisions that the process stored.
@@ -191,6 +217,13 @@ class _Worker:
         self.number = _shard_size(seconds, self.number)
         self.busy = False
         return list(decisions)
+
+    def kill(self) -> None:
+        """End the process and free what belongs to it."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        self.process.close()
 
     def epitaph(self) -> str:
         """Describe how the process ended."""
@@ -212,11 +245,7 @@ def _stop(workers: list[_Worker]) -> None:
     deadline = time.monotonic() + _STOP_SECONDS
     for worker in workers:
         worker.process.join(timeout=max(0.0, deadline - time.monotonic()))
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        worker.connection.close()
-        worker.process.close()
+        worker.kill()
 
 
 def _shard_size(seconds: float, number: int) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import io
 import json
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, final
 
 import gymnasium as gym
@@ -22,8 +25,10 @@ from minari.namespace import create_namespace, list_local_namespaces
 from tqdm import tqdm
 
 from mpd_gym._version import __version__
+from mpd_gym.atomic import writing
 from mpd_gym.collect.storage import Place, already_there
-from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.envs.checks import make_env
+from mpd_gym.errors import ConfigError, InputError, check_kind
 from mpd_gym.types import Array, Episode
 from mpd_gym.validation import (
     EpisodeRules,
@@ -128,14 +133,16 @@ def write_dataset(
     Raises:
         ConfigError: If an argument does not fit, or the data set exists.
         DataError: If an episode is damaged; names the episode and the step.
+        FileError: If the data set cannot be written, as on a full disk; the old one stays.
         InputError: If there are no episodes.
     """
+    check_kind("info", info, DatasetInfo)
     place = Place(dataset_id)
     if place.final.exists() and not overwrite:
         raise already_there(dataset_id)
     content = describe(env_id, env_kwargs, observation_space, action_space, frame_stack)
     with place.exclusive():
-        if place.manifest() is not None:
+        if place.stored():
             raise ConfigError(
                 f"an unfinished collection of {dataset_id!r} has episodes in {place.staging}: "
                 "finish it, choose another id, or discard them with "
@@ -145,7 +152,7 @@ def write_dataset(
             place,
             tqdm(episodes, "writing", unit="episode", disable=not progress),
             content,
-            {**(info or DatasetInfo()).metadata(), **plain(metadata or {}, "metadata")},
+            {**(info or DatasetInfo()).metadata(), **plain(metadata, "metadata")},
         )
         place.publish(overwrite=overwrite)
     return minari.load_dataset(dataset_id)
@@ -183,7 +190,7 @@ def describe(
     """
     spec = None
     if env_id is not None:
-        with closing(gym.make(env_id, **plain(env_kwargs or {}, "env_kwargs"))) as env:
+        with closing(make_env(env_id, plain(env_kwargs, "env_kwargs"))) as env:
             spec = _spec(env)
             observation_space = observation_space or _newest(env.observation_space, frame_stack)
             action_space = action_space or env.action_space
@@ -206,35 +213,86 @@ def assemble(
 
     Raises:
         DataError: If an episode is damaged.
+        FileError: If the disk is full.
         InputError: If there are no episodes.
     """
     folder = place.assembled / "data"
-    folder.mkdir(parents=True)
-    storage = MinariStorage.new(
-        folder,
-        observation_space=content.observation_space,
-        action_space=content.action_space,
-        env_spec=content.spec,
-        data_format="hdf5",
-        jpeg_encoding=False,  # JPEG would lose detail
-    )
     kept = {
         "dataset_id": place.dataset_id,
         "minari_version": minari.__version__,
         "mpd_gym_version": __version__,
         "frame_stack": content.frame_stack,
     }
-    storage.update_metadata({**metadata, **kept})
+    with writing(folder):
+        folder.mkdir(parents=True)
+        storage = MinariStorage.new(
+            folder,
+            observation_space=content.observation_space,
+            action_space=content.action_space,
+            env_spec=content.spec,
+            data_format="hdf5",
+            jpeg_encoding=False,  # JPEG would lose detail
+        )
+        storage.update_metadata({**metadata, **kept})
     rules = EpisodeRules(
         place.dataset_id,
         observation_leaves(content.observation_space),
         action_box(content.action_space),
     )
-    storage.update_episodes(_buffers(episodes, rules))
+    _write(storage, folder / "main_data.hdf5", _buffers(episodes, rules))
     if storage.total_episodes == 0:
         raise InputError("episodes: expected at least one, got none")
     if place.namespace is not None and place.namespace not in list_local_namespaces():
-        create_namespace(place.namespace)
+        with writing(folder):
+            create_namespace(place.namespace)
+
+
+@final
+class _Unfailing(io.FileIO):
+    """A file that fails without telling: HDF5 crashes the process where a write fails.
+
+    Attributes:
+        error: The first failure; nothing is written after it.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data)
+        try:
+            while self.error is None and len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+def _write(storage: Any, path: Path, buffers: Iterator[EpisodeBuffer]) -> None:
+    """Write episodes; a full disk raises FileError."""
+
+    def while_written(file: _Unfailing) -> Iterator[EpisodeBuffer]:
+        for buffer in buffers:
+            yield buffer
+            if file.error is not None:
+                return
+
+    with _Unfailing(path, "r+") as file:
+        storage._file_path = file  # h5py takes a path or a file
+        try:
+            storage.update_episodes(while_written(file))
+        except Exception:
+            if file.error is None:
+                raise
+        with writing(path):
+            if file.error is not None:
+                raise file.error
 
 
 def _spec(env: gym.Env[Any, Any]) -> EnvSpec:
@@ -268,18 +326,19 @@ def _newest(space: gym.Space[Any], frame_stack: int) -> gym.Space[Any]:
     )
 
 
-def plain(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+def plain(values: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     """Return arguments as plain JSON, with arrays as lists.
 
     Raises:
         ConfigError: If an argument cannot be JSON, such as an object or a function.
     """
+    check_kind(name, values, Mapping)
     try:
-        result: dict[str, Any] = json.loads(json.dumps(dict(values), default=_plain_array))
-    except (TypeError, ValueError) as error:
+        result: dict[str, Any] = json.loads(json.dumps(dict(values or {}), default=_plain_array))
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{name}: expected numbers, strings, lists, mappings and arrays; got {dict(values)} "
-            f"({error})"
+            f"{name}: expected numbers, strings, lists, mappings and arrays; got "
+            f"{reprlib.repr(values)} ({error})"
         ) from error
     return result
 

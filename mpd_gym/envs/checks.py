@@ -1,18 +1,19 @@
-"""Checks of arguments, which environments make before they change anything."""
+"""Checks of arguments, which environments make before they change anything, and of making them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import Space
 
-from mpd_gym.errors import InputError
+from mpd_gym.errors import ConfigError, InputError, MpdError
 from mpd_gym.types import Array
 from mpd_gym.validation import as_numbers
 
-__all__ = ["checked_action", "checked_array", "checked_number", "checked_options"]
+__all__ = ["checked_action", "checked_array", "checked_number", "checked_options", "make_env"]
 
 
 def checked_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
@@ -67,3 +68,19 @@ def checked_options(options: Mapping[str, Any] | None, known: Collection[str]) -
     if unknown:
         raise InputError(f"options: expected keys among {sorted(known)}, got {sorted(unknown)}")
     return options
+
+
+def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, Any]:
+    """Make an environment.
+
+    Raises:
+        ConfigError: If Gymnasium cannot make it with this id and arguments.
+    """
+    try:
+        return gym.make(env_id, **(env_kwargs or {}))
+    except MpdError:
+        raise
+    except Exception as error:  # a foreign environment may raise anything for a bad argument
+        raise ConfigError(
+            f"env: {env_id} cannot be made: {type(error).__name__}: {error}"
+        ) from error

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from mpd_gym.atomic import check_writable, user_path, write_csv
+from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import CheckpointError, ConfigError, FileError, check_policy
 from mpd_gym.evaluation.figures import (
     captioned,
@@ -24,7 +25,7 @@ from mpd_gym.evaluation.figures import (
     save_gif,
     side_by_side,
 )
-from mpd_gym.evaluation.returns import Evaluation, Stopwatch, as_seeds, evaluate, make_env
+from mpd_gym.evaluation.returns import Evaluation, Stopwatch, as_seeds, evaluate
 from mpd_gym.types import Array, Policy
 from mpd_gym.validation import check_spaces
 

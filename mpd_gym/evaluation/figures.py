@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mpd_gym.atomic import atomic_path, user_path
 from mpd_gym.datasets import EpisodeSource, load_episodes
+from mpd_gym.envs.checks import make_env
 from mpd_gym.envs.drawing import Canvas
 from mpd_gym.envs.palette import INK, PAPER
 from mpd_gym.errors import InputError
@@ -239,7 +240,7 @@ def rollout_frames(
         deterministic: Passed to `predict`.
         max_frames: Most pictures.
     """
-    env = gym.make(env_id, render_mode="rgb_array", **(env_kwargs or {}))
+    env = make_env(env_id, {**(env_kwargs or {}), "render_mode": "rgb_array"})
     try:
         check_spaces(policy, env)
         observation, _ = env.reset(seed=seed)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
+from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import InputError
 from mpd_gym.evaluation.returns import execute_plans, stacked
 from mpd_gym.types import Array
@@ -79,7 +79,7 @@ def open_loop_error(
     for label, agent in agents.items():
         if not hasattr(agent, "planned"):
             raise InputError(f"{label}: makes no plans; give an agent of this package")
-    env = gym.make(env_id, **(env_kwargs or {}))
+    env = make_env(env_id, env_kwargs)
     for label, agent in agents.items():
         check_spaces(agent, env, label)
     starts = stacked([env.reset(seed=int(seed))[0] for seed in seeds])

@@ -18,7 +18,8 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from mpd_gym.errors import ConfigError, InputError, check_integer, check_policy
+from mpd_gym.envs.checks import make_env
+from mpd_gym.errors import InputError, check_integer, check_policy
 from mpd_gym.types import Array, BoolArray, Policy, succeeded
 from mpd_gym.validation import as_number, check_answer, check_spaces
 
@@ -30,7 +31,6 @@ __all__ = [
     "as_seeds",
     "evaluate",
     "execute_plans",
-    "make_env",
     "mean_interval",
     "proportion_interval",
     "stacked",
@@ -159,18 +159,6 @@ class Stopwatch:
         answer = self.policy.predict(observation, state, episode_start, deterministic)
         self.seconds.append(time.perf_counter() - began)
         return answer
-
-
-def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, Any]:
-    """Make an environment.
-
-    Raises:
-        ConfigError: If Gymnasium cannot make it with this id and arguments.
-    """
-    try:
-        return gym.make(env_id, **(env_kwargs or {}))
-    except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
-        raise ConfigError(f"env: {env_id} cannot be made: {error}") from error
 
 
 def as_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
@@ -364,7 +352,7 @@ def execute_plans(
     Returns:
         One rollout for each plan, shorter than the plan if the episode ended early.
     """
-    env = gym.make(env_id, **(env_kwargs or {}))
+    env = make_env(env_id, env_kwargs)
     rollouts = []
     for actions, seed in zip(plans, seeds, strict=True):
         observations, infos, rewards = [env.reset(seed=int(seed))[0]], [], []

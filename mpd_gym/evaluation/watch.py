@@ -10,10 +10,10 @@ from typing import Any, Self, final
 
 import numpy as np
 
+from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.evaluation.comparison import Entry
 from mpd_gym.evaluation.figures import captioned, draws_plan, halved, rollout_frames, side_by_side
-from mpd_gym.evaluation.returns import make_env
 from mpd_gym.types import Array
 
 __all__ = ["KEYS", "watch"]

@@ -205,7 +205,8 @@ def check_integer(name: str, value: object, low: int, high: int = 2**63 - 1) -> 
     """
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not low <= value <= high:  # type: ignore[operator]
-        bounds = f">= {low}" if high == 2**63 - 1 else f"from {low} to {high}"
+        open_ended = high == 2**63 - 1 and not (whole and value > high)  # type: ignore[operator]
+        bounds = f">= {low}" if open_ended else f"from {low} to {high}"
         raise ConfigError(f"{name}: expected an integer {bounds}; got {value!r}")
 
 

@@ -117,17 +117,13 @@ def action_box(space: gym.Space[Any]) -> Box:
 
 
 def as_number(name: str, value: Any) -> float:
-    """A reward or cost as a float, also from an array of one element.
-
-    Raises:
-        InputError: If it is anything else.
-    """
-    try:
-        return float(np.asarray(value, np.float64).item())
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"env: expected one number as {name}, got {value!r}; correct the environment's step"
-        ) from error
+    """A reward or cost as a float, also from an array of one element; else an `InputError`."""
+    numbers = as_numbers(f"env: {name}", value)
+    if numbers.size == 1:
+        return float(numbers.item())
+    raise InputError(
+        f"env: expected one number as {name}, got {value!r}; correct the environment's step"
+    )
 
 
 def as_typed(actions: Array, box: Box) -> Array:

@@ -577,6 +577,15 @@ def test_global_random_generators_are_left_alone() -> None:
     np.testing.assert_array_equal(*actions)
 
 
+@pytest.mark.fault("Training", "a seed of 2 ** 64", "refused, with the bounds")
+def test_seeds_that_no_generator_takes_are_refused(lqr: MPDiffuserAgent) -> None:
+    """HorizonRobotics/alf#1481: Overflow when unpacking long."""
+    lqr.reseed(2**63 - 1)
+    for take in (lqr.reseed, lambda seed: replace(TINY, seed=seed)):
+        with pytest.raises(ConfigError, match=f"from 0 to {2**63 - 1}; got {2**64}"):
+            take(2**64)
+
+
 @pytest.mark.fault("Training", "fit in a thread, as notebooks and sweeps run it", "it learns")
 def test_training_runs_in_a_thread(tmp_path: Path) -> None:
     """Lightning-AI/pytorch-lightning#9590: signal only works in main thread."""

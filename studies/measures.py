@@ -14,7 +14,7 @@ import numpy as np
 from mpd_gym.agents.base import Agent
 from mpd_gym.envs.lqr import transition
 from mpd_gym.envs.pendulum_model import reward
-from mpd_gym.evaluation.returns import Evaluation, evaluate, execute_plans, stacked, state_error
+from mpd_gym.evaluation.returns import Evaluation, evaluate, execute_plans, stacked
 from mpd_gym.types import Array
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "open_loop",
     "parked",
     "regulation",
+    "state_error",
 ]
 
 Measure = Callable[..., dict[str, Any]]
@@ -168,6 +169,23 @@ def calibration(agent: Agent[Any], env_id: str, starts: Sequence[int]) -> dict[s
         "promised_return": _rounded(rewards.sum(axis=1)),
         "executed_return": _rounded(np.array([one.rewards.sum() for one in rollouts])),
     }
+
+
+def state_error(planned: Array, executed: Array, dims: Sequence[int] | None = None) -> Array:
+    """Euclidean distance between planned and executed states, step by step (paper, Fig. 2 and 4).
+
+    Args:
+        planned: x_1 … x_H, ``[H, nx]``.
+        executed: x_1 … x_t, ``[t, nx]``, t <= H.
+        dims: State dimensions to compare; all by default.
+
+    Returns:
+        ``[H]``, NaN after the executed part.
+    """
+    error = np.full(len(planned), np.nan)
+    gap = planned[: len(executed)] - executed
+    error[: len(gap)] = np.linalg.norm(gap if dims is None else gap[:, list(dims)], axis=-1)
+    return error
 
 
 def arrived(cell: Mapping[str, Any]) -> Array:

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 import gymnasium as gym
 import numpy as np
@@ -36,24 +36,10 @@ from mpd_gym.types import Array
 if TYPE_CHECKING:
     from stable_baselines3.common.policies import BasePolicy
 
-__all__ = ["HasSpaces", "SB3Policy", "load_sb3", "read_entries", "read_tensors"]
+__all__ = ["SB3Policy", "load_sb3", "read_entries", "read_tensors"]
 
 PURPOSE = "A Stable-Baselines3 policy"
 MAX_BYTES = 2**30
-
-
-class HasSpaces(Protocol):
-    """An environment, a vectorised one of SB3, a data set: anything with the two spaces."""
-
-    @property
-    def observation_space(self) -> spaces.Space[Any]:
-        """Space of one observation."""
-        ...
-
-    @property
-    def action_space(self) -> spaces.Space[Any]:
-        """Space of one action."""
-        ...
 
 
 @final
@@ -118,31 +104,29 @@ class SB3Policy:
 
 def load_sb3(
     path: str | os.PathLike[str],
-    env: str | HasSpaces,
+    env: Any,
     *,
     env_kwargs: Mapping[str, Any] | None = None,
     algorithm: str | None = None,
     vecnormalize: str | os.PathLike[str] | None = None,
-    trust_pickle: bool = False,
     max_bytes: int = MAX_BYTES,
     seed: int = 0,
 ) -> SB3Policy:
     """Load the policy in a zip file of Stable-Baselines3, also of older versions.
 
-    By default nothing pickled runs; it reads weights with ``weights_only=True``, and they must
-    fit the rebuilt network exactly. It supports the policies of SAC, TD3, DDPG, DQN, PPO, A2C, and
+    Nothing pickled runs: weights are read with ``weights_only=True``, and must fit the rebuilt
+    network exactly. It supports the policies of SAC, TD3, DDPG, DQN, PPO, A2C, and
     of sb3-contrib's TQC and TRPO, with their own networks. Such files lack the statistics of
     ``VecNormalize``: give them for a policy trained with it; a warning says where the file shows
     that it was.
 
     Args:
         path: File that SB3's ``model.save`` wrote.
-        env: Id of the policy's environment, or an object with its spaces.
+        env: Id of the policy's environment, or an object with its two spaces: an environment, a
+            vector of them, a data set.
         env_kwargs: Arguments of the environment, if `env` is an id.
         algorithm: Expected algorithm, for example ``"sac"``; None accepts any.
         vecnormalize: File that ``VecNormalize.save`` wrote, a pickle of which no code runs.
-        trust_pickle: Let SB3 open the pickled fields. **This runs any code in the file**; use it
-            only if you trust the author. Custom networks need it.
         max_bytes: Largest unpacked size of any part.
         seed: Seed of stochastic actions.
 
@@ -169,18 +153,14 @@ def load_sb3(
             "the file of VecNormalize.save: vecnormalize=FILE",
             stacklevel=2,
         )
-    if trust_pickle:
-        algorithm = algorithm or _algorithm(file, fields, state)
-        trusted = _unpickled(file, algorithm, observation_space, action_space)
-        return SB3Policy(trusted, seed=seed, statistics=statistics)
     try:
         family = _family(state, algorithm)
         policy = rebuild_policy(family, fields, state, observation_space, action_space)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{file}: {error}; load it for the environment that it was trained on. If you trust "
-            "the file, which may run code: trust_pickle=True opens custom networks, and a model "
-            "that its own library has loaded, such as sb3-contrib's RecurrentPPO, is a policy"
+            f"{file}: {error}; load it for the environment that it was trained on. A model of "
+            "other networks is a policy once its own library has loaded it, such as sb3-contrib's "
+            "RecurrentPPO.load(FILE), which runs code from the file"
         ) from error
     return SB3Policy(policy, seed=seed, statistics=statistics)
 
@@ -255,7 +235,7 @@ def read_tensors(path: Path, content: bytes, max_bytes: int) -> Any:
 
 
 def _spaces(
-    env: str | HasSpaces, env_kwargs: Mapping[str, Any] | None
+    env: Any, env_kwargs: Mapping[str, Any] | None
 ) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """Spaces of one environment, images channel first as SB3 sees them."""
     if isinstance(env, str):
@@ -304,46 +284,3 @@ def _family(state: Any, algorithm: str | None) -> str:
     if algorithm is not None and FAMILIES[algorithm] != family:
         raise CheckpointError(f"expected a policy of {algorithm}, got one of kind {family}")
     return family
-
-
-def _algorithm(path: Path, fields: Mapping[str, Any], state: Any) -> str:
-    """Find the algorithm of a file from its weights and plain fields."""
-    family = policy_family(state)
-    if family is None:
-        raise CheckpointError(f"{path}: its algorithm is not evident; pass algorithm=...")
-    if family == "actor-critic":
-        return "ppo" if "n_epochs" in fields else "a2c"
-    return family
-
-
-def _unpickled(
-    path: Path,
-    algorithm: str,
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-) -> BasePolicy:
-    """Let SB3 open the file with its pickles; replace what only training needs."""
-    import stable_baselines3
-
-    replaced = {
-        "learning_rate": 0.0,
-        "lr_schedule": lambda _: 0.0,
-        "clip_range": lambda _: 0.0,
-        "observation_space": observation_space,
-        "action_space": action_space,
-    }
-    loader = getattr(stable_baselines3, algorithm.upper(), None)
-    if loader is None:
-        raise ConfigError(
-            f"algorithm: trust_pickle opens those of Stable-Baselines3, not {algorithm}; load the "
-            "model with sb3_contrib: it is a policy"
-        )
-    try:
-        model = loader.load(path, device="cpu", custom_objects=replaced, buffer_size=1)
-    except (ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: Stable-Baselines3 cannot load it as {algorithm} for this environment "
-            f"({error}); check both"
-        ) from error
-    policy: BasePolicy = model.policy
-    return policy

@@ -52,19 +52,16 @@ FRAMES_PER_SECOND = 20
 SHARES = {"success", "success ever", "violation", "collision"}
 
 
-def evaluation_table(
-    title: str, evaluations: Mapping[str, Evaluation], measures: Sequence[str] | None = None
-) -> Table:
+def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table:
     """One row for each policy: measures with 95 % intervals, and milliseconds per action.
 
     Args:
         title: Heading, for example the environment's id.
         evaluations: Evaluations by policy name.
-        measures: Columns; by default all known measures but the length.
     """
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     found = dict.fromkeys(key for summary in summaries.values() for key in summary)
-    measures = measures or [key for key in found if key != "length"]
+    measures = [key for key in found if key != "length"]
     counts = {len(evaluation.returns) for evaluation in evaluations.values()}
     episodes = " or ".join(str(count) for count in sorted(counts))
     caption = f"{episodes} episodes each: mean with its 95 % interval; in brackets, 99th percentile"

@@ -34,7 +34,6 @@ __all__ = [
     "mean_interval",
     "proportion_interval",
     "stacked",
-    "state_error",
 ]
 
 
@@ -387,20 +386,3 @@ def _flat(observations: Sequence[Any]) -> Array:
     batch = stacked(observations)
     rows = batch["observation"] if isinstance(batch, Mapping) else batch
     return np.asarray(rows, float).reshape(len(rows), -1)
-
-
-def state_error(planned: Array, executed: Array, dims: Sequence[int] | None = None) -> Array:
-    """Euclidean distance between planned and executed states, step by step (paper, Fig. 2 and 4).
-
-    Args:
-        planned: x_1 … x_H, ``[H, nx]``.
-        executed: x_1 … x_t, ``[t, nx]``, t <= H.
-        dims: State dimensions to compare; all by default.
-
-    Returns:
-        ``[H]``, NaN after the executed part.
-    """
-    error = np.full(len(planned), np.nan)
-    gap = planned[: len(executed)] - executed
-    error[: len(gap)] = np.linalg.norm(gap if dims is None else gap[:, list(dims)], axis=-1)
-    return error

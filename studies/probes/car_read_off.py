@@ -33,9 +33,9 @@ from mpd_gym.evaluation.returns import (
     mean_interval,
     proportion_interval,
     stacked,
-    state_error,
 )
 from mpd_gym.types import Array, Denoiser
+from studies.measures import state_error
 from studies.peers import ALONE, LITERAL, OURS
 
 ENV_ID = "CarUMaze-v0"

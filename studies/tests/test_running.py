@@ -22,7 +22,7 @@ from studies import (
     pendulum_ranking,
     variants,
 )
-from studies.measures import calibration, episodes, open_loop, parked
+from studies.measures import calibration, episodes, open_loop, parked, state_error
 from studies.peers import ALONE, BC, OURS
 from studies.tests.miniature import run_mini
 
@@ -32,6 +32,15 @@ LQR = replace(
 )
 
 pytestmark = pytest.mark.usefixtures("made_up_data")
+
+
+def test_the_state_error_is_a_distance_for_each_step() -> None:
+    executed = np.arange(20.0).reshape(10, 2)
+    np.testing.assert_array_equal(state_error(executed, executed), np.zeros(10))
+    short = state_error(executed + np.array([0.3, 0.4]), executed[:4])
+    np.testing.assert_allclose(short[:4], 0.5)
+    assert np.isnan(short[4:]).all()
+    np.testing.assert_allclose(state_error(executed + np.array([0.3, 0.4]), executed, [1]), 0.4)
 
 
 def networks(cells: dict[str, dict[str, Any]]) -> set[str]:

@@ -31,7 +31,7 @@ def main() -> None:
         SAC("MlpPolicy", options.env, learning_starts=100, seed=0).learn(options.steps).save(path)
     policies = {
         "MPDiffuser": MPDiffuserAgent.load(options.agent or options.env),
-        "SB3": load_sb3(path, options.env),  # opens nothing that is pickled
+        "SB3": load_sb3(path, options.env),  # runs nothing that is pickled
     }
     for copies in (1, options.episodes):
         for name, policy in policies.items():

@@ -150,13 +150,10 @@ def check_answer(
     source = f"from {type(policy).__name__} in {name}"
     if not (isinstance(answer, tuple | list) and len(answer) == 2):
         raise InputError(f"policy: expected (action, state) from predict; got {answer!r} {source}")
-    try:
-        actions = np.asarray(answer[0])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"policy: expected actions; got {answer[0]!r} {source}") from error
+    actions = as_numbers(f"policy: actions {source}", answer[0])
     shape = (*batch, *(space.shape or ()))
     if isinstance(space, Box):
-        fits = actions.shape == shape and actions.dtype.kind in "fiu" and np.isfinite(actions).all()
+        fits = actions.shape == shape and bool(np.isfinite(actions).all())
     else:
         rows = actions if batch else [actions]
         fits = actions.shape[: len(batch)] == batch and all(map(space.contains, rows))

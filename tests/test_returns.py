@@ -186,11 +186,11 @@ def test_costs_that_are_not_finite_are_refused() -> None:
         (([[0.0]],), r"expected \(action, state\)"),
         (([[0.0]], None, None), r"expected \(action, state\)"),
         ((None, None), "finite action"),
-        (("left", None), "finite action"),
-        (([[0.0], [0.0, 1.0]], None), "expected actions"),
+        (("left", None), "expected numbers; got dtype <U4"),
+        (([[0.0], [0.0, 1.0]], None), "expected numbers; .*inhomogeneous"),
         ((np.zeros(1), None), r"shape \(1, 1\) for Box.*of shape \(1,\)"),
         ((np.zeros((1, 2)), None), r"of shape \(1, 2\)"),
-        ((np.zeros((1, 1), complex), None), "finite action"),
+        ((np.zeros((1, 1), complex), None), "expected numbers; got dtype complex"),
         ((np.full((1, 1), np.nan), None), "got .*nan"),
         ((np.full((1, 1), np.inf), None), "got .*inf"),
     ],
@@ -200,8 +200,9 @@ def test_answers_that_are_no_actions_are_refused(answer: Any, message: str) -> N
         def predict(self, observation, state=None, episode_start=None, deterministic=False):
             return answer
 
-    with pytest.raises(InputError, match=rf"policy: .*{message}.*from Answers in MpdTests/Rarely"):
+    with pytest.raises(InputError, match=f"policy: .*{message}") as caught:
         evaluate(Answers(), "MpdTests/Rarely-v0", seeds=[0])
+    assert "from Answers in MpdTests/Rarely-v0" in str(caught.value)
 
 
 @pytest.mark.fault(

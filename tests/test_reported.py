@@ -25,7 +25,7 @@ from trainings import CONFIG, QUICK, assert_same, differs, network, noisy_loss
 from trainings import sampler as toy_batches
 from windows import marked_source, sampler
 
-from mpd_gym import MPDiffuserAgent, evaluate, load_agent
+from mpd_gym import MPDiffuserAgent, compare, evaluate, load_agent
 from mpd_gym.agents.spaces import Spaces
 from mpd_gym.atomic import write_csv
 from mpd_gym.datasets import WindowConfig, WindowSampler, fit_normalizers, load_episodes
@@ -370,6 +370,41 @@ def test_a_film_shows_one_episode() -> None:
     settings: dict[str, Any] = {"seed": 5, "env_kwargs": limit, "max_frames": 100}
     found = list(rollout_frames(Zero(), "ConstrainedPendulum-v0", **settings))
     np.testing.assert_array_equal(found, wanted)
+
+
+class Blind(Uneven):
+    """Promises pictures, and cannot draw them here."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        raise RuntimeError("gladLoadGL error")
+
+
+class Deep(Blind):
+    def render(self) -> Any:
+        return np.zeros((8, 8, 4), np.uint8)
+
+
+gym.register("Reported/Blind-v0", "test_reported:Blind", disable_env_checker=True)
+gym.register("Reported/Deep-v0", "test_reported:Deep", disable_env_checker=True)
+
+
+@pytest.mark.fault("Evaluation", "a film where nothing can be drawn", "an error before any play")
+@pytest.mark.parametrize(("name", "cause"), [("Blind", "gladLoadGL error"), ("Deep", "8, 8, 4")])
+def test_what_cannot_be_drawn_is_known_before_anything_is_played(
+    name: str, cause: str, tmp_path: Path
+) -> None:
+    """Farama-Foundation/Gymnasium#411: gladLoadGL error, here after all episodes."""
+    Uneven.seeds.clear()
+    with pytest.raises(ConfigError, match=f"{cause}.*no-gif.*MUJOCO_GL"):
+        compare({"zero": Zero()}, f"Reported/{name}-v0", seeds=5, folder=tmp_path)
+    assert len(Uneven.seeds) == 2  # the first observation, and its picture
+    found = compare({"zero": Zero()}, f"Reported/{name}-v0", seeds=2, folder=tmp_path, film=False)
+    assert found["zero"].returns.tolist() == [50, 1]
 
 
 class Rewarding(World):

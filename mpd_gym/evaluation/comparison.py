@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -19,6 +20,7 @@ from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import CheckpointError, ConfigError, FileError, check_policy
 from mpd_gym.evaluation.figures import (
     captioned,
+    drawn,
     draws_plan,
     halved,
     rollout_frames,
@@ -319,9 +321,14 @@ def _first_observation(
             check_spaces(entry.policy, env, entry.label)
         if film and "rgb_array" not in env.metadata.get("render_modes", ()):
             raise ConfigError(f"env: {env_id} draws no pictures; ask for no GIF (--no-gif)")
-        return env.reset(seed=int(seeds[0]))[0]
+        first = env.reset(seed=int(seeds[0]))[0]
     finally:
         env.close()
+    if film:
+        with closing(make_env(env_id, {**(env_kwargs or {}), "render_mode": "rgb_array"})) as seen:
+            seen.reset(seed=int(seeds[0]))
+            drawn(seen)
+    return first
 
 
 def _write(

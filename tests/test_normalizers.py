@@ -42,7 +42,9 @@ def test_unnormalize_inverts_normalize_inside_the_range(
     low, high = data.min(axis=0), data.max(axis=0)
     inside = np.concatenate([data, np.clip(low + share * (high - low), low, high)])
     again = normalizer.unnormalize(normalizer.normalize(inside))
-    assert (np.abs(again - inside) <= 4e-12 * magnitude(data) + 1e-99).all()
+    rounding = 8 * np.finfo(np.float32).eps * magnitude(data)  # less than it counts as constant
+    tolerance = np.where(high - low <= rounding, rounding, 4e-12 * magnitude(data))
+    assert (np.abs(again - inside) <= tolerance + 1e-99).all()
 
 
 @settings(deadline=None)
@@ -80,6 +82,29 @@ def test_constant_dimension_goes_to_zero_and_back(kind: str, constant: float) ->
     assert_array_equal(normalizer.unnormalize(rng.normal(size=(50, 2)))[:, 1], constant)
     assert [bound[1] for bound in normalizer.clip_range] == [0, 0]
     assert normalizer.clip_range[1][0] > 0
+
+
+@pytest.mark.fault("Data", "a dimension that varies by rounding only", "constant: 0, and back to it")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [5.0, -3e7])
+def test_rounding_is_no_signal(kind: str, value: float) -> None:
+    rng = np.random.default_rng(0)
+    jitter = value + 2e-8 * value * rng.uniform(-1, 1, 600)  # 1e-7 around 5
+    rounded = value + np.spacing(np.float32(value)) * rng.integers(-1, 2, 600)
+    data = np.stack([jitter, rounded, value + 2e-4 * rng.uniform(size=600) * value], axis=1)
+    normalizer = fit_normalizer(kind, data)
+    assert not normalizer.normalize(data)[:, :2].any()
+    back = normalizer.unnormalize(rng.normal(size=(50, 3)))
+    assert_allclose(back[:, :2], value, rtol=4e-7)
+    assert np.abs(normalizer.normalize(data)[:, 2]).max() >= 1 - 1e-9  # a small range is signal
+
+
+@pytest.mark.fault("Data", "a dead sensor with one glitch", "its rounding fills no normalised range")
+def test_rounding_beside_a_glitch_is_no_signal() -> None:
+    data = 5 + 1e-7 * np.random.default_rng(0).uniform(-1, 1, (600, 1))
+    data[17] = 1e3
+    z = np.delete(fit_normalizer("cdf", data).normalize(data), 17)
+    assert np.ptp(z) < 1e-6
 
 
 def test_minmax_reaches_both_ends_and_extrapolates_linearly() -> None:

@@ -18,9 +18,10 @@ _SKETCH = 2**16  # most distinct values that a CDF keeps per dimension between p
 _BUFFER = 2**22  # numbers gathered before they are merged into the sketch
 _LARGEST = 1e100  # squares of larger values, and their sums, leave the range of float64
 # Smallest step between the levels of two knots (less the rounding of evenly spaced levels), and
-# between values that count as different, relative to their magnitude and absolute.
+# between values that count as different, relative to their magnitude and absolute. Observations
+# are mostly float32: with smaller steps a dead sensor's rounding would fill the normalised range.
 _LEVEL_STEP = 2 / (KNOTS - 1) * (1 - 1e-9)
-_VALUE_STEP = 4 * float(np.finfo(np.float64).eps)
+_VALUE_STEP = 4 * float(np.finfo(np.float32).eps)
 _SMALLEST = 1e-100
 
 
@@ -190,8 +191,7 @@ def _compressed(values: Array, weights: Array) -> tuple[Array, Array]:
 def _knots(values: Array, weights: Array) -> tuple[Array, Array]:
     """Choose the knots of one dimension from distinct sorted values and weights."""
     low, high = values[0], values[-1]
-    value_step = float(_value_step(low, high))
-    if high / 2 - low / 2 <= value_step:
+    if high / 2 - low / 2 <= _value_step(low, high):
         return np.array([low / 2 + high / 2]), np.zeros(1)
     rank = np.cumsum(weights) - weights / 2
     levels = 2 * ((rank - rank[0]) / (rank[-1] - rank[0])) - 1
@@ -199,12 +199,13 @@ def _knots(values: Array, weights: Array) -> tuple[Array, Array]:
     kept, index = [0], 0
     while True:
         above = np.searchsorted(levels, levels[index] + _LEVEL_STEP)
+        value_step = _value_step(values[index], values[index])
         index = max(int(above), int(np.searchsorted(values, values[index] + value_step)))
         if index >= last:
             break
         kept.append(index)
     near_end = levels[last] - levels[kept[-1]] < _LEVEL_STEP
-    if len(kept) > 1 and (near_end or high - values[kept[-1]] < value_step):
+    if len(kept) > 1 and (near_end or high - values[kept[-1]] < _value_step(high, high)):
         kept.pop()
     kept.append(last)
     return values[kept], levels[kept]

@@ -172,7 +172,8 @@ def test_overfit_on_one_trajectory_reproduces_it() -> None:
         training=TrainingConfig(steps=800, batch_size=32, learning_rate=3e-3, schedule="cosine"),
         validation_fraction=0.0,
     )
-    agent = MPDiffuserAgent.fit(data, config, progress=False).with_options(temperature=0.01)
+    with pytest.warns(UserWarning, match="one episode: agents see one start"):
+        agent = MPDiffuserAgent.fit(data, config, progress=False).with_options(temperature=0.01)
     plan = agent.plan(episode.observations[0], deterministic=True)
     spread = episode.observations[1:].std(axis=0)
     error = np.abs(plan.observations[0] - episode.observations[1:]) / spread
@@ -207,7 +208,8 @@ def test_training_does_not_go_on_with_data_collected_anew(tmp_path: Path) -> Non
 def test_dynamics_model_learns_from_its_own_data() -> None:
     first, second = source("LQR-v0"), source("LQR-v0", episodes=6)
     joint = MPDiffuserAgent.fit(first, TINY, progress=False)
-    apart = MPDiffuserAgent.fit(first, TINY, dynamics_dataset=[first, second], progress=False)
+    with pytest.warns(UserWarning, match="4 of 10 episodes repeat others"):
+        apart = MPDiffuserAgent.fit(first, TINY, dynamics_dataset=[first, second], progress=False)
     weights = [next(a.models["dynamics"].parameters()) for a in (joint, apart)]
     assert not torch.equal(*weights)
 

@@ -84,7 +84,7 @@ def test_constant_dimension_goes_to_zero_and_back(kind: str, constant: float) ->
     assert normalizer.clip_range[1][0] > 0
 
 
-@pytest.mark.fault("Data", "a dimension that varies by rounding only", "constant: 0, and back to it")
+@pytest.mark.fault("Data", "a dimension that varies by rounding only", "constant")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [5.0, -3e7])
 def test_rounding_is_no_signal(kind: str, value: float) -> None:
@@ -99,7 +99,7 @@ def test_rounding_is_no_signal(kind: str, value: float) -> None:
     assert np.abs(normalizer.normalize(data)[:, 2]).max() >= 1 - 1e-9  # a small range is signal
 
 
-@pytest.mark.fault("Data", "a dead sensor with one glitch", "its rounding fills no normalised range")
+@pytest.mark.fault("Data", "a dead sensor with one glitch", "its rounding is no signal")
 def test_rounding_beside_a_glitch_is_no_signal() -> None:
     data = 5 + 1e-7 * np.random.default_rng(0).uniform(-1, 1, (600, 1))
     data[17] = 1e3

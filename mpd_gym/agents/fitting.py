@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -18,6 +19,7 @@ from mpd_gym.datasets import (
     FittedConditions,
     Normalizers,
     WindowSampler,
+    check_data,
     fit_conditions,
     fit_normalizers,
     load_episodes,
@@ -34,6 +36,7 @@ __all__ = [
     "Job",
     "as_data",
     "fit_scalings",
+    "look_over",
     "train_models",
 ]
 
@@ -68,6 +71,25 @@ def _opened(dataset: Dataset) -> tuple[EpisodeSource, ...]:
     ):
         return tuple(source for part in dataset for source in _opened(part))
     return (dataset if isinstance(dataset, EpisodeSource) else load_episodes(dataset),)
+
+
+def look_over(
+    sources: tuple[EpisodeSource, ...], others: tuple[EpisodeSource, ...], config: AgentConfig
+) -> None:
+    """Warn of what `check_data` finds suspicious about the planner's data and the dynamics model's.
+
+    Raises:
+        DataError: For what cannot be right.
+    """
+    look = functools.partial(
+        check_data, windows=config.windows, held_out=config.validation_fraction
+    )
+    reports = [look(part) for part in dict.fromkeys((sources, others))]
+    for error in (error for report in reports for error in report.errors):
+        raise error
+    found = (str(finding) for report in reports for finding in report.warnings)
+    for text in dict.fromkeys(found):  # of data that both use, once
+        warnings.warn(text, stacklevel=3)
 
 
 def fit_scalings(

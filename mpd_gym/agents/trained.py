@@ -13,7 +13,7 @@ from torch import nn
 
 from mpd_gym.agents.base import Agent
 from mpd_gym.agents.config import INVERSE_DYNAMICS, AgentConfig, Sizes
-from mpd_gym.agents.fitting import Dataset, Job, as_data, fit_scalings, train_models
+from mpd_gym.agents.fitting import Dataset, Job, as_data, fit_scalings, look_over, train_models
 from mpd_gym.agents.losses import MLPTask, RegressionTask, TrainingTask
 from mpd_gym.agents.serialization import (
     AgentParts,
@@ -95,7 +95,8 @@ class TrainedAgent(Agent[C]):
             progress: Show progress bars.
 
         Raises:
-            DataError: If the data is damaged or lacks what the configuration needs.
+            DataError: If the data is damaged or lacks what the configuration needs. What is only
+                suspicious is a warning (see `mpd_gym.datasets.check_data`).
             ConfigError: If the configuration does not fit the data or the agent, or there is no
                 data or no such device.
             TrainingError: If a loss becomes non-finite.
@@ -114,6 +115,7 @@ class TrainedAgent(Agent[C]):
         encoder = encoder_of((*sources, *others))
         spaces = Spaces(first["observation_space"], first["action_space"], encoder)
         config = _settled(config, sources, goals=spaces.goal_size > 0)
+        look_over(sources, others, config)
         normalizers, conditions = fit_scalings(sources, others, config, condition_functions or {})
         sizes = Sizes(spaces.nx, spaces.nu, conditions.sizes)
         config = config.resolved(sizes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from mpd_gym.cli.data import collect, info
+from mpd_gym.cli.data import check, collect, info
 from mpd_gym.cli.learning import train, train_encoder
 from mpd_gym.cli.playing import compare, demo, evaluate, plans, watch
 from mpd_gym.cli.shared import app, console, reported
 
 __all__ = [
     "app",
+    "check",
     "collect",
     "compare",
     "console",

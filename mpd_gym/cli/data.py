@@ -1,4 +1,4 @@
-"""``mpd-gym collect`` and ``info``: data sets."""
+"""``mpd-gym collect``, ``check`` and ``info``: data sets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from mpd_gym.cli.shared import OUTPUTS, app, console, show_agent
 
-__all__ = ["collect", "info"]
+__all__ = ["check", "collect", "info"]
 
 
 @app.command()
@@ -49,6 +50,36 @@ def collect(
         **options,
     )
     _show_datasets([made.spec.dataset_id])
+
+
+@app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(help="Data set or file.")],
+    horizon: Annotated[
+        int | None, typer.Option(help="Steps of the plans that are to be learned.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Plot of all dimensions (PNG).")] = None,
+) -> None:
+    """Show what is suspicious in a data set, with statistics; exit with 1 if it cannot be right."""
+    from mpd_gym.datasets import WindowConfig, check_data, load_episodes
+    from mpd_gym.evaluation.figures import dimension_table, dimensions_figure, save_figure
+
+    source = load_episodes(dataset)
+    windows = None if horizon is None else WindowConfig(horizon)
+    report = check_data(source, windows, rows=100_000)
+    steps = int(source.lengths.sum())
+    console.print(dimension_table(f"{dataset}: {len(source)} episodes, {steps} steps", report))
+    for kind, style, found in (
+        ("error", "red", report.errors),
+        ("warning", "yellow", report.warnings),
+    ):
+        for finding in found:
+            console.print(Text.assemble((f"{kind}:", style), f" {finding}"))
+    if not (report.errors or report.warnings):
+        console.print("Nothing suspicious was found.")
+    if output is not None:
+        console.print(f"Wrote {save_figure(dimensions_figure(report), output)}")
+    raise typer.Exit(bool(report.errors))
 
 
 @app.command()

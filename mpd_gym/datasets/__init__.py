@@ -7,6 +7,7 @@ room does not need torch.
 
 from __future__ import annotations
 
+from mpd_gym.datasets.check import DataReport, check_data
 from mpd_gym.datasets.conditions import (
     ConditionFunction,
     ConditionScaling,
@@ -34,6 +35,7 @@ __all__ = [
     "ConditionFunction",
     "ConditionScaling",
     "ConditionSpec",
+    "DataReport",
     "EpisodeSource",
     "FittedConditions",
     "FlatFormat",
@@ -42,6 +44,7 @@ __all__ = [
     "Normalizers",
     "WindowConfig",
     "WindowSampler",
+    "check_data",
     "cost_at_most",
     "discounted_sums",
     "fit_conditions",

@@ -9,9 +9,9 @@ import numpy as np
 
 from mpd_gym.datasets.normalizers import KINDS, AffineNormalizer, CdfNormalizer, Normalizer
 from mpd_gym.errors import InputError, check_choice
-from mpd_gym.types import Array
+from mpd_gym.types import Array, BoolArray
 
-__all__ = ["KNOTS", "NormalizerFitter", "fit_normalizer"]
+__all__ = ["KNOTS", "NormalizerFitter", "counts_as_constant", "fit_normalizer"]
 
 KNOTS = 2048  # most knots of a CDF table, per dimension
 _SKETCH = 2**16  # most distinct values that a CDF keeps per dimension between pieces
@@ -121,7 +121,7 @@ class _Moments:
     def normalizer(self) -> Normalizer:
         low, high = self.low, self.high
         shift, scale = low / 2 + high / 2, high / 2 - low / 2
-        constant = scale <= _value_step(low, high)
+        constant = counts_as_constant(low, high)
         if self.kind == "gaussian":
             deviation = np.sqrt(self.squares / self.count)
             constant |= deviation <= _SMALLEST
@@ -191,7 +191,7 @@ def _compressed(values: Array, weights: Array) -> tuple[Array, Array]:
 def _knots(values: Array, weights: Array) -> tuple[Array, Array]:
     """Choose the knots of one dimension from distinct sorted values and weights."""
     low, high = values[0], values[-1]
-    if high / 2 - low / 2 <= _value_step(low, high):
+    if counts_as_constant(low, high):
         return np.array([low / 2 + high / 2]), np.zeros(1)
     rank = np.cumsum(weights) - weights / 2
     levels = 2 * ((rank - rank[0]) / (rank[-1] - rank[0])) - 1
@@ -209,6 +209,11 @@ def _knots(values: Array, weights: Array) -> tuple[Array, Array]:
         kept.pop()
     kept.append(last)
     return values[kept], levels[kept]
+
+
+def counts_as_constant(low: Array, high: Array) -> BoolArray:
+    """Return, per dimension, whether values from `low` to `high` differ by rounding at most."""
+    return np.asarray(high / 2 - low / 2 <= _value_step(low, high))
 
 
 def _value_step(low: Array, high: Array) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from mpd_gym.atomic import atomic_path, user_path
-from mpd_gym.datasets import EpisodeSource, load_episodes
+from mpd_gym.datasets import DataReport, EpisodeSource, load_episodes
 from mpd_gym.envs.checks import make_env
 from mpd_gym.envs.drawing import Canvas
 from mpd_gym.envs.palette import INK, PAPER
@@ -34,6 +34,8 @@ __all__ = [
     "agent_table",
     "captioned",
     "dataset_table",
+    "dimension_table",
+    "dimensions_figure",
     "draws_plan",
     "evaluation_table",
     "halved",
@@ -178,6 +180,54 @@ def _plain(number: float, digits: int) -> str:
     return np.format_float_positional(
         number, precision=max(digits, whole), unique=False, fractional=False, trim="-"
     )
+
+
+_QUANTILES = (0.01, 0.5, 0.99)
+
+
+def dimension_table(title: str, report: DataReport) -> Table:
+    """One row for each dimension of the data: range, quantiles, standard deviation.
+
+    Args:
+        title: Heading.
+        report: Result of `mpd_gym.datasets.check_data`.
+    """
+    table = Table(title=title)
+    for column in ("", "min", "1 %", "median", "99 %", "max", "std"):
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    for name, rows in report.rows.items():
+        (low, high), middle = report.ranges[name], np.quantile(rows, _QUANTILES, axis=0)
+        for j, values in enumerate(np.vstack([low, middle, high, rows.std(axis=0)]).T):
+            table.add_row(f"{name} {j}", *(f"{value:.4g}" for value in values))
+    return table
+
+
+@styled()
+def dimensions_figure(report: DataReport) -> Figure:
+    """Where the values of each dimension lie in its range: outliers leave no room for the rest.
+
+    Args:
+        report: Result of `mpd_gym.datasets.check_data`.
+    """
+    from matplotlib.figure import Figure
+
+    names = [f"{name} {j}" for name, rows in report.rows.items() for j in range(rows.shape[1])]
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.18 * len(names)), layout="constrained")
+    axes, place = figure.subplots(), 0
+    for name, rows in report.rows.items():
+        low, high = report.ranges[name]
+        shares = (rows - low) / np.where(high > low, high - low, 1.0)
+        for column in shares.T:
+            heights = np.histogram(column, bins=100, range=(0, 1))[0] ** 0.5
+            axes.fill_between(
+                np.linspace(0, 1, 100), place, place - 0.8 * heights / heights.max(), step="mid"
+            )
+            axes.plot(np.quantile(column, _QUANTILES), [place] * 3, "|-", color="black")
+            place += 1
+    axes.set(yticks=range(place), yticklabels=names, xticks=[0, 1], xticklabels=["min", "max"],
+             title="1 %, median, 99 %, and square roots of counts")  # fmt: skip
+    axes.invert_yaxis()
+    return figure
 
 
 def agent_table(path: str, agent: TrainedAgent[Any]) -> Table:

@@ -237,8 +237,17 @@ def test_a_time_limit_marked_as_termination_is_found() -> None:
 def test_constant_dimensions_are_named() -> None:
     changed = [set_value("observations", slice(None), 1, 5.0)(e) for e in system()]  # type: ignore[arg-type]
     (problem, *place), *_ = found(looked_at(changed))
-    assert "observations vary by rounding at most in dimension 1 (5); agents ignore it" in problem
+    assert "observations hardly vary in dimension 1 (5, range 0); agents ignore it" in problem
     assert place == [None, None]
+
+
+@pytest.mark.fault("Data", "a float64 dimension of 1e-7 around 5", "warned: noise or a dead sensor")
+def test_a_dimension_that_hardly_varies_is_named() -> None:
+    episodes = system()
+    for episode in episodes:
+        episode.observations[:, 1] = 5 + 1e-7 * episode.observations[:, 1]  # type: ignore[call-overload]
+    problems = [problem for problem, *_ in found(looked_at(episodes))]
+    assert any("hardly vary in dimension 1 (5, range" in p and "round it" in p for p in problems)
 
 
 @pytest.mark.fault(

@@ -80,7 +80,7 @@ def walks(count: int = 4, steps: int = 20, **changes: Any) -> list[Episode]:
     rng = np.random.default_rng(0)
     return [
         replace(
-            an_episode(steps, costs=None),
+            an_episode(steps, costs=None, terminations=np.zeros(steps, bool)),
             observations=rng.normal(size=(steps + 1, 2)).cumsum(0).astype(np.float32),
             actions=rng.uniform(-1, 1, (steps, 1)).astype(np.float32),
             **changes,
@@ -280,7 +280,8 @@ def test_actions_are_in_the_spaces_units_bounds_and_type(low: float, high: float
     episodes = [replace(e, actions=np.where(e.actions < 0, low, high)) for e in walks()]
     known = {"observation_space": STATE, "action_space": box}
     config = replace(TINY, training=TINY.training.with_steps(10))
-    agent = MPDiffuserAgent.fit(load_episodes(episodes, metadata=known), config, progress=False)
+    with pytest.warns(UserWarning, match="action 0 is at a bound of"):
+        agent = MPDiffuserAgent.fit(load_episodes(episodes, metadata=known), config, progress=False)
     actions = agent.predict(np.random.default_rng(0).normal(size=(50, 2)))[0]
     assert actions.dtype == np.float64 and all(map(box.contains, actions))
     assert np.ptp(actions) > 0.1 * (high - low)

@@ -18,7 +18,7 @@ import numpy as np
 
 from mpd_gym.datasets.alignment import SHIFTS, shifted_rows, threshold_breaks
 from mpd_gym.datasets.config import WindowConfig
-from mpd_gym.datasets.fitting import counts_as_constant
+from mpd_gym.datasets.fitting import counts_as_constant, rounding
 from mpd_gym.datasets.source import EpisodeSource
 from mpd_gym.datasets.traversal import as_sources, flat_observations, goal_observations
 from mpd_gym.errors import DataError, InputError
@@ -199,16 +199,20 @@ def _unused(data: _Data) -> Iterator[DataError]:
 
 
 def _constants(data: _Data) -> Iterator[DataError]:
-    """Dimensions that never vary; one goal for all episodes is nothing strange."""
+    """Dimensions that hardly vary; one goal for all episodes is nothing strange."""
     for name in ("observation", "action"):
-        still = np.flatnonzero(counts_as_constant(*data.ranges[name]))
-        shown = ", ".join(f"{j} ({data.ranges[name][0, j]:g})" for j in still[:5])
-        more = f" and {len(still) - 5} more" if len(still) > 5 else ""
-        if len(still):
-            yield data.finding(
-                f"{name}s vary by rounding at most in dimension {shown}{more}; agents ignore it, "
-                "whatever it is when they act: is a sensor dead?"
-            )
+        low, high = data.ranges[name]
+        still = counts_as_constant(low, high, rounding(data.rows[name]))
+        hardly = counts_as_constant(low, high, np.asarray(np.finfo(np.float32).eps)) & ~still
+        for found, told in (
+            (still, "agents ignore it, whatever it is when they act: is a sensor dead?"),
+            (hardly, "normalizers stretch what may be noise of a dead sensor: round it"),
+        ):
+            where = np.flatnonzero(found)
+            shown = ", ".join(f"{j} ({low[j]:g}, range {high[j] - low[j]:.1g})" for j in where[:5])
+            more = f" and {len(where) - 5} more" if len(where) > 5 else ""
+            if len(where):
+                yield data.finding(f"{name}s hardly vary in dimension {shown}{more}; {told}")
 
 
 def _outliers(data: _Data) -> Iterator[DataError]:
@@ -258,8 +262,8 @@ def _bounds(data: _Data) -> Iterator[DataError]:
     space: Any = data.sources[0].action_space
     rows = data.rows["action"]
     share = (np.isclose(rows, space.low) | np.isclose(rows, space.high)).mean(axis=0)
-    vary = ~counts_as_constant(*data.ranges["action"]) & (len(rows) >= _FEWEST)
-    for j in np.flatnonzero((share >= _AT_BOUND) & vary):
+    vary = np.ptp(data.ranges["action"], axis=0) > 0
+    for j in np.flatnonzero((share >= _AT_BOUND) & vary & (len(rows) >= _FEWEST)):
         yield data.finding(
             f"action {j} is at a bound of [{space.low[j]:g}, {space.high[j]:g}] in {share[j]:.0%} "
             "of the steps; were actions of another unit clipped?"

@@ -11,17 +11,17 @@ from mpd_gym.datasets.normalizers import KINDS, AffineNormalizer, CdfNormalizer,
 from mpd_gym.errors import InputError, check_choice
 from mpd_gym.types import Array, BoolArray
 
-__all__ = ["KNOTS", "NormalizerFitter", "counts_as_constant", "fit_normalizer"]
+__all__ = ["KNOTS", "NormalizerFitter", "counts_as_constant", "fit_normalizer", "rounding"]
 
 KNOTS = 2048  # most knots of a CDF table, per dimension
 _SKETCH = 2**16  # most distinct values that a CDF keeps per dimension between pieces
 _BUFFER = 2**22  # numbers gathered before they are merged into the sketch
 _LARGEST = 1e100  # squares of larger values, and their sums, leave the range of float64
 # Smallest step between the levels of two knots (less the rounding of evenly spaced levels), and
-# between values that count as different, relative to their magnitude and absolute. Observations
-# are mostly float32: with smaller steps a dead sensor's rounding would fill the normalised range.
+# between values that count as different, absolute and relative to their magnitude, in roundings of
+# the data: smaller steps would let the rounding of a dead sensor fill the normalised range.
 _LEVEL_STEP = 2 / (KNOTS - 1) * (1 - 1e-9)
-_VALUE_STEP = 4 * float(np.finfo(np.float32).eps)
+_VALUE_STEP = 4
 _SMALLEST = 1e-100
 
 
@@ -43,6 +43,7 @@ class NormalizerFitter:
         check_choice("normalizer kind", kind, KINDS)
         self._summary: _Quantiles | _Moments = _Quantiles() if kind == "cdf" else _Moments(kind)
         self._size: int | None = None
+        self._rounding = np.array(np.inf)
 
     @property
     def empty(self) -> bool:
@@ -65,6 +66,7 @@ class NormalizerFitter:
             bad = int(usable.argmin())
             raise InputError(f"data: expected finite values, got row {bad}: {rows[bad]}")
         self._size = rows.shape[1]
+        self._rounding = np.minimum(self._rounding, rounding(rows))
         self._summary.add(rows)
 
     def fit(self) -> Normalizer:
@@ -75,7 +77,7 @@ class NormalizerFitter:
         """
         if self._size is None:
             raise InputError("data: expected at least one row to fit a normalizer to, got none")
-        return self._summary.normalizer()
+        return self._summary.normalizer(self._rounding)
 
 
 def fit_normalizer(kind: str, data: Array | Iterable[Array]) -> Normalizer:
@@ -118,10 +120,10 @@ class _Moments:
         )
         self.mean = self.mean + gap * (len(rows) / self.count)
 
-    def normalizer(self) -> Normalizer:
+    def normalizer(self, rounding: Array) -> Normalizer:
         low, high = self.low, self.high
         shift, scale = low / 2 + high / 2, high / 2 - low / 2
-        constant = counts_as_constant(low, high)
+        constant = counts_as_constant(low, high, rounding)
         if self.kind == "gaussian":
             deviation = np.sqrt(self.squares / self.count)
             constant |= deviation <= _SMALLEST
@@ -155,9 +157,9 @@ class _Quantiles:
             for column, table in zip(rows.T, tables, strict=True)
         ]
 
-    def normalizer(self) -> Normalizer:
+    def normalizer(self, rounding: Array) -> Normalizer:
         self._merge()
-        knots = [_knots(values, weights) for values, weights in self.tables]
+        knots = [_knots(*table, step) for table, step in zip(self.tables, rounding, strict=True)]
         return CdfNormalizer(
             values=np.concatenate([values for values, _ in knots]),
             levels=np.concatenate([levels for _, levels in knots]),
@@ -188,10 +190,10 @@ def _compressed(values: Array, weights: Array) -> tuple[Array, Array]:
     return kept, np.add.reduceat(weights, first)
 
 
-def _knots(values: Array, weights: Array) -> tuple[Array, Array]:
+def _knots(values: Array, weights: Array, rounding: Array) -> tuple[Array, Array]:
     """Choose the knots of one dimension from distinct sorted values and weights."""
     low, high = values[0], values[-1]
-    if counts_as_constant(low, high):
+    if counts_as_constant(low, high, rounding):
         return np.array([low / 2 + high / 2]), np.zeros(1)
     rank = np.cumsum(weights) - weights / 2
     levels = 2 * ((rank - rank[0]) / (rank[-1] - rank[0])) - 1
@@ -199,24 +201,31 @@ def _knots(values: Array, weights: Array) -> tuple[Array, Array]:
     kept, index = [0], 0
     while True:
         above = np.searchsorted(levels, levels[index] + _LEVEL_STEP)
-        value_step = _value_step(values[index], values[index])
+        value_step = _value_step(values[index], values[index], rounding)
         index = max(int(above), int(np.searchsorted(values, values[index] + value_step)))
         if index >= last:
             break
         kept.append(index)
     near_end = levels[last] - levels[kept[-1]] < _LEVEL_STEP
-    if len(kept) > 1 and (near_end or high - values[kept[-1]] < _value_step(high, high)):
+    if len(kept) > 1 and (near_end or high - values[kept[-1]] < _value_step(high, high, rounding)):
         kept.pop()
     kept.append(last)
     return values[kept], levels[kept]
 
 
-def counts_as_constant(low: Array, high: Array) -> BoolArray:
+def rounding(rows: Array) -> Array:
+    """Return the relative rounding of each column: float32's where it holds no finer number."""
+    with np.errstate(over="ignore"):
+        single = (rows == rows.astype(np.float32)).all(axis=0)
+    return np.asarray(np.where(single, np.finfo(np.float32).eps, np.finfo(np.float64).eps))
+
+
+def counts_as_constant(low: Array, high: Array, rounding: Array) -> BoolArray:
     """Return, per dimension, whether values from `low` to `high` differ by rounding at most."""
-    return np.asarray(high / 2 - low / 2 <= _value_step(low, high))
+    return np.asarray(high / 2 - low / 2 <= _value_step(low, high, rounding))
 
 
-def _value_step(low: Array, high: Array) -> Array:
+def _value_step(low: Array, high: Array, rounding: Array) -> Array:
     """Smallest difference, per dimension, between values that count as different."""
     magnitude = np.maximum(np.abs(low), np.abs(high))
-    return np.maximum(_VALUE_STEP * magnitude, _SMALLEST)
+    return np.asarray(np.maximum(_VALUE_STEP * rounding * magnitude, _SMALLEST))

@@ -9,7 +9,7 @@
 Each dimension has its own map. Inside the data's range ``unnormalize`` inverts ``normalize`` to
 float64 rounding (for the CDF about 1e-12 of the range, as its slope is up to 1000). A constant
 dimension maps to 0, and every value maps back to the constant; constant is also one whose values
-differ by no more than float32 rounds (`mpd_gym.datasets.fitting`).
+differ by rounding only, float32's where they hold no finer numbers.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from mpd_gym.collect.sb3 import load_sb3
+from mpd_gym.collect.sb3 import SB3Policy, load_sb3
 from mpd_gym.collect.sb3_normalize import trained_normalized
 from mpd_gym.errors import CheckpointError, InputError
 from mpd_gym.evaluation.comparison import load_entries
@@ -128,6 +128,29 @@ def test_it_plays_as_it_was_trained(tmp_path: Path) -> None:
         (entry,) = load_entries([text], "Pendulum-v1")
     found = evaluate(entry.policy, "Pendulum-v1", seeds=3, num_envs=3, deterministic=True)
     assert np.abs(found.returns - expected).min() > 1.0
+
+
+@pytest.mark.fault(
+    "Policies",
+    "a model of SB3 itself that was trained under VecNormalize",
+    "a warning with the way",
+)
+def test_models_that_sb3_loaded_are_noticed(tmp_path: Path) -> None:
+    model, venv = trained(tmp_path, lambda: gym.make("Pendulum-v1"), normal={})
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu")
+    for policy in (model, loaded):
+        with pytest.warns(UserWarning, match="policy: was trained under VecNormalize.*statistics="):
+            evaluate(policy, "Pendulum-v1", seeds=1)
+    plain, _ = trained(tmp_path, lambda: gym.make("Pendulum-v1"))
+    given = SB3Policy(model.policy, statistics=venv.normalize_obs)
+    file = load_sb3(tmp_path / "model.zip", "Pendulum-v1", vecnormalize=tmp_path / "statistics.pkl")
+    x = np.float32([[0.6, 0.8, 5.0]])
+    expected, _ = model.predict(venv.normalize_obs(x), deterministic=True)
+    np.testing.assert_array_equal(given.predict(x, deterministic=True)[0], expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for policy in (plain, given, file):
+            evaluate(policy, "Pendulum-v1", seeds=1)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC])

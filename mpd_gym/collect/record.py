@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mpd_gym._version import __version__
 from mpd_gym.collect.rollout import Assignment, Views
+from mpd_gym.collect.sb3_normalize import warn_normalized
 from mpd_gym.collect.storage import Decision, Place, Status, already_there, discard
 from mpd_gym.collect.workers import Schedule, run_here, run_in_processes
 from mpd_gym.collect.writer import Content, DatasetInfo, assemble, describe, plain, write_dataset
@@ -146,6 +147,7 @@ def record(
     assert content.spec is not None
     space = content.observation_space
     if hasattr(policy, "predict"):  # what a function makes is checked where it is made
+        warn_normalized(policy)
         with closing(gym.make(content.spec)) as env:
             check_spaces(policy, env, observes=views.shown is None)
     job = Assignment(dataset_id, content.spec, policy, seed, deterministic, space, views, accept)

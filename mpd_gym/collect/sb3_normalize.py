@@ -7,6 +7,7 @@ import hashlib
 import io
 import pickle
 import pickletools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,12 @@ from mpd_gym.errors import CheckpointError
 from mpd_gym.types import Array, Observation
 from mpd_gym.validation import observation_arrays
 
-__all__ = ["ObservationStatistics", "read_vecnormalize", "trained_normalized"]
+__all__ = [
+    "ObservationStatistics",
+    "read_vecnormalize",
+    "trained_normalized",
+    "warn_normalized",
+]
 
 FLOAT32 = np.dtype(np.float32)
 MALFORMED = (
@@ -94,13 +100,13 @@ def read_vecnormalize(
 
 
 def trained_normalized(fields: Mapping[str, Any], space: spaces.Space[Any]) -> bool:
-    """Whether a zip's last observations show that ``VecNormalize`` made them.
+    """Whether a model's last observations show that ``VecNormalize`` made them.
 
     It makes float32 of any type, and may leave the space's bounds. Algorithms that keep no replay
     buffer store the original observations beside them only if there is a ``VecNormalize``.
 
     Args:
-        fields: JSON fields of the zip.
+        fields: JSON fields of its zip, or its attributes.
         space: Observations of the policy.
     """
     last, original = (_stored(fields.get(name)) for name in ("_last_obs", "_last_original_obs"))
@@ -115,11 +121,28 @@ def trained_normalized(fields: Mapping[str, Any], space: spaces.Space[Any]) -> b
     return False
 
 
+def warn_normalized(policy: Any) -> None:
+    """Warn of a model of Stable-Baselines3 that was trained under a ``VecNormalize``."""
+    if not hasattr(policy, "get_vec_normalize_env"):
+        return
+    wrapper = policy.get_vec_normalize_env()
+    if wrapper.norm_obs if wrapper else trained_normalized(vars(policy), policy.observation_space):
+        warnings.warn(
+            "policy: was trained under VecNormalize and acts wrongly without its statistics; give "
+            "SB3Policy(model.policy, statistics=wrapper.normalize_obs), with that wrapper",
+            stacklevel=3,
+        )
+
+
 def _stored(field: Any) -> dict[str, Array]:
-    """Arrays of one of the zip's pickled fields by key; none where it holds something else."""
+    """Arrays of an attribute, or of a pickled field, by key; none where it holds something else."""
     try:
-        found = _by_key(_inert(base64.b64decode(field[":serialized:"])))
-        return {key: _array(part) for key, part in found.items()}
+        if isinstance(field, Mapping) and ":serialized:" in field:
+            field = _inert(base64.b64decode(field[":serialized:"]))
+        return {
+            key: part if isinstance(part, np.ndarray) else _array(part)
+            for key, part in _by_key(field).items()
+        }
     except MALFORMED:
         return {}
 

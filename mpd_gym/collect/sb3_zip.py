@@ -14,7 +14,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -25,11 +25,7 @@ from gymnasium import spaces
 
 from mpd_gym.atomic import user_path
 from mpd_gym.collect.sb3_network import FAMILIES, policy_family, rebuild_policy
-from mpd_gym.collect.sb3_normalize import (
-    ObservationStatistics,
-    read_vecnormalize,
-    trained_normalized,
-)
+from mpd_gym.collect.sb3_normalize import read_vecnormalize, trained_normalized
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_choice, require
 from mpd_gym.types import Array
 
@@ -56,7 +52,11 @@ class SB3Policy:
     """
 
     def __init__(
-        self, policy: BasePolicy, *, seed: int = 0, statistics: ObservationStatistics | None = None
+        self,
+        policy: BasePolicy,
+        *,
+        seed: int = 0,
+        statistics: Callable[[Any], Any] | None = None,
     ) -> None:
         self.policy, self.statistics = policy, statistics
         self.observation_space = policy.observation_space

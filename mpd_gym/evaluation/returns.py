@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from mpd_gym.collect.sb3_normalize import warn_normalized
 from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import InputError, check_integer, check_policy
 from mpd_gym.types import Array, BoolArray, Policy, succeeded
@@ -216,6 +217,7 @@ def evaluate(
             a state, or a reward or cost is not finite.
     """
     check_policy(policy)
+    warn_normalized(policy)
     check_integer("num_envs", num_envs, 1)
     seeds = as_seeds(seeds)
     if reset_options is not None and len(reset_options) != len(seeds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -128,7 +129,7 @@ class SamplingConfig:
         }
         object.__setattr__(self, "condition_values", values)
 
-    @property
+    @functools.cached_property
     def asked(self) -> dict[str, Any]:
         """What a plan is made for, beside a goal: another value makes a new plan."""
         names = ("budget", "condition_values", "cost_scale", "return_scale")

@@ -127,15 +127,16 @@ class AgentState:
         """
         if self.asked != options.asked:
             return np.ones(len(self), bool)
-        if reading.goal is None:
+        if reading.goal is None or (reading.goal == self.goal).all():
             return np.zeros(len(self), bool)
         gap = np.abs(reading.goal - self.goal).max(axis=1, initial=0.0)
-        rounding: BoolArray = gap > _ROUNDING * np.abs(self.goal).max(axis=1, initial=0.0)
-        return rounding
+        moved: BoolArray = gap > _ROUNDING * np.abs(self.goal).max(axis=1, initial=0.0)
+        return moved
 
     def _reset(self, episode_start: Any, limit: float) -> AgentState:
         flags = as_numbers("episode_start", episode_start).reshape(-1)
-        if flags.shape != (len(self),) or not ((flags == 0) | (flags == 1)).all():
+        whole = flags.dtype == np.bool_ or np.isin(flags, (0, 1)).all()
+        if flags.shape != (len(self),) or not whole:
             raise InputError(
                 f"episode_start: expected {len(self)} flags, one for each observation, got "
                 f"{episode_start!r}"

@@ -211,25 +211,19 @@ def check_integer(name: str, value: object, low: int, high: int = 2**63 - 1) -> 
 
 
 def check_number(
-    name: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    above: bool = False,
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False
 ) -> int | float:
     """Return the argument `name` as a plain finite number from `low`, or `above` it, to `high`.
 
     Raises:
         ConfigError: With the bounds and the value.
     """
-    try:
-        if isinstance(value, Real) and not isinstance(value, bool):
-            number: int | float = value if isinstance(value, int) else float(value)
-            if math.isfinite(number) and low <= number <= high and not (above and number == low):
-                return number
-    except OverflowError:  # an integer beyond all floats
-        pass
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = value if isinstance(value, int) else float(value)
+    inside = abs(number) <= sys.float_info.max and low <= number <= high
+    if inside and not (above and number == low):
+        return number
     bounds = f" in {'(' if above else '['}{low}, {high}]"
     if high == math.inf:
         bounds = "" if low == -math.inf else f" {'>' if above else '>='} {low}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from mpd_gym.errors import InputError, PlanningError, check_choice
 from mpd_gym.types import Array, BoolArray, Ranker, Ranking
-from mpd_gym.validation import as_numbers, returned
+from mpd_gym.validation import as_numbers, copied, returned
 
 __all__ = [
     "RANKERS",
@@ -215,49 +215,34 @@ def custom(score: Callable[[Array, Array], Array]) -> Ranker:
     @_ranker
     def scored(candidates: _Candidates) -> Ranking:
         plans, size = (candidates.observations, candidates.actions), len(candidates.actions)
-        return candidates.choose(returned("ranking function", score, plans, (size,)))
+        return candidates.choose(returned("ranking function", score, *plans, shape=(size,)))
 
     return scored
 
 
 def ranked(own: Ranker, observations: Array, actions: Array, **known: Any) -> Ranking:
-    """Call a caller's ranker with copies, and copy and check its answer.
-
-    Args:
-        own: The ranker.
-        observations: As for any `Ranker`.
-        actions: As for any `Ranker`.
-        known: Its keyword arguments.
+    """Call a caller's ranker with copies, and check and copy its answer.
 
     Raises:
-        InputError: If it returns no `Ranking`, scores or flags of another shape or NaN, or chooses
-            what is no candidate or not finite.
+        InputError: If it is no `Ranking`, of another shape, holds NaN, or chooses what is no
+            candidate or not finite.
     """
-    copies: dict[str, Any] = {
-        name: value.copy() if isinstance(value, np.ndarray) else value
-        for name, value in known.items()
-    }
-    found: Any = own(observations.copy(), actions.copy(), **copies)
+    found: Any = own(observations.copy(), actions.copy(), **copied(known))
     if not isinstance(found, Ranking):
         raise InputError(f"ranker: expected a mpd_gym.types.Ranking, got {type(found).__name__}")
     size, chosen = len(actions), found.chosen
-    scores, feasible = (
-        as_numbers(f"ranker: {name}", getattr(found, name)).copy()
-        for name in ("scores", "feasible")
-    )
+    scores = as_numbers("ranker: scores", found.scores).astype(float)
+    feasible = as_numbers("ranker: feasible", found.feasible).astype(bool)
     if scores.shape != (size,) or feasible.shape != (size,) or np.isnan(scores).any():
         raise InputError(
-            f"ranker: expected scores, without NaN, and feasible of shape ({size},); got "
-            f"{scores} and {feasible}"
+            f"ranker: expected scores, without NaN, and feasible of shape ({size},), got {found}"
         )
     whole = isinstance(chosen, Integral) and not isinstance(chosen, bool)
     if not whole or not 0 <= chosen < size:
-        raise InputError(
-            f"ranker: expected chosen to be an integer from 0 to {size - 1}, got {chosen!r}"
-        )
+        raise InputError(f"ranker: expected an integer from 0 to {size - 1} as chosen, got {found}")
     if not (np.isfinite(observations[chosen]).all() and np.isfinite(actions[chosen]).all()):
         raise InputError(f"ranker: chose plan {chosen}, which is not finite; choose another")
-    return Ranking(scores.astype(float), feasible.astype(bool), int(chosen))
+    return Ranking(scores, feasible, int(chosen))
 
 
 RANKERS: dict[str, Ranker] = {

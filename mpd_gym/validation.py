@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -33,6 +33,7 @@ __all__ = [
     "check_structure",
     "check_values",
     "columns",
+    "copied",
     "decided",
     "inside",
     "observation_arrays",
@@ -195,56 +196,41 @@ def as_numbers(name: str, value: Any) -> Array:
 def returned(
     name: str,
     function: Callable[..., Any],
-    arguments: tuple[Any, ...],
+    *arguments: Any,
     shape: tuple[int, ...],
-    *,
     finite: bool = False,
 ) -> Array:
-    """Call a caller's function, which can change nothing of ours nor keep what it returned.
-
-    Args:
-        name: Of the function, for messages.
-        function: Gets copies of the arguments: torch takes no read-only arrays without a warning.
-        arguments: Arrays, episodes and None.
-        shape: That its values must have.
-        finite: Whether they must be finite.
-
-    Returns:
-        New float64 array of that shape.
+    """Call a caller's function with copies, and copy what it returns: a new float64 array.
 
     Raises:
-        InputError: If the function returns anything else.
+        InputError: If it returns no numbers of this shape, or not `finite` ones.
     """
-    values = as_numbers(name, function(*map(_copied, arguments))).astype(np.float64)
+    values = as_numbers(name, function(*map(copied, arguments))).astype(np.float64)
     if values.shape != shape or (finite and not np.isfinite(values).all()):
         also = " with NaN or infinity" if values.shape == shape else ""
-        expected = "finite numbers" if finite else "values"
-        raise InputError(
-            f"{name}: expected {expected} of shape {shape}, got {values.shape}{also}; correct the "
-            "function"
-        )
+        expected = f"{'finite ' if finite else ''}numbers of shape {shape}"
+        raise InputError(f"{name}: expected {expected}, got {values.shape}{also}; correct it")
     return values
 
 
 def decided(name: str, function: Callable[[Episode], Any], episode: Episode) -> bool:
-    """Call a caller's function that says yes or no to a copy of an episode.
+    """Call a caller's function that says True or False to a copy of an episode.
 
     Raises:
-        InputError: If it returns anything but True or False.
+        InputError: If it says anything else.
     """
-    answer = function(_copied(episode))
+    answer = function(copied(episode))
     if not isinstance(answer, bool | np.bool_):
         raise InputError(f"{name}: expected True or False, got {answer!r}; correct the function")
     return bool(answer)
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """A copy of all arrays of a value; not read-only views, of which torch warns."""
     if isinstance(value, Mapping):
-        return {key: _copied(part) for key, part in value.items()}
+        return {key: copied(part) for key, part in value.items()}
     if isinstance(value, Episode):
-        return replace(
-            value, **{part.name: _copied(getattr(value, part.name)) for part in fields(value)}
-        )
+        return Episode(**copied(vars(value)))
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
@@ -279,54 +265,43 @@ def check_spaces(
         own = getattr(policy, part, None)
         there = getattr(env, f"single_{part}", getattr(env, part))
         accepted = (own,) if acts else getattr(policy, "accepts", (own,))
-        fitting = [space for space in accepted if not _misfit(space, there)]
-        problem = "" if fitting else _misfit(accepted[0], there)
-        doubt = _other_scale(fitting[0], there) if fitting else ""
-        if not (problem or doubt):
+        found = [_difference(space, there) for space in accepted if space is not None]
+        if not found or ("", False) in found:
             continue
+        problem, scaled = min(found, key=lambda one: not one[1])
         name = getattr(env, "name", None) or getattr(env.spec, "id", "the environment")
-        found = f"its {part.replace('_', ' ')} is {own}, {name} has {there}: {problem or doubt}"
-        if problem or acts:
-            scale = "" if problem else "scale them with gymnasium.wrappers.RescaleAction, or "
-            raise ConfigError(f"{label}: {found}; {scale}{remedy}")
+        text = f"{label}: its {part.replace('_', ' ')} is {own}, {name} has {there}: {problem}"
+        if acts or not scaled:
+            scale = "scale them with gymnasium.wrappers.RescaleAction, or " if scaled else ""
+            raise ConfigError(f"{text}; {scale}{remedy}")
         warnings.warn(
-            f"{label}: {found}; if one is rescaled, numbers mean another thing: {remedy}",
-            stacklevel=3,
+            f"{text}; if one is rescaled, numbers mean another thing: {remedy}", stacklevel=3
         )
 
 
-def _misfit(wanted: gym.Space[Any] | None, there: gym.Space[Any]) -> str:
-    """What of kind, keys or shape does not fit; empty where all does."""
+def _difference(wanted: gym.Space[Any], there: gym.Space[Any]) -> tuple[str, bool]:
+    """What differs, empty for nothing, and whether it is but the scale of the numbers."""
     if isinstance(wanted, gym.spaces.Dict) and isinstance(there, gym.spaces.Dict):
-        for key, part in wanted.items():
-            problem = _misfit(part, there[key]) if key in there.keys() else "is missing"
-            if problem:
-                return f"{key!r} {problem}"
-        return ""
-    if isinstance(wanted, Box) and isinstance(there, Box):
-        shapes = (there.shape, there.shape[-1:] + there.shape[:-1])  # SB3 turns pictures itself
-        turned = there.dtype == np.uint8 and len(there.shape) == 3
-        fits = wanted.shape in shapes[: 1 + turned]
-        return "" if fits else f"shape {wanted.shape} against {there.shape}"
-    return "" if wanted is None or wanted == there else "they are of other kinds"
-
-
-def _other_scale(wanted: gym.Space[Any] | None, there: gym.Space[Any]) -> str:
-    """Whether equal numbers may mean another thing in spaces that fit otherwise."""
-    if isinstance(wanted, gym.spaces.Dict) and isinstance(there, gym.spaces.Dict):
-        found = {key: _other_scale(part, there[key]) for key, part in wanted.items()}
-        return "; ".join(f"{key!r}: {doubt}" for key, doubt in found.items() if doubt)
+        parts = {
+            key: _difference(part, there[key]) if key in there.keys() else ("is missing", False)
+            for key, part in wanted.items()
+        }
+        found = [(f"{key!r} {part[0]}", part[1]) for key, part in parts.items() if part[0]]
+        return min(found, key=lambda one: one[1], default=("", False))
     if not (isinstance(wanted, Box) and isinstance(there, Box)):
-        return ""
+        return ("", False) if wanted == there else ("they are of other kinds", False)
+    turned = there.shape[-1:] + there.shape[:-1]  # SB3 turns pictures itself
+    if len(there.shape) == 3 and there.dtype == np.uint8 and wanted.shape == turned:
+        return "", False
+    if wanted.shape != there.shape:
+        return f"shape {wanted.shape} against {there.shape}", False
     if {wanted.dtype.kind, there.dtype.kind} == {"f", "u"}:
-        return f"{wanted.dtype} against {there.dtype}"
-    if wanted.shape != there.shape:  # a turned picture
-        return ""
+        return f"{wanted.dtype} against {there.dtype}", True
     for ours, theirs in ((wanted.low, there.low), (wanted.high, there.high)):
         known = np.isfinite(ours) & np.isfinite(theirs)
         if not np.allclose(ours[known], theirs[known], rtol=1e-5, atol=1e-8):
-            return "their bounds differ"
-    return ""
+            return "bounds differ", True
+    return "", False
 
 
 def observation_arrays(observations: Observation) -> dict[str, Array]:

@@ -92,9 +92,9 @@ def test_flags_are_true_or_false(lqr: MPDiffuserAgent, flags: Any) -> None:
 def test_a_state_of_other_sizes_is_refused(lqr: MPDiffuserAgent) -> None:
     _, state = lqr.predict(np.ones(2))
     wide, flat = np.zeros((1, lqr.horizon, 2)), np.zeros((1, 1))
-    with pytest.raises(InputError, match=r"its actions has shape .* another agent"):
+    with pytest.raises(InputError, match=r"its actions of shape .* another agent"):
         lqr.predict(np.ones(2), replace(state, actions=wide, observation=flat))
-    with pytest.raises(InputError, match="its observation has shape"):
+    with pytest.raises(InputError, match="its observation of shape"):
         lqr.predict(np.ones(2), replace(state, observation=flat))
 
 
@@ -226,7 +226,10 @@ def choosing(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("ranker", "message"),
     [
-        *[(choosing(chosen=bad), "from 0 to 2") for bad in (99, 3, -1, 1.0, True, None, "0")],
+        *[
+            (choosing(chosen=bad), "from 0 to 2 as chosen")
+            for bad in (99, 3, -1, 1.0, True, None, "0")
+        ],
         (choosing(scores=np.zeros(2)), "scores"),
         (choosing(scores=np.array([0.0, np.nan, 0.0])), "NaN"),
         (choosing(feasible=np.ones((3, 1))), "feasible"),

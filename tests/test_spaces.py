@@ -100,7 +100,7 @@ def test_other_observations_are_refused(own: Any, there: Any, message: str) -> N
     [
         (box(8.0), ONE, "bounds differ"),
         (box(np.inf), spaces.Box(0, 255, (2,), np.uint8), "float32 against uint8"),
-        (spaces.Dict({"observation": box(2.0)}), WHOLE, "'observation': their bounds differ"),
+        (spaces.Dict({"observation": box(2.0)}), WHOLE, "'observation' bounds differ"),
     ],
 )
 def test_another_scale_of_observations_gives_a_warning(own: Any, there: Any, message: str) -> None:

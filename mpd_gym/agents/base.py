@@ -6,7 +6,6 @@ learn; what surrounds that is here and in `mpd_gym.agents.trained`, and is the s
 
 from __future__ import annotations
 
-import copy
 import functools
 import pickle
 import time
@@ -86,12 +85,6 @@ class Agent(ABC, Generic[C]):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle to bytes: multiprocessing would send each weight as a file, of which few fit."""
         return _unpickled, (type(self), pickle.dumps(vars(self)))
-
-    def __copy__(self) -> Self:
-        """A second agent that shares everything."""
-        made = object.__new__(type(self))
-        vars(made).update(vars(self))
-        return made
 
     def __repr__(self) -> str:
         """The method, sizes, and the options that are not the defaults."""
@@ -246,7 +239,7 @@ class Agent(ABC, Generic[C]):
             ConfigError: If a name is unknown or a value out of range, or if the fastest setting
                 exceeds `latency_budget`; the message says how long that takes.
         """
-        other = copy.copy(self)
+        other = _made(type(self), vars(self))
         other._generator = torch.Generator(self.device).manual_seed(self.config.seed)
         other.options = other._checked(self.options.updated(options))
         other.latency = None
@@ -489,6 +482,10 @@ class Agent(ABC, Generic[C]):
 
 def _unpickled(kind: type[A], content: bytes) -> A:
     """An agent from what `Agent.__reduce__` made of it."""
+    return _made(kind, pickle.loads(content))
+
+
+def _made(kind: type[A], attributes: dict[str, Any]) -> A:
     made = object.__new__(kind)
-    vars(made).update(pickle.loads(content))
+    vars(made).update(attributes)
     return made

@@ -186,7 +186,7 @@ def _evaluated(
     """Values ``[N, H]`` of the caller's function, or else of the learned one."""
     if function is None:
         return None if learned is None else learned(*steps, goals)
-    return returned(f"{name} function", function, (*steps, goals), steps[1].shape[:2])
+    return returned(f"{name} function", function, *steps, goals, shape=steps[1].shape[:2])
 
 
 def learned_objective(discount: float, parts: AgentParts[Any]) -> Objective:

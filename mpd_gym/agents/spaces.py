@@ -221,4 +221,4 @@ def read_off(function: InverseDynamics, observations: Array, actions: Array) -> 
         InputError: If the function returns another shape, or what is not finite.
     """
     steps = (observations[:, :-1], actions, observations[:, 1:])
-    return returned("inverse dynamics", function, steps, actions.shape, finite=True)
+    return returned("inverse dynamics", function, *steps, shape=actions.shape, finite=True)

@@ -77,22 +77,18 @@ class AgentState:
             InputError: If the state is of another kind, agent or number of environments, or there
                 is not one flag for each environment.
         """
-        count = len(reading)
-        limit = np.inf if options.budget is None else float(options.budget)
+        count, limit = len(reading), np.inf if options.budget is None else float(options.budget)
         shapes: dict[str, tuple[int, ...]] = {
-            "plan": layout.shape,
-            "actions": (layout.horizon, spaces.nu),
-            "observation": (spaces.nx,),
-            "action": (spaces.nu,),
-            "goal": (spaces.goal_size,),
+            "plan": (count, *layout.shape),
+            "actions": (count, layout.horizon, spaces.nu),
+            "observation": (count, spaces.nx),
+            "action": (count, spaces.nu),
+            "goal": (count, spaces.goal_size),
         }
         if state is None:
-            zeros: dict[str, Any] = {
-                name: np.zeros((count, *shape), np.float32 if name == "plan" else float)
-                for name, shape in shapes.items()
-            }
+            kinds: dict[str, Any] = {"plan": np.float32}
             return cls(
-                **zeros,
+                **{name: np.zeros(shape, kinds.get(name)) for name, shape in shapes.items()},
                 position=np.full(count, -1),
                 budget=np.full(count, limit),
                 spent=np.zeros(count),
@@ -104,17 +100,12 @@ class AgentState:
                 f"state: expected what predict returned, got {type(state).__name__}; pass None "
                 "to start anew"
             )
-        if len(state) != count:
-            raise InputError(
-                f"state: it belongs to {len(state)} environments, but {count} observations "
-                "came; pass state=None to start anew"
-            )
         for name, shape in shapes.items():
-            found = getattr(state, name).shape[1:]
+            found = getattr(state, name).shape
             if found != shape:
                 raise InputError(
-                    f"state: its {name} has shape {found}, this agent's has {shape}; it comes from "
-                    "another agent, pass state=None"
+                    f"state: its {name} of shape {found} should have {shape}: it is of another "
+                    "agent or number of environments; pass state=None to start anew"
                 )
         if state.asked["budget"] != options.budget:
             state = replace(state, budget=np.maximum(limit - state.spent, 0.0))

@@ -304,7 +304,7 @@ def _custom(
         )
     assert spec.size is not None  # of kind "custom"
     name, shape = f"function of condition {spec.name!r}", (len(episode), spec.size)
-    return returned(name, functions[spec.name], (episode,), shape, finite=True)
+    return returned(name, functions[spec.name], episode, shape=shape, finite=True)
 
 
 def _check_functions(

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import InputError, check_integer, check_widths
+from mpd_gym.errors import check_integer, check_widths
 
 __all__ = ["MLP", "MLPConfig", "mlp_layers"]
 
@@ -62,15 +62,6 @@ class MLP(nn.Module):
         self.network = mlp_layers((config.inputs, *config.hidden, config.outputs))
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """Map vectors, given in parts that are laid side by side, to ``[…, outputs]``.
-
-        Raises:
-            InputError: If they do not have the right number of columns in all.
-        """
-        inputs = torch.cat(parts, dim=-1)
-        if inputs.shape[-1] != self.config.inputs:
-            raise InputError(
-                f"parts: expected {self.config.inputs} columns in all; got {inputs.shape[-1]}"
-            )
-        output: Tensor = self.network(inputs)
+        """Map vectors, given in parts that are laid side by side, to ``[…, outputs]``."""
+        output: Tensor = self.network(torch.cat(parts, dim=-1))
         return output

@@ -118,28 +118,15 @@ class Regressor(nn.Module):
 
         Returns:
             ``[…]``.
-
-        Raises:
-            InputError: If `next_observations` or `goals` are missing, or the last axes are of the
-                wrong size.
         """
         parts = [observations, actions]
         if self.config.inputs == "transition":
-            if next_observations is None:
-                raise InputError(
-                    "next_observations: needed by a regressor on transitions; got None"
-                )
+            assert next_observations is not None
             parts.append(next_observations)
         if self.config.goal_dim:
-            if goals is None:
-                raise InputError("goals: needed by a regressor on a goal task; got None")
+            assert goals is not None
             parts.append(goals)
         inputs = torch.cat(parts, dim=-1)
-        if inputs.shape[-1] != self.config.input_dim:
-            raise InputError(
-                f"observations, actions, goals: expected {self.config.input_dim} columns in all; "
-                f"got {inputs.shape[-1]}"
-            )
         output: Tensor = self.network(inputs)
         return output.squeeze(-1)
 

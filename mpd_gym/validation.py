@@ -120,11 +120,9 @@ def action_box(space: gym.Space[Any]) -> Box:
 def as_number(name: str, value: Any) -> float:
     """A reward or cost as a float, also from an array of one element; else an `InputError`."""
     numbers = as_numbers(f"env: {name}", value)
-    if numbers.size == 1:
-        return float(numbers.item())
-    raise InputError(
-        f"env: expected one number as {name}, got {value!r}; correct the environment's step"
-    )
+    if numbers.size != 1:
+        raise InputError(f"env: expected one number as {name}, got {value!r}; correct its step")
+    return float(numbers.item())
 
 
 def as_typed(actions: Array, box: Box) -> Array:

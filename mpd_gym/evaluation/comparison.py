@@ -20,7 +20,6 @@ from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import CheckpointError, ConfigError, FileError, check_policy
 from mpd_gym.evaluation.figures import (
     captioned,
-    drawn,
     draws_plan,
     halved,
     rollout_frames,
@@ -324,10 +323,17 @@ def _first_observation(
         first = env.reset(seed=int(seeds[0]))[0]
     finally:
         env.close()
-    if film:
+    if not film:
+        return first
+    try:
         with closing(make_env(env_id, {**(env_kwargs or {}), "render_mode": "rgb_array"})) as seen:
             seen.reset(seed=int(seeds[0]))
-            drawn(seen)
+            captioned([halved(np.asarray(seen.render()))], "")
+    except Exception as error:  # simulators without a display raise anything
+        raise ConfigError(
+            f"env: {env_id} cannot be drawn here ({error}); ask for no GIF (--no-gif), or set "
+            "MUJOCO_GL=egl where MuJoCo has no display"
+        ) from error
     return first
 
 

@@ -18,7 +18,7 @@ from mpd_gym.datasets import DataReport, EpisodeSource, load_episodes
 from mpd_gym.envs.checks import make_env
 from mpd_gym.envs.drawing import Canvas
 from mpd_gym.envs.palette import INK, PAPER
-from mpd_gym.errors import ConfigError, InputError
+from mpd_gym.errors import InputError
 from mpd_gym.evaluation.open_loop import OpenLoopErrors
 from mpd_gym.evaluation.returns import Evaluation, Interval, mean_interval
 from mpd_gym.evaluation.style import BAND, DPI, WIDTH, legend_below, looks, styled
@@ -297,28 +297,13 @@ def rollout_frames(
             action, state = check_answer(answer, policy, env)
             if draw is not None:
                 draw(env, state)
-            yield drawn(env)
+            yield np.asarray(env.render())
             if done:
                 return
             observation, _, terminated, truncated, _ = env.step(action)
             start, done = False, terminated or truncated
     finally:
         env.close()
-
-
-def drawn(env: gym.Env[Any, Any]) -> Array:
-    """Draw an environment, uint8 ``[height, width, 3]``; a `ConfigError` where that fails."""
-    try:
-        picture = np.asarray(env.render())
-        if picture.shape[2:] == (3,):
-            return picture
-        problem = f"its picture has shape {picture.shape}"
-    except Exception as error:  # simulators without a display raise anything
-        problem = str(error)
-    raise ConfigError(
-        f"env: cannot be drawn here ({problem}); ask for no GIF (--no-gif), or set MUJOCO_GL=egl "
-        "where MuJoCo has no display"
-    )
 
 
 def draws_plan(policy: Any) -> Draw | None:

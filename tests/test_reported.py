@@ -699,10 +699,17 @@ def test_a_locked_file_is_not_called_damaged(minari_root: Path) -> None:
     np.testing.assert_array_equal(load_episodes("tests/locked-v0")[0].rewards, data.rewards)
 
 
+def forks(test: Any) -> Any:
+    """Marks of a test that forks, as scripts on Linux do, whatever Python thinks of it."""
+    test = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")(test)
+    return pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")(test)
+
+
 def _read(data: Any, answers: Any) -> None:
     answers.put([float(episode.observations.sum()) for episode in data])
 
 
+@forks
 @pytest.mark.fault("Machine", "forked processes that read one open HDF5 data set", "right values")
 def test_forked_processes_read_the_same_data(minari_root: Path) -> None:
     """pytorch/pytorch#11929: workers read wrong rows through a shared handle."""
@@ -723,6 +730,7 @@ def _act(agent: Any, answers: Any) -> None:
     answers.put(agent.predict(np.ones(2), deterministic=True)[0])
 
 
+@forks
 @pytest.mark.fault("Machine", "a fork after the agent has acted", "it acts there, too")
 def test_an_agent_acts_in_a_forked_process(lqr: MPDiffuserAgent) -> None:
     """hill-a/stable-baselines#217: a deadlock after a fork of a process with threads."""

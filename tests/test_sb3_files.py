@@ -407,6 +407,8 @@ def test_wrong_spaces_are_refused(
 def test_wrong_algorithm_and_arguments_are_refused(saved: Callable[[str], Path]) -> None:
     with pytest.raises(CheckpointError, match="expected a policy of ppo"):
         load_sb3(saved("sac"), env_of("sac"), algorithm="ppo")
+    with pytest.raises(ConfigError, match="Nope-v0 cannot be made"):
+        load_sb3(saved("sac"), "Nope-v0")
     with pytest.raises(ConfigError, match="algorithm"):
         load_sb3(saved("sac"), env_of("sac"), algorithm="sarsa")
     with pytest.raises(ConfigError, match="env_kwargs"):

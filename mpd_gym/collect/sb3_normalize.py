@@ -85,7 +85,8 @@ def read_vecnormalize(
         running = _by_key(fields["obs_rms"]) if fields["norm_obs"] else {}
         for key in running and (fields.get("norm_obs_keys") or running):
             mean, variance = (_array(running[key].state[name]) for name in ("mean", "var"))
-            moments[key] = mean, np.sqrt(variance + fields["epsilon"])
+            with np.errstate(invalid="ignore"):  # the check below refuses negative ones
+                moments[key] = mean, np.sqrt(variance + fields["epsilon"])
             if not all(one.shape == boxes[key].shape for one in moments[key]):
                 raise ValueError(f"statistics of shape {mean.shape} for {key!r} {boxes[key]}")
             if not all(np.isfinite(one).all() for one in moments[key]):

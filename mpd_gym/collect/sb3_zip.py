@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -26,6 +25,7 @@ from gymnasium import spaces
 from mpd_gym.atomic import user_path
 from mpd_gym.collect.sb3_network import FAMILIES, policy_family, rebuild_policy
 from mpd_gym.collect.sb3_normalize import read_vecnormalize, trained_normalized
+from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_choice, require
 from mpd_gym.types import Array
 
@@ -133,7 +133,7 @@ def load_sb3(
     Raises:
         CheckpointError: If the file is missing, damaged, too large, of another kind, or does not
             fit the environment.
-        ConfigError: If an argument contradicts another.
+        ConfigError: If the environment cannot be made, or an argument contradicts another.
         MissingExtraError: If Stable-Baselines3 is not installed.
     """
     require("stable_baselines3", "collect", PURPOSE)
@@ -239,7 +239,7 @@ def _spaces(
 ) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """Spaces of one environment, images channel first as SB3 sees them."""
     if isinstance(env, str):
-        made = gym.make(env, **(env_kwargs or {}))
+        made = make_env(env, env_kwargs)
         observation, action = made.observation_space, made.action_space
         made.close()
     elif env_kwargs:

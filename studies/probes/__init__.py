@@ -18,4 +18,5 @@ PROBES = {
     "inverse-dynamics": "how precisely actions can be read off two successive states",
     "latent-plans": "whether plans made from pictures are possible",
     "noise-width": "how much noise a denoiser of some width carries through",
+    "normalizers": "what a bad dimension of the data does to actions, for each normaliser",
 }

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import final
 
-from mpd_gym.errors import ConfigError, DataError, check_choice, check_integer, check_number
+from mpd_gym.errors import (
+    ConfigError,
+    DataError,
+    check_choice,
+    check_integer,
+    check_number,
+    from_mapping,
+)
 
 __all__ = ["ConditionSpec", "WindowConfig"]
 
@@ -163,7 +170,8 @@ class WindowConfig:
         check_choice("padding", self.padding, PADDINGS)
         check_number("first_step_share", self.first_step_share, 0, 1)
         specs = tuple(
-            _spec(spec) if isinstance(spec, Mapping) else spec for spec in self.conditions
+            from_mapping(ConditionSpec, spec) if isinstance(spec, Mapping) else spec
+            for spec in self.conditions
         )
         if not all(isinstance(spec, ConditionSpec) for spec in specs):
             raise ConfigError(f"conditions: expected ConditionSpec objects, got {self.conditions}")
@@ -229,15 +237,6 @@ class WindowConfig:
             "shorten horizon, or set padding to 'repeat'",
             source=source,
         )
-
-
-def _spec(values: Mapping[str, Any]) -> ConditionSpec:
-    """Make a specification from a mapping, for example from a file."""
-    for name in values:
-        check_choice("condition field", name, [field.name for field in fields(ConditionSpec)])
-    if "kind" not in values:
-        raise ConfigError(f"conditions: expected the field 'kind', got {dict(values)}")
-    return ConditionSpec(**values)
 
 
 def _whole(value: object) -> bool:

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -25,7 +26,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,7 +95,7 @@ class Save(Work):
         shutil.copy(self.files[0], folder / "agent.safetensors")
 
     def run(self, folder: Path, tell: Tell) -> None:
-        for turn in range(8):
+        for turn in range(4):
             self.agents[turn % 2].save(folder / "agent.safetensors")
 
     def check(self, folder: Path) -> int:
@@ -116,7 +117,8 @@ class Train(Work):
         torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports what takes seconds
 
     def run(self, folder: Path, tell: Tell) -> None:
-        settings = dataclasses.replace(TINY.training, steps=12, checkpoint_every=3, log_every=4)
+        few = {"steps": 8, "checkpoint_every": 2, "ema_every": 2, "log_every": 4}
+        settings = dataclasses.replace(TINY.training, **few)
         config = dataclasses.replace(TINY, training=settings)
         agent = MPDiffuserAgent.fit(self.data, config, directory=folder, progress=False)
         agent.save(folder / "agent.safetensors")
@@ -188,7 +190,7 @@ class Compare(Work):
         self._compare(folder, 3, tell)
 
     def check(self, folder: Path) -> int:
-        old, new = (self.contents(self.home / name) for name in ("before", "whole-Compare"))
+        old, new = (self.contents(self.home / name) for name in ("before", "whole-compare"))
         found = self.contents(folder)
         for name in old:
             if found.get(name) not in (old[name], new[name]):
@@ -209,7 +211,7 @@ class Compare(Work):
             dict(zip(("one", "other"), quick, strict=True)),
             "LQR-v0",
             seeds=seeds,
-            env_kwargs={"max_episode_steps": 5},
+            env_kwargs={"max_episode_steps": 4},
             folder=folder,
             on_played=lambda _: tell(0),
         )
@@ -284,50 +286,68 @@ def killed(work: Work, folder: Path, seconds: float, *, last: bool) -> tuple[boo
     return code == -signal.SIGKILL, told
 
 
-def trial(work: Work, kills: int, chance: random.Random) -> Counter[str]:
-    """Kill one kind of work so many times; count what went wrong."""
-    name, counts = type(work).__name__, Counter[str](kills=0, lost=0, left=0, different=0)
-    undisturbed_in = work.home / f"whole-{name}"
-    undisturbed_in.mkdir()
-    work.begin(undisturbed_in)
-    seconds = undisturbed(lambda: work.run(undisturbed_in, lambda _: None))
-    expected = work.contents(undisturbed_in)
-    while counts["kills"] < kills:
-        folder = Path(tempfile.mkdtemp(dir=work.home))
-        work.begin(folder)
-        most = min(chance.randint(1, ROUND), kills - counts["kills"])
-        for problem in _kills(work, folder, seconds, most, chance, counts):
-            counts["lost"] += 1
-            print(f"{name}: {problem}", file=sys.stderr)
-        undisturbed(lambda here=folder: work.run(here, lambda _: None))  # type: ignore[misc]
-        found = work.contents(folder)
-        if surplus := found.keys() - expected.keys():
-            counts["left"] += 1
-            print(f"{name}: left {sorted(surplus)}", file=sys.stderr)
-        if {key: found.get(key) for key in expected} != expected:
-            counts["different"] += 1
-            print(f"{name}: another result", file=sys.stderr)
+class Trial:
+    """Kills of one kind of work, and what went wrong.
+
+    Args:
+        work: The work.
+        seed: Of the moments.
+    """
+
+    def __init__(self, work: Work, seed: int) -> None:
+        self.work, self.name = work, type(work).__name__.lower()
+        self.chance = random.Random(f"{seed} {self.name}")
+        self.counts = Counter[str](kills=0, lost=0, left=0, different=0, rounds=0)
+        for folder in (work.home / f"first-{self.name}", work.home / f"whole-{self.name}"):
+            folder.mkdir()
+            work.begin(folder)
+            self.seconds = undisturbed(lambda folder=folder: self._warm(folder))
+            for module in json.loads((work.home / "modules.json").read_text()):
+                with contextlib.suppress(Exception):  # so that no child imports it again
+                    importlib.import_module(module)
+        self.expected = work.contents(folder)
+
+    def _warm(self, folder: Path) -> None:
+        """Work undisturbed, and write down which modules that took."""
+        self.work.run(folder, lambda _: None)
+        (self.work.home / "modules.json").write_text(json.dumps([*sys.modules]))
+
+    def round(self, most: int) -> None:
+        """Kill the work up to `most` times, let it end, and compare what it leaves."""
+        folder = Path(tempfile.mkdtemp(dir=self.work.home))
+        self.work.begin(folder)
+        reached, end = 0, self.counts["kills"] + self.chance.randint(1, min(ROUND, most))
+        while self.counts["kills"] < end:
+            try:
+                hit, reached = self._kill(folder, reached)
+            except Lost as problem:
+                hit = self._wrong("lost", str(problem))
+            if not hit:  # the work has come to its end
+                break
+        undisturbed(lambda: self.work.run(folder, lambda _: None))
+        found = self.work.contents(folder)
+        if surplus := found.keys() - self.expected.keys():
+            self._wrong("left", f"left {sorted(surplus)}")
+        if {key: found.get(key) for key in self.expected} != self.expected:
+            self._wrong("different", "another result")
         shutil.rmtree(folder)
-        counts["rounds"] += 1
-    return counts
+        self.counts["rounds"] += 1
 
+    def _kill(self, folder: Path, reached: int) -> tuple[bool, int]:
+        """Kill the work once; return whether it still ran, and how far it is: never less far."""
+        last = self.chance.random() < 0.5 and self.work.last > 0
+        wait = self.chance.uniform(0, self.seconds) * (self.work.last if last else 1)
+        hit, told = killed(self.work, folder, wait, last=last)
+        self.counts["kills"] += hit
+        now = self.work.check(folder)
+        if now < max(reached, told):
+            raise Lost(f"the work was at {max(reached, told)}, and is at {now}")
+        return hit, now
 
-def _kills(
-    work: Work, folder: Path, seconds: float, most: int, chance: random.Random, counts: Counter[str]
-) -> Iterator[Lost]:
-    """Kill work in a folder up to `most` times; yield what is lost."""
-    reached = 0
-    for _ in range(most):
-        last = chance.random() < 0.5 and work.last > 0
-        wait = chance.uniform(0, seconds) * (work.last if last else 1)
-        try:
-            hit, told = killed(work, folder, wait, last=last)
-            counts["kills"] += hit
-            before, reached = max(reached, told), work.check(folder)
-            if reached < before:
-                raise Lost(f"the work was at {before}, and is at {reached}")
-        except Lost as problem:
-            yield problem
+    def _wrong(self, kind: str, problem: str) -> bool:
+        self.counts[kind] += 1
+        print(f"{self.name}: {problem}", file=sys.stderr, flush=True)
+        return False
 
 
 def make_agents(home: Path) -> None:
@@ -347,20 +367,22 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    begun, found = time.monotonic(), {}
-    with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(place)
         undisturbed(lambda: make_agents(home))
-        for number, kind in enumerate((Save, Train, Collect, Compare)):
-            share = chosen.kills // 4 + (number < chosen.kills % 4)
-            chance = random.Random(f"{chosen.seed} {kind.__name__}")
-            found[kind.__name__.lower()] = dict(trial(kind(home), share, chance))
-    command = f"python tests/kills.py --kills {chosen.kills} --seed {chosen.seed}"
-    told = {"command": command, "seconds": round(time.monotonic() - begun), "counts": found}
-    text = json.dumps(told, indent=1)
-    if chosen.record is not None:
-        chosen.record.write_text(text + "\n")
-    print(text)
+        trials = [Trial(kind(home), chosen.seed) for kind in (Save, Train, Collect, Compare)]
+        while missing := chosen.kills - sum(trial.counts["kills"] for trial in trials):
+            trial = min(trials, key=lambda trial: trial.counts["kills"])
+            trial.round(min(missing, -(-chosen.kills // 4) - trial.counts["kills"]))
+            told = {
+                "command": f"python tests/kills.py --kills {chosen.kills} --seed {chosen.seed}",
+                "seconds": round(time.monotonic() - begun),
+                "counts": {trial.name: trial.counts for trial in trials},
+            }
+            if chosen.record is not None:
+                chosen.record.write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told, indent=1))
 
 
 if __name__ == "__main__":

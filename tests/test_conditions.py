@@ -359,7 +359,10 @@ def test_specs_fill_in_what_is_left_out() -> None:
         ({"padding": "repeet"}, r"padding: .*Did you mean 'repeat'\?"),
         ({"conditions": ("return",)}, "conditions: expected ConditionSpec objects"),
         ({"conditions": (ConditionSpec("goal"),) * 2}, r"names must differ, got \['goal', 'goal"),
-        ({"conditions": [{"kind": "cost", "scal": 2}]}, r"ConditionSpec option: .*Did you mean 'scale'\?"),
+        (
+            {"conditions": [{"kind": "cost", "scal": 2}]},
+            r"ConditionSpec option: .*Did you mean 'scale'\?",
+        ),
         ({"conditions": [{"name": "cost"}]}, "ConditionSpec: .*'kind'"),
     ],
 )

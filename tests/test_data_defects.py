@@ -234,6 +234,7 @@ def test_malformed_metadata(changes: dict[str, Any]) -> None:
         ({"total_episodes": 10**15}, "'episode_3' is missing"),
         ({"total_episodes": 0}, "no episodes"),
         ({"frame_stack": 0}, "frame_stack must be 1"),
+        ({"frame_stack": 10**12}, "frame_stack must be 1, or up to 1000"),
         ({"action_space": '{"type": "Discrete", "n": 2, "start": 0}'}, "must be a Box of shape"),
         ({"observation_space": '{"type": "Discrete", "n": 2, "start": 0}'}, "must be a Box or a"),
     ],
@@ -271,6 +272,57 @@ def test_total_steps_must_be_there() -> None:
     tamper(lambda group: group.attrs.__setitem__("total_steps", 0))
     with pytest.raises(DataError, match="the episode is empty"):
         load_episodes(ID)[1]
+
+
+MANY = 4_000_000_000
+
+
+@pytest.mark.fault("Data", "a file that declares 4 billion steps", "refused before any work")
+@pytest.mark.parametrize("steps", [MANY, 2**62, 2**64 - 1])
+def test_steps_that_a_file_cannot_hold_are_refused(steps: int) -> None:
+    tamper(lambda group: group.attrs.__setitem__("total_steps", np.uint64(steps)))
+    with pytest.raises(DataError, match=r"must have shape|no whole number") as caught:
+        load_episodes(ID)
+    assert caught.value.episode == 1
+
+
+@pytest.mark.fault("Data", "arrays that declare 4 billion rows", "refused before they are read")
+@pytest.mark.parametrize("chunks", [None, (1024,)])
+def test_arrays_that_declare_more_than_they_hold_are_refused(chunks: Any, tmp_path: Path) -> None:
+    def declare(group: h5py.Group) -> None:
+        group.attrs["total_steps"] = MANY
+        for name, array in [*group.items()]:
+            if isinstance(array, h5py.Dataset):
+                shape, dtype = (MANY + (name == "observations"), *array.shape[1:]), array.dtype
+                side = chunks and chunks + shape[1:]
+                del group[name]
+                made = group.create_dataset(name, shape, dtype, chunks=side)
+                made[:1] = 0  # all others are made up by HDF5
+
+    tamper(declare if chunks else lambda group: None)
+    if chunks:
+        with pytest.raises(DataError, match="its values were not written"):
+            load_episodes(ID)
+    path = flat(tmp_path)
+    with h5py.File(path, "r+") as file:
+        for name, array in [*file.items()]:
+            shape, dtype = (MANY, *array.shape[1:]), array.dtype
+            side = chunks and chunks + shape[1:]
+            del file[name]
+            file.create_dataset(name, shape, dtype, chunks=side)
+    with pytest.raises(DataError, match="its values were not written"):
+        load_episodes(path)
+
+
+def test_compressed_data_are_read(tmp_path: Path) -> None:
+    path, rows = tmp_path / "flat.hdf5", 100_000
+    with h5py.File(path, "w") as file:
+        for name, array in flat_arrays().items():
+            zeros = np.zeros((rows, *array.shape[1:]), array.dtype)
+            zeros[-1] = name == "timeouts"
+            file.create_dataset(name, data=zeros, compression="gzip", compression_opts=9)
+    assert path.stat().st_size < rows
+    assert load_episodes(path)[0].actions.shape == (rows, 1)
 
 
 # --- environments named in files -----------------------------------------------------------------

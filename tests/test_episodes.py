@@ -178,7 +178,8 @@ def test_files_larger_than_memory_are_not_loaded(tmp_path: Path) -> None:
     path, rows, width = tmp_path / "large.hdf5", 200_000, 50
     with h5py.File(path, "w") as file:
         for name in ("observations", "next_observations"):
-            file.create_dataset(name, (rows, width), "f4", chunks=(1000, width))  # 40 MB of zeros
+            zeros = np.zeros((rows, width), np.float32)  # 40 MB
+            file.create_dataset(name, data=zeros, chunks=(1000, width), compression=1)
         file["actions"] = np.zeros((rows, 1), np.float32)
         for name in ("rewards", "terminals"):
             file[name] = np.zeros(rows, np.float32)

@@ -7,6 +7,7 @@ which follows nothing by itself and opens an array three times as fast.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from mpd_gym.types import Array
 __all__ = ["Hdf5File"]
 
 _KEPT_OPEN = 64  # arrays; each may hold a chunk cache of 1 MiB
+_AGAIN = "download or record it again"
 _ONE_FILE = "copy the data into one file, for example with h5repack"
 
 
@@ -77,7 +79,7 @@ class Hdf5File:
             Handle with `shape` and `dtype`.
 
         Raises:
-            DataError: If it is missing, or stored outside this file.
+            DataError: If it is missing, stored outside this file, or declared larger than it is.
         """
         self._open()
         kept = self._arrays.get(path)
@@ -91,6 +93,9 @@ class Hdf5File:
             if properties.get_layout() == h5d.VIRTUAL or properties.get_external_count():
                 problem = f"'{path}' is stored in another file, which is not opened: {_ONE_FILE}"
                 raise DataError(problem, source=self._source, episode=episode)
+            if math.prod(found.shape) > self.size and not _is_whole(found):
+                problem = f"'{path}' has shape {found.shape}, but its values were not written"
+                raise DataError(f"{problem}: {_AGAIN}", source=self._source, episode=episode)
         if len(self._arrays) >= _KEPT_OPEN:
             self._arrays.clear()
         self._arrays[path] = found
@@ -120,8 +125,8 @@ class Hdf5File:
             yield
         except DataError:
             raise
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-            cause, remedy = "is missing or damaged", "download or record it again"
+        except (OSError, RuntimeError, LookupError, MemoryError, TypeError, ValueError) as error:
+            cause, remedy = "is missing or damaged", _AGAIN
             if "unable to lock" in str(error):
                 cause, remedy = "is locked", "wait, or set HDF5_USE_FILE_LOCKING=FALSE"
             problem = f"the file {cause} ({error}): {remedy}"
@@ -133,6 +138,7 @@ class Hdf5File:
         with self.reading():
             self._file = h5py.File(self._path, "r")
             self._root = self._file["/"].id
+            self.size = self._path.stat().st_size  # bytes
         self._arrays: dict[str, Any] = {}
         self._process = os.getpid()
 
@@ -150,3 +156,12 @@ class Hdf5File:
                 raise DataError(problem, source=self._source, episode=episode)
             found = h5o.open(found, name)
         return found
+
+
+def _is_whole(array: Any) -> bool:
+    """Whether the file holds a value for each element; HDF5 makes up those that it does not."""
+    properties = array.get_create_plist()
+    if properties.get_layout() == h5d.CHUNKED:
+        sides = zip(array.shape, properties.get_chunk(), strict=True)
+        return bool(array.get_num_chunks() >= math.prod(-(-n // side) for n, side in sides))
+    return bool(array.get_storage_size() >= math.prod(array.shape))

@@ -27,6 +27,8 @@ from mpd_gym.validation import Column, check_structure
 
 __all__ = ["MinariSource"]
 
+_MOST_FRAMES = 1000
+
 
 @final
 class MinariSource(EpisodeSource):
@@ -82,6 +84,9 @@ class MinariSource(EpisodeSource):
             self._jpeg = set()
         self._has_costs = self._has_info("cost")
         self._success = next((key for key in SUCCESS_KEYS if self._has_info(key)), None)
+        if self._lengths.sum(dtype=float) > self._file.size:  # before anything of that size is made
+            for index in range(len(self)):
+                self._check(index)
 
     def _has_info(self, key: str) -> bool:
         """Return whether the first episode has an info; then all must have it."""
@@ -173,7 +178,7 @@ def _join(*parts: str) -> str:
 
 
 def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, (int, np.integer)) else None
+    return int(value) if isinstance(value, (int, np.integer)) and value < 2**63 else None
 
 
 def _read_metadata(folder: Path, name: str) -> dict[str, Any]:
@@ -212,9 +217,9 @@ def _check_metadata(metadata: Mapping[str, Any], name: str) -> None:
             source=name,
         )
     frames, space = metadata["frame_stack"], metadata["observation_space"]
-    if frames < 1 or (frames > 1 and not isinstance(space, gym.spaces.Box)):
+    if not 1 <= frames <= _MOST_FRAMES or (frames > 1 and not isinstance(space, gym.spaces.Box)):
         raise DataError(
-            f"frame_stack must be 1, or more where observations are a Box; got {frames} with "
-            f"{space}",
+            f"frame_stack must be 1, or up to {_MOST_FRAMES} where observations are a Box; got "
+            f"{frames} with {space}",
             source=name,
         )

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mpd_gym.errors import InputError, check_integer
+from mpd_gym.errors import check_integer
 from mpd_gym.models.denoisers import embedding_layers, sinusoid
 from mpd_gym.models.temporal_unet import Stage, UnetConfig
 
@@ -69,18 +69,8 @@ class ValueNetwork(nn.Module):
         Args:
             trajectory: τ^k, ``[M, L, D]``.
             k: Levels 1 … K, ``[M]``, or ``[1]`` for one that all share.
-
-        Raises:
-            InputError: If a shape is wrong.
         """
-        config, rows = self.config, len(trajectory)
-        expected = (rows, config.horizon, config.trajectory_dim)
-        if tuple(trajectory.shape) != expected or k.shape not in ((1,), (rows,)):
-            raise InputError(
-                f"trajectory, k: expected shapes {list(expected)} and [{rows}] or [1]; "
-                f"got {list(trajectory.shape)} and {list(k.shape)}"
-            )
-        features = sinusoid(k - 1, config.unet.width).to(trajectory.dtype)
+        features = sinusoid(k - 1, self.config.unet.width).to(trajectory.dtype)
         embedding = self.time_embedding(features)
         hidden = trajectory.transpose(1, 2)  # [M, C, L]
         for index, stage in enumerate(self.encoder):
@@ -88,6 +78,6 @@ class ValueNetwork(nn.Module):
             hidden = stage(hidden, stage.modulations(embedding))
             if index < len(self.downs):
                 hidden = self.downs[index](hidden)
-        joined = torch.cat((hidden.flatten(1), embedding.expand(rows, -1)), dim=-1)
+        joined = torch.cat((hidden.flatten(1), embedding.expand(len(trajectory), -1)), dim=-1)
         output: Tensor = self.head(joined)
         return output.squeeze(-1)

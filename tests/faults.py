@@ -7,12 +7,14 @@ has. The marks are read from the source, so that no test need be imported.
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/faults.md"
+KILLS = ROOT / "docs/kills.json"  # which `kills.py` wrote
 AREAS = (
     "Spaces",
     "Observations and actions",
@@ -59,7 +61,28 @@ def page() -> str:
         if table:
             head = ["| given | what happens | test |", "|---|---|---|"]
             parts.append("\n".join([f"## {area}", "", *head, *table, ""]))
-    return "\n".join(parts).format(count=len(found))
+    return "\n".join([*parts, kills()]).format(count=len(found))
+
+
+def kills() -> str:
+    """What many kills did, as it was recorded."""
+    found = json.loads(KILLS.read_text())
+    names = ("kills", "lost", "left", "different")
+    table = [
+        f"| {work} | " + " | ".join(f"{counts[name]:,}" for name in names) + " |"
+        for work, counts in found["counts"].items()
+    ]
+    total = sum(counts["kills"] for counts in found["counts"].values())
+    head = [
+        "| work | kills | a file lost or cut | files left behind | other result after resuming |",
+        "|---|---|---|---|---|",
+    ]
+    said = (
+        f"`{found['command']}` at {found['commit']}: {total:,} kills at random moments in "
+        f"{found['seconds'] / 60:.0f} minutes. After each, files are checked; then the work goes "
+        "on, to its end or to the next kill."
+    )
+    return "\n".join(["## Kills", "", said, "", *head, *table, ""])
 
 
 def _rows(path: Path) -> Iterator[Row]:

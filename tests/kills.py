@@ -20,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -367,7 +368,8 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    begun = time.monotonic()
+    begun, asked = time.monotonic(), ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         undisturbed(lambda: make_agents(home))
@@ -377,6 +379,7 @@ def main() -> None:
             trial.round(min(missing, -(-chosen.kills // 4) - trial.counts["kills"]))
             told = {
                 "command": f"python tests/kills.py --kills {chosen.kills} --seed {chosen.seed}",
+                "commit": commit,
                 "seconds": round(time.monotonic() - begun),
                 "counts": {trial.name: trial.counts for trial in trials},
             }

@@ -19,12 +19,17 @@ import pytest
 from gymnasium.spaces import Box
 from recorders import ENV, ID, Fixed, Noisy, an_episode, assert_same, make_noisy, make_slow, quiet
 
+from mpd_gym import agents, cli
+from mpd_gym.agents.options import SamplingConfig
+from mpd_gym.agents.presets import preset
 from mpd_gym.collect import workers
 from mpd_gym.collect.record import Progress, Views, discard, write_dataset
 from mpd_gym.collect.storage import Place
 from mpd_gym.datasets.episodes import load_episodes
+from mpd_gym.diffusion import SAMPLERS
 from mpd_gym.envs.batched import BatchedEnv
 from mpd_gym.errors import ConfigError, DataError, FileError, MpdError
+from mpd_gym.evaluation.comparison import parse_options
 
 SPACES: dict[str, Any] = {
     "observation_space": Box(-np.inf, np.inf, (2,), np.float32),
@@ -142,8 +147,11 @@ def test_a_failed_rename_gives_the_old_data_set_back(monkeypatch: pytest.MonkeyP
 def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file/below"))
+    for call in (partial(quiet, Noisy(), ENV, ID, episodes=1, seed=0), partial(load_episodes, ID)):
+        with pytest.raises(FileError, match="MINARI_DATASETS_PATH"):
+            call()
     with pytest.raises(FileError, match="MINARI_DATASETS_PATH"):
-        quiet(Noisy(), ENV, ID, episodes=1, seed=0)
+        cli.info(None)
 
 
 @pytest.mark.fault(
@@ -335,3 +343,27 @@ def arrays(tree: Any) -> Iterator[Any]:
 def spoiled(tree: Any) -> None:
     for part in arrays(tree):
         part[...] = 1 if part.dtype == bool else 77
+
+
+@pytest.mark.fault(
+    "Callers' functions", "rows of AGENTS and SAMPLERS that name none", "ConfigError"
+)
+@pytest.mark.parametrize("row", ["no_such_module:X", "json:Nothing", "json:loads", "", 3])
+def test_wrong_rows_of_registries_are_named(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(agents.AGENTS, "mine", row)
+    with pytest.raises(ConfigError, match=r"AGENTS\['mine'\]: expected 'module:Class'"):
+        agents.agent_class("mine")
+    monkeypatch.setitem(SAMPLERS, "mine", row)
+    with pytest.raises(ConfigError, match=r"SAMPLERS\['mine'\]: expected Sampler"):
+        SamplingConfig(sampler="mine")
+
+
+def test_a_preset_names_the_argument_that_is_wrong() -> None:
+    with pytest.raises(ConfigError, match=r"^method: expected one of"):
+        preset("laptop", None, "nope")
+
+
+@pytest.mark.fault("Evaluation", "an option nested a hundred thousand deep", "ConfigError")
+def test_options_that_are_nested_too_deep_are_refused() -> None:
+    with pytest.raises(ConfigError, match="nested too deep"):
+        parse_options(["x=" + "[" * 100_000 + "]" * 100_000])

@@ -37,13 +37,19 @@ def agent_class(name: str) -> type[TrainedAgent[Any]]:
         name: A key of `AGENTS`.
 
     Raises:
-        ConfigError: If there is no such agent.
+        ConfigError: If there is no such agent, or its row names no class of one.
     """
-    from mpd_gym.errors import check_choice
+    from mpd_gym.errors import MALFORMED, ConfigError, check_choice
 
     check_choice("agent", name, AGENTS)
-    module, _, attribute = AGENTS[name].partition(":")
-    found: type[TrainedAgent[Any]] = getattr(import_module(module), attribute)
+    try:
+        module, _, attribute = AGENTS[name].partition(":")
+        found: type[TrainedAgent[Any]] = getattr(import_module(module), attribute)
+        found.config_type  # noqa: B018 - an agent has it
+    except (ImportError, *MALFORMED) as error:
+        raise ConfigError(
+            f"AGENTS[{name!r}]: expected 'module:Class' of an agent; got {AGENTS[name]!r} ({error})"
+        ) from error
     return found
 
 

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from mpd_gym.diffusion import COMPOSITIONS, SAMPLERS, SPACINGS
-from mpd_gym.errors import ConfigError, check_choice, check_integer, check_number, known_fields
+from mpd_gym.diffusion.samplers import Sampler
+from mpd_gym.errors import (
+    ConfigError,
+    check_choice,
+    check_integer,
+    check_kind,
+    check_number,
+    known_fields,
+)
 from mpd_gym.models.backends.choice import PRECISIONS
 from mpd_gym.rankers import RANKERS
 
@@ -109,6 +117,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_choice("composition", self.composition, COMPOSITIONS)
         check_choice("sampler", self.sampler, SAMPLERS)
+        check_kind(f"SAMPLERS[{self.sampler!r}]", SAMPLERS[self.sampler], Sampler)
         check_choice("precision", self.precision, PRECISIONS)
         for name, known in (("spacing", SPACINGS), ("ranker", RANKERS), ("actions", ACTIONS)):
             if getattr(self, name) is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, overload
 
-from mpd_gym.agents import agent_class
+from mpd_gym.agents import AGENTS, agent_class
 from mpd_gym.agents.config import AgentConfig
 from mpd_gym.agents.mpdiffuser import MPDiffuserConfig
 from mpd_gym.agents.options import SamplingConfig
@@ -58,6 +58,7 @@ def preset(name: str, env_id: str | None = None, method: str = "mpdiffuser") -> 
         ConfigError: If there is no such preset or method.
     """
     check_choice("preset", name, PRESETS)
+    check_choice("method", method, AGENTS)
     base = _TASKS.get(env_id or "", _general)()
     size = _PAPER if name == "paper" else {**_LAPTOP, **_LAPTOP_TASKS.get(env_id or "", _GENERAL)}
     base = replace(base, **size)

@@ -95,6 +95,8 @@ def info(
     import minari
 
     from mpd_gym.agents.serialization import shipped_agents
+    from mpd_gym.atomic import writing
+    from mpd_gym.collect.storage import DATASETS
     from mpd_gym.models.backends.library import describe
 
     if source is not None:
@@ -103,7 +105,9 @@ def info(
         else:
             _show_datasets([source])
         return
-    _show_datasets(sorted(minari.list_local_datasets()))
+    with writing(DATASETS):
+        names = sorted(minari.list_local_datasets())
+    _show_datasets(names)
     table = Table("shipped agent", "file")
     for name, path in shipped_agents().items():
         table.add_row(name, path.name)

@@ -40,6 +40,7 @@ if os.name == "posix":
 
 __all__ = ["Attempt", "Decision", "Place", "Status", "discard", "store_shard"]
 
+DATASETS = "the folder of data sets (MINARI_DATASETS_PATH)"  # Minari makes it where it looks
 OPTIONAL = {"costs": np.float64, "successes": np.bool_}
 """Columns that an environment need not report, with their types."""
 _LONGEST_ID = 200  # bytes; a name of 255 is the longest that file systems take, and some is added
@@ -96,7 +97,7 @@ class Place:
                 f"two characters, all of at most {_LONGEST_ID} bytes; got {dataset_id!r}"
             ) from error
         self.dataset_id = dataset_id
-        with writing("the folder of data sets (MINARI_DATASETS_PATH)"):
+        with writing(DATASETS):
             self.final: Path = get_dataset_path(dataset_id)
         self.staging = self.final.parent / f".{self.final.name}.collecting"
         self.shards = self.staging / "shards"

@@ -12,7 +12,8 @@ from minari import MinariDataset
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.storage import get_dataset_path
 
-from mpd_gym.atomic import user_path
+from mpd_gym.atomic import user_path, writing
+from mpd_gym.collect.storage import DATASETS
 from mpd_gym.datasets.hdf5_source import FlatFormat, FlatSource
 from mpd_gym.datasets.minari_source import MinariSource
 from mpd_gym.datasets.source import EpisodeSource, MemorySource
@@ -134,7 +135,8 @@ def _local_folder(dataset_id: str, download: bool) -> Path:
             f"source: expected a Minari id such as 'namespace/name-v0' or a path ending in "
             f"{' or '.join(_SUFFIXES)}, got {dataset_id!r}"
         ) from error
-    folder: Path = get_dataset_path(dataset_id)
+    with writing(DATASETS):
+        folder: Path = get_dataset_path(dataset_id)
     if (folder / "data").is_dir():
         return folder
     if (namespace or "").split("/")[0] == _OURS:

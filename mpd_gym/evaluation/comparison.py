@@ -147,6 +147,8 @@ def _value(text: str) -> Any:
             return read(text)
         except (ValueError, SyntaxError):
             continue
+        except (RecursionError, MemoryError) as error:
+            raise ConfigError(f"option: the value {text[:20]}… is nested too deep") from error
     return text
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict
@@ -299,6 +300,23 @@ def test_one_episode_is_an_error_where_one_is_held_out() -> None:
 @pytest.mark.fault("Data", "random episodes of six environments", "no false alarm")
 def test_random_episodes_are_clean(env_id: str) -> None:
     assert not found(check_data(source(env_id, episodes=20, steps=60), WindowConfig(8)))
+
+
+@pytest.mark.fault("Data", "a heavy-tailed dimension", "no false alarm")
+def test_heavy_tails_are_no_shift() -> None:
+    policy, env, heavy = PendulumSwingUp(), gym.make("Pendulum-v1"), []
+    for seed in range(10):
+        rows, taken, ended = [env.reset(seed=seed)[0]], [], False
+        while not ended:
+            action = policy.predict(rows[-1])[0]
+            observation, reward, _, ended, _ = env.step(action)
+            rows.append(observation)
+            taken.append((action, reward, False, ended))
+        actions, rewards, *flags = map(np.array, zip(*taken, strict=True))
+        x = np.array(rows)
+        x[:, 2] = np.sign(x[:, 2]) * np.expm1(np.abs(x[:, 2]))
+        heavy.append(Episode(x, actions, rewards, *flags))
+    assert not found(check_data(load_episodes(heavy)))
 
 
 @pytest.mark.fault(

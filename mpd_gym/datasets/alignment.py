@@ -56,8 +56,11 @@ def shifted_rows(contexts: Sequence[Array], series: Sequence[Array]) -> Shift | 
     learned = _clearly_best(shares)
     if shares[learned] > _EXPLAINED:
         return None
-    found = np.array([_clearly_best(error) for error in errors[:, learned] / sizes[:, None]])
+    each = errors[:, learned] / np.maximum(sizes, 1)[:, None]
+    found = np.array([_clearly_best(error) for error in each])
     found[sizes < 10 * rows[0].shape[1]] = 0
+    if not learned:  # where most rows are right, shifted ones are explained worse than all of them
+        found[each[:, 0] <= each[found == 0, 0].max(initial=0.0)] = 0
     if not found.any():
         return None
     kind = int(np.bincount(found, minlength=3)[1:].argmax()) + 1

@@ -254,12 +254,21 @@ def test_the_table_is_shown_though_a_file_cannot_be_written(
 def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    Path("file").touch()
     for arguments, message in (
         (["collect", "mpd_gym/lqr/noisy-p41-v0"], "Did you mean"),
         (["evaluate", "LQR-v0", "nothing.safetensors"], "no such file"),
         (["evaluate", "LQR-v0", "x", "-o", "temperature"], "name=value"),
         (["compare", "LQR-v0", "sb3:nothing.zip"], "no such file"),
         (["compare", "LQR-v7", "x"], "LQR-v7 cannot be made"),
+        (["evaluate", "LQR-v0", 300 * "x"], "no such file"),
+        (["info", f"{300 * 'x'}.safetensors"], "no such file"),
+        (["evaluate", "LQR-v0", "shipped", "-e", f"x={5000 * '['}"], "nested too deep"),
+        (["evaluate", "LQR-v0", "shipped", "-e", "start_range=x"], "start_range"),
+        (
+            ["collect", "mpd_gym/constrained-pendulum/mixed-v0", "--policies", "file"],
+            "cannot be written",
+        ),
     ):
         monkeypatch.setattr("sys.argv", ["mpd-gym", *arguments])
         with pytest.raises(SystemExit) as stop:

@@ -251,7 +251,7 @@ def agent_path(source: str | os.PathLike[str]) -> Path:
             f"source: expected a path, or the id of a shipped agent; got {source!r}"
         )
     path = user_path(source)
-    if path.exists():
+    if os.path.exists(path):  # False, too, where the name is too long
         return path
     shipped = shipped_agents()
     if str(source) in shipped:

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from mpd_gym._version import __version__
+from mpd_gym.atomic import check_writable
 from mpd_gym.collect.lqr import NoisyLQR
 from mpd_gym.collect.noisy import NoisyPolicy
 from mpd_gym.collect.random_driver import RandomDriver
@@ -246,6 +247,7 @@ def _trained_sac(
     from mpd_gym.collect.sb3 import train_sb3
 
     folder = collection.policies
+    check_writable(folder)
     return train_sb3(
         "sac",
         env_id,

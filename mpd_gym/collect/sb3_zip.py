@@ -177,7 +177,7 @@ def read_entries(path: Path, names: Sequence[str], max_bytes: int) -> dict[str, 
         CheckpointError: If the file is missing, damaged or no zip, or an entry is missing or
             larger than `max_bytes`.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where the name is too long
         raise CheckpointError(f"{path}: no such file; check the path")
     try:
         with zipfile.ZipFile(path) as archive:

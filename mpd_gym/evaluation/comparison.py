@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -118,7 +119,7 @@ def parse_entry(text: str) -> tuple[str, str, dict[str, Any]]:
     """
     head, *pairs = _NEXT_OPTION.split(text)
     label, separator, source = head.partition("=")
-    if not separator or not _LABEL.fullmatch(label) or user_path(head).exists():
+    if not separator or not _LABEL.fullmatch(label) or os.path.exists(user_path(head)):
         prefix = SB3 if head.startswith(SB3) else ""
         file = Path(head.removeprefix(SB3))
         name = file.stem if file.suffix in SUFFIXES else file.name

@@ -183,7 +183,7 @@ def with_inverse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_edited_header_is_an_agent_or_a_typed_error(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 0 < play_edits(file, 40, monkeypatch) < 40
+    assert 0 < play_edits(file, 25, monkeypatch) < 25
 
 
 @pytest.mark.fault(

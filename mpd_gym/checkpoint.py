@@ -31,7 +31,7 @@ from mpd_gym.atomic import atomic_path, user_path
 from mpd_gym.errors import CheckpointError, InputError
 from mpd_gym.types import Array
 
-__all__ = ["FORMAT_VERSION", "load_file", "load_into", "save_file"]
+__all__ = ["FORMAT_VERSION", "load_file", "load_into", "save_file", "weights_digest"]
 
 FORMAT_VERSION = 1
 """Version of the format that this package writes; it reads this one and refuses newer ones."""
@@ -185,6 +185,16 @@ def load_into(
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])
+
+
+def weights_digest(module: nn.Module) -> str:
+    """32 hexadecimal digits that differ where a parameter or buffer does."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        tensor = value.cpu().contiguous()
+        digest.update(f"{name} {_spec(tensor)} ".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
 
 
 class _RefusedError(Exception):

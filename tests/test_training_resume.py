@@ -198,7 +198,7 @@ def test_other_data_or_module_are_refused(done: Path) -> None:
     run: Callable[..., TrainingResult] = partial(
         fit, loss_fn=noisy_loss, sampler=sampler, config=CONFIG, directory=done, **QUICK
     )
-    with pytest.raises(ConfigError, match=r"identity is \{'data': 'b'\}"):
+    with pytest.raises(ConfigError, match=r"identity.data is 'b', but .* with 'a'"):
         run(network(), identity={"data": "b"})
     with pytest.raises(CheckpointError, match=r"'weights/weight' is missing"):
         run(nn.Linear(3, 1), identity={"data": "a"})

@@ -51,6 +51,9 @@ REGRESSORS = ("reward", "cost", "termination")
 INVERSE_DYNAMICS = "inverse_dynamics"
 _OPTIONAL = {**{role: f"{role}_model" for role in REGRESSORS}, INVERSE_DYNAMICS: INVERSE_DYNAMICS}
 """Models that an agent may learn beside its method's own, and the field that says so."""
+NOT_OF_WEIGHTS = {"sampling", "training", "regressor_training", *_OPTIONAL.values()}
+"""Fields that shape no weights, say which models there are, or that trainings compare themselves.
+"""
 # Channels of a U-Net that the noise of a column takes from input to output. With 4 each, 2 % of it
 # is lost after 1,000 steps of training, with 2 it is 40 % (``python -m studies noise-width``).
 CHANNELS_PER_NOISE = 4

@@ -6,14 +6,15 @@ import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import numpy as np
 
-from mpd_gym.agents.config import AgentConfig
+from mpd_gym.agents.config import NOT_OF_WEIGHTS, AgentConfig
 from mpd_gym.agents.losses import TrainingTask
 from mpd_gym.agents.serialization import AgentParts
+from mpd_gym.checkpoint import weights_digest
 from mpd_gym.datasets import (
     EpisodeSource,
     FittedConditions,
@@ -25,9 +26,10 @@ from mpd_gym.datasets import (
     load_episodes,
     split_episodes,
 )
+from mpd_gym.datasets.source import array_digest
 from mpd_gym.errors import ConfigError
 from mpd_gym.models import Regressor
-from mpd_gym.training import TrainingConfig, TrainingResult, fit, fit_parallel
+from mpd_gym.training import Sampler, TrainingConfig, TrainingResult, fit, fit_parallel
 from mpd_gym.types import Array
 from mpd_gym.validation import check_spaces
 
@@ -106,8 +108,7 @@ def fit_scalings(
         config: Of the agent.
         functions: Of custom conditions.
     """
-    names = {source.name for source in sources}
-    extra = [source for source in others if source.name not in names]
+    extra = [other for other in others if not any(map(other.same_as, sources))]
     normalizers = fit_normalizers([*sources, *extra], config.normalizer)
     return normalizers, fit_conditions(sources, config.windows, normalizers, functions)
 
@@ -160,19 +161,45 @@ class Job:
     settings: TrainingConfig
     parts: AgentParts[Any]
 
-    def samplers(self) -> tuple[Any, Any]:
-        """Samplers of training and of held-out examples; None where none are held out."""
+    def windows(self) -> tuple[WindowSampler, WindowSampler | None]:
+        """Samplers of training and of held-out windows; None where none are held out."""
         held_out, seed = self.parts.config.validation_fraction, self.parts.config.seed
         if held_out == 0:
-            return self._sampler(self.sources), None
+            return self._windows(self.sources), None
         pairs = [split_episodes(source, held_out, seed) for source in self.sources]
         train, kept = zip(*pairs, strict=True)
-        return self._sampler(train), self._sampler(kept)
+        return self._windows(train), self._windows(kept)
 
-    def _sampler(self, sources: Sequence[EpisodeSource]) -> Any:
+    def _windows(self, sources: Sequence[EpisodeSource]) -> WindowSampler:
         config, parts = self.parts.config, self.parts
-        windows = WindowSampler(sources, config.windows, parts.normalizers, parts.conditions)
+        return WindowSampler(sources, config.windows, parts.normalizers, parts.conditions)
+
+    def examples(self, windows: WindowSampler | None) -> Sampler | None:
+        """Sampler of the task's examples from windows."""
+        if windows is None:
+            return None
         return lambda size, rng: self.task.examples(windows.sample(size, rng))
+
+    def identity(self, windows: WindowSampler) -> dict[str, Any]:
+        """What the weights depend on beside the settings of the training, JSON values.
+
+        Args:
+            windows: What it trains on.
+        """
+        config, parts = asdict(self.parts.config), self.parts
+        normalizers = {
+            f"{part}/{key}": array
+            for part, normalizer in parts.normalizers._asdict().items()
+            if normalizer is not None
+            for key, array in normalizer.arrays().items()
+        }
+        return {
+            "data": [source.identity for source in self.sources],
+            "config": {name: config[name] for name in config if name not in NOT_OF_WEIGHTS},
+            "normalizers": array_digest(normalizers).hex(),
+            "conditions": windows.condition_digest,
+            "initial_weights": weights_digest(parts.models[self.role]),
+        }
 
 
 def train_models(
@@ -212,17 +239,19 @@ def _run(
     module = job.parts.models[job.role]
     if isinstance(module, Regressor) and module.config.target != "termination":
         module.set_target_statistics(*target_statistics(job.sources, module.config.target))
-    examples, held_out = job.samplers()
+    windows, held_out = job.windows()
+    examples = job.examples(windows)
+    assert examples is not None
     return fit(
         module,
         job.task,
         examples,
         job.settings,
         name=job.name,
-        validation=held_out,
+        validation=job.examples(held_out),
         directory=directory,
         device=job.parts.device,
         resume=resume,
-        identity={"data": [source.identity for source in job.sources]},
+        identity=None if directory is None else job.identity(windows),
         progress=progress,
     )

@@ -13,7 +13,7 @@ from mpd_gym.datasets.conditions import FittedConditions
 from mpd_gym.datasets.config import WindowConfig
 from mpd_gym.datasets.fitting import NormalizerFitter
 from mpd_gym.datasets.normalizers import Normalizer, Normalizers
-from mpd_gym.datasets.source import EpisodeSource
+from mpd_gym.datasets.source import EpisodeSource, array_digest
 from mpd_gym.datasets.traversal import (
     as_sources,
     flat_observations,
@@ -124,6 +124,11 @@ class WindowSampler:
         if self.in_memory or self._conditions.needed or self.config.padding in ("terminal", "none"):
             visit_episodes(self._index.sources, visit)
         self._index.choose(self.config, terminated or [False] * len(self._index.lengths))
+
+    @property
+    def condition_digest(self) -> str:
+        """32 hexadecimal digits of every condition's values, as functions may compute them."""
+        return self._conditions.digest
 
     def __len__(self) -> int:
         """Return the number of windows."""
@@ -342,6 +347,10 @@ class _ConditionTable:
     @property
     def needed(self) -> bool:
         return self._conditions is not None
+
+    @property
+    def digest(self) -> str:
+        return array_digest(self._values).hex()
 
     def store(self, number: int, episode: Episode) -> None:
         if self._conditions is None:

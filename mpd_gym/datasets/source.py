@@ -32,6 +32,7 @@ __all__ = [
     "EpisodeSource",
     "MemorySource",
     "Selection",
+    "array_digest",
     "cost_at_most",
     "stack_frames",
     "stacked_space",
@@ -81,6 +82,7 @@ class EpisodeSource(ABC):
         self._clip_actions = clip_actions
         self._frames = frames
         self._known: set[int] = set()
+        self._digests: dict[int, bytes] = {}  # of episodes that were read whole, by number
         self._metadata["observation_space"] = _space_as_read(leaves, frames)
 
     @property
@@ -107,25 +109,37 @@ class EpisodeSource(ABC):
     @property
     def metadata(self) -> dict[str, Any]:
         """Facts about the data; spaces describe the episodes as read."""
-        return self._metadata
+        return dict(self._metadata)
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits of the content: all episodes in order as they are read, and spaces.
+
+        Data of equal content have equal digests, whatever their name and format. An episode is
+        hashed when it is first read whole (2 s for 1 GB); those not yet read are read here.
+
+        Raises:
+            DataError: If an episode is damaged.
+        """
+        boxes = {**self._rules.leaves, "actions": self._rules.actions}
+        bounds = {f"{key} {side}": getattr(box, side)
+                  for key, box in boxes.items() for side in ("low", "high")}  # fmt: skip
+        content = hashlib.blake2b(array_digest(bounds) + bytes([self._frames]), digest_size=16)
+        for index, number in enumerate(self._numbers):
+            if number not in self._digests:
+                self.episode(index)
+            content.update(self._digests[number])
+        return content.hexdigest()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON values that distinguish the data, also from data collected again under its name.
+        """JSON values that distinguish the data from any other; see `digest`."""
+        sizes = {"episodes": len(self), "steps": int(self._lengths.sum())}
+        return {**sizes, "digest": self.digest}
 
-        Only the first episode is read, as the data may be large.
-
-        Raises:
-            DataError: If the first episode is damaged.
-        """
-        first = self.episode(0)
-        digest = hashlib.sha256(first.actions.tobytes() + first.rewards.tobytes())
-        return {
-            "name": self.name,
-            "episodes": len(self),
-            "steps": int(self._lengths.sum()),
-            "first episode": digest.hexdigest()[:16],
-        }
+    def same_as(self, other: EpisodeSource) -> bool:
+        """Whether the content is equal; data are read only where the lengths are equal."""
+        return np.array_equal(self.lengths, other.lengths) and self.digest == other.digest
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -178,13 +192,15 @@ class EpisodeSource(ABC):
             episode = replace(episode, actions=actions)
         number = self._numbers[index]
         check_values(episode, self._rules, number, start=start, length=length, lead=lead)
-        return replace(
-            episode,
-            observations=self._stacked(episode.observations, lead),
-            terminations=episode.terminations.astype(np.bool_),
-            truncations=episode.truncations.astype(np.bool_),
-            successes=None if episode.successes is None else episode.successes.astype(np.bool_),
-        )
+        flags = ("terminations", "truncations", "successes")
+        found = {name: getattr(episode, name) for name in flags}
+        booleans: dict[str, Any] = {
+            name: None if flag is None else flag.astype(np.bool_) for name, flag in found.items()
+        }
+        episode = replace(episode, **booleans)
+        if stop - start == length and number not in self._digests:
+            self._digests[number] = array_digest(columns(episode))
+        return replace(episode, observations=self._stacked(episode.observations, lead))
 
     def validate_all(self, *, progress: bool = False) -> None:
         """Read and check every episode, one at a time.
@@ -264,6 +280,7 @@ class Selection(EpisodeSource):
             parent.metadata,
             numbers=[parent._numbers[index] for index in indices],
         )
+        self._digests = parent._digests
         self._parent = parent
         self._indices = tuple(indices)
 
@@ -276,7 +293,7 @@ class Selection(EpisodeSource):
 
 @final
 class MemorySource(EpisodeSource):
-    """Episodes in memory.
+    """Episodes in memory: copies of the caller's, whose arrays cannot be written to.
 
     Args:
         episodes: At least one.
@@ -302,7 +319,7 @@ class MemorySource(EpisodeSource):
         known = {"frame_stack": 1, **_inferred_spaces(episodes[0], name), **metadata}
         lengths = np.array([len(episode) for episode in episodes])
         super().__init__(name, lengths, known, clip_actions=clip_actions)
-        self._episodes = tuple(episodes)
+        self._episodes = tuple(map(_owned, episodes))
 
     def _check(self, index: int) -> None:
         episode = self._episodes[index]
@@ -320,6 +337,16 @@ class MemorySource(EpisodeSource):
             name: None if rows is None else rows[start:stop] for name, rows in arrays.items()
         }
         return Episode(observations=observations, seed=episode.seed, **steps)
+
+
+def array_digest(arrays: Mapping[str, Array]) -> bytes:
+    """16 bytes that tell named arrays from any others, by names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(arrays.items()):
+        rows = np.ascontiguousarray(array)
+        digest.update(f"{name} {rows.dtype.str} {rows.shape} ".encode())
+        digest.update(rows.reshape(-1).view(np.uint8).data)
+    return digest.digest()
 
 
 def cost_at_most(limit: float) -> Callable[[Episode], bool]:
@@ -355,6 +382,22 @@ def stacked_space(box: Box, number: int) -> Box:
     """Return the space of `number` stacked frames of a space."""
     low, high = np.stack([box.low] * number), np.stack([box.high] * number)
     return Box(low, high, dtype=box.dtype.type)
+
+
+def _owned(episode: Episode) -> Episode:
+    """Copy an episode; whatever is no array is refused when it is read."""
+
+    def copied(array: Any) -> Any:
+        if isinstance(array, np.ndarray):
+            array = array.copy()
+            array.flags.writeable = False
+        return array
+
+    observations: Any = episode.observations
+    if isinstance(observations, Mapping):
+        observations = {key: copied(array) for key, array in observations.items()}
+    arrays = {name: copied(getattr(episode, name)) for name in STEP_ARRAYS}
+    return replace(episode, observations=copied(observations), **arrays)
 
 
 def _space_as_read(leaves: Mapping[str, Box], frames: int) -> gym.Space[Any]:

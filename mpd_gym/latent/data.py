@@ -62,7 +62,7 @@ def encode_episodes(
             f"{source.metadata['observation_space'].shape}"
         )
     name = f"{source.name} (latents of encoder {encoder.digest})"
-    known = None if cache is None else _cached(user_path(cache), name, source.lengths)
+    known = None if cache is None else _cached(user_path(cache), name, source)
     episodes, bounds = [], np.cumsum([0, *(source.lengths + 1)])
     for index in tqdm(range(len(source)), "encoding", unit="episode", disable=not progress):
         episode = source.episode(index)
@@ -72,7 +72,7 @@ def encode_episodes(
             else replace(episode, observations=known[bounds[index] : bounds[index + 1]])
         )
     if cache is not None and known is None:
-        _store(user_path(cache), name, source.lengths, episodes)
+        _store(user_path(cache), name, source, episodes)
     metadata = {key: value for key, value in source.metadata.items() if key not in _OF_IMAGES}
     metadata |= {"observation_space": encoder.latent_space, _KEY: encoder}
     return MemorySource(episodes, metadata, name=name)
@@ -134,19 +134,21 @@ def _encoder(source: EpisodeSource) -> ImageEncoder | None:
     return encoder
 
 
-def _cached(path: Path, name: str, lengths: Array) -> Array | None:
-    """Read latents ``[steps + episodes, latent_dim]`` from a cache of this name, if any."""
+def _cached(path: Path, name: str, source: EpisodeSource) -> Array | None:
+    """Read latents ``[steps + episodes, latent_dim]`` from a cache of this encoder and data."""
     if not path.exists():
         return None
     tensors, header = load_file(path, kind=_KIND)
     try:
-        latents, stored = (tensors[key].numpy() for key in ("latents", "lengths"))
-        same = header["name"] == name and np.array_equal(stored, lengths)
+        latents, lengths = (tensors[key].numpy() for key in ("latents", "lengths"))
+        same = header["name"] == name and np.array_equal(lengths, source.lengths)
+        same = same and header.get("data") == source.digest  # those of earlier versions lack it
     except KeyError as error:
         raise CheckpointError(f"{path}: holds no {error}; remove it") from error
     return latents if same else None
 
 
-def _store(path: Path, name: str, lengths: Array, episodes: list[Episode]) -> None:
+def _store(path: Path, name: str, source: EpisodeSource, episodes: list[Episode]) -> None:
     latents = np.concatenate([np.asarray(episode.observations) for episode in episodes])
-    save_file(path, {"latents": latents, "lengths": lengths}, {"name": name}, kind=_KIND)
+    tensors = {"latents": latents, "lengths": source.lengths}
+    save_file(path, tensors, {"name": name, "data": source.digest}, kind=_KIND)

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from mpd_gym.checkpoint import weights_digest
 from mpd_gym.datasets import EpisodeSource, load_episodes, split_episodes
 from mpd_gym.errors import check_integer, check_number
 from mpd_gym.latent.encoder import ImageEncoder
@@ -133,7 +134,11 @@ def fit_autoencoder(
     )
     model = _untrained(source, training, config)
     told = {"data": source.name, "seed": config.seed, "dynamics_weight": config.dynamics_weight}
-    identity = {"data": source.identity, "validation_fraction": config.validation_fraction}
+    identity = {
+        "data": source.identity,
+        "validation_fraction": config.validation_fraction,
+        "initial_weights": weights_digest(model),
+    }
     result = fit(
         model,
         _loss(config.dynamics_weight),

@@ -11,7 +11,13 @@ from typing import Any, final
 
 from mpd_gym.errors import ConfigError, check_integer
 
-__all__ = ["TrainingConfig", "averaging_rate", "check_continues", "learning_rate_factor"]
+__all__ = [
+    "TrainingConfig",
+    "averaging_rate",
+    "check_continues",
+    "check_equal",
+    "learning_rate_factor",
+]
 
 _SCHEDULES = ("constant", "cosine")
 _PRECISIONS = ("fp32", "bf16")
@@ -19,6 +25,7 @@ _AT_LEAST_ONE = (
     *("steps", "batch_size", "ema_every", "validation_every", "validation_batches", "log_every"),
     *("checkpoint_every", "threads"),
 )
+_REMEDY = "Restore it, choose another name or directory, or start again with resume=False"
 _MAY_BE_NONE = {"gradient_clip", "checkpoint_every", "threads"}
 # Fields that a resumed training may change.
 _FREE = {
@@ -166,15 +173,38 @@ def check_continues(
     Raises:
         ConfigError: Naming the first field that differs.
     """
-    remedy = "Restore it, choose another name or directory, or start again with resume=False"
     free = _FREE if config.schedule == "cosine" else {*_FREE, "steps"}
     for name, value in dataclasses.asdict(config).items():
         if name not in free and saved.get(name) != value:
-            raise ConfigError(
-                f"TrainingConfig.{name} is {value!r}, but {source} was trained with "
-                f"{saved.get(name)!r}. {remedy}"
-            )
+            check_equal(f"TrainingConfig.{name}", value, saved.get(name), source)
     if config.steps < step:
         raise ConfigError(
-            f"TrainingConfig.steps is {config.steps}, but {source} has done {step}. {remedy}"
+            f"TrainingConfig.steps is {config.steps}, but {source} has done {step}. {_REMEDY}"
         )
+
+
+def check_equal(name: str, now: Any, then: Any, source: str) -> None:
+    """Check that JSON values are those of a saved training.
+
+    Args:
+        name: Of the values, for messages.
+        now: Present values.
+        then: Saved values.
+        source: File of the training, for messages.
+
+    Raises:
+        ConfigError: Naming the first value that differs, in mappings and lists of any depth.
+    """
+    if isinstance(now, dict) and isinstance(then, dict):
+        for key in {**now, **then}:
+            if key in now and key not in then:
+                raise ConfigError(
+                    f"{source} does not tell its {name}.{key}: an earlier version of mpd_gym, or "
+                    f"another call, wrote it, so it may be of another training. {_REMEDY}"
+                )
+            check_equal(f"{name}.{key}", now.get(key), then[key], source)
+    elif isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        for index, (one, other) in enumerate(zip(now, then, strict=True)):
+            check_equal(f"{name}[{index}]", one, other, source)
+    elif now != then:
+        raise ConfigError(f"{name} is {now!r}, but {source} was trained with {then!r}. {_REMEDY}")

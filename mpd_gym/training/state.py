@@ -18,11 +18,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mpd_gym.atomic import sync_directory
 from mpd_gym.checkpoint import load_file, load_into, save_file
-from mpd_gym.errors import CheckpointError, ConfigError, InputError, TrainingError
+from mpd_gym.errors import CheckpointError, InputError, TrainingError
 from mpd_gym.training.config import (
     TrainingConfig,
     averaging_rate,
     check_continues,
+    check_equal,
     learning_rate_factor,
 )
 from mpd_gym.training.flat import FlatParameters
@@ -172,15 +173,8 @@ class TrainingState:
             CheckpointError: If it belongs to another module.
         """
         check_continues(self._config, header["config"], header["step"], path)
-        for name, now, then in (
-            ("identity", self._identity, header["identity"]),
-            ("device", self._device.type, header["device"]),
-        ):
-            if now != then:
-                raise ConfigError(
-                    f"{name} is {now!r}, but {path} was trained with {then!r}. Restore it, choose "
-                    "another name or directory, or start again with resume=False"
-                )
+        check_equal("identity", self._identity, header["identity"], path)
+        check_equal("device", self._device.type, header["device"], path)
         load_into(self._module, tensors, "weights/", source=path)
         load_into(self._average, tensors, "average/", source=path)
         self._restore_moments(tensors)

@@ -6,13 +6,14 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from mpd_gym.errors import FileError
+from mpd_gym.errors import ConfigError, FileError
 
 if os.name == "posix":
     import fcntl
@@ -21,6 +22,7 @@ __all__ = [
     "atomic_path",
     "check_writable",
     "file_name",
+    "lock_file",
     "sync_directory",
     "user_path",
     "write_csv",
@@ -115,8 +117,14 @@ def check_writable(folder: str | os.PathLike[str], size: int = 2**20) -> None:
     """
     probe = user_path(folder) / "probe"
     with atomic_path(probe) as temporary:
-        temporary.write_bytes(bytes(size))
+        temporary.write_bytes(bytes(min(size, 2**20)))
     probe.unlink()
+    free = shutil.disk_usage(probe.parent).free
+    if free < size:
+        raise FileError(
+            f"{probe.parent}: {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free; free "
+            "space, or choose another folder"
+        )
 
 
 def file_name(text: str) -> str:
@@ -132,6 +140,33 @@ def file_name(text: str) -> str:
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{safe or 'unnamed'}-{digest}"
+
+
+def lock_file(path: Path, taken: str) -> IO[bytes]:
+    """Open and lock a file; the lock ends when it is closed, or with the process.
+
+    Args:
+        path: The file; it and its folder are made if missing.
+        taken: Message of the error.
+
+    Raises:
+        ConfigError: If it is locked, also by this process.
+        FileError: If it cannot be made or locked.
+    """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError), ExitStack() as held:  # the last holder has removed it
+                file = held.enter_context(open(path, "ab"))
+                if os.name == "posix":
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                    held.pop_all()
+                    return file
+        except BlockingIOError as error:
+            raise ConfigError(taken) from error
+        except OSError as error:
+            raise FileError(f"{path}: cannot be locked ({error}); choose another folder") from error
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from trainings import CONFIG, QUICK, assert_same_result, differs, network, noisy
 
 from mpd_gym import types
 from mpd_gym.checkpoint import load_file
-from mpd_gym.errors import CheckpointError, ConfigError, InputError, TrainingError
+from mpd_gym.errors import CheckpointError, ConfigError, FileError, InputError, TrainingError
 from mpd_gym.training import Record, TrainingConfig, TrainingResult, fit
 
 
@@ -101,11 +103,88 @@ def test_a_failing_disk_leaves_the_earlier_checkpoints(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="No space left"):
+    kept = r"step 28: .*No space left.*the last checkpoint is .*checkpoint\.safetensors at step 20"
+    with pytest.raises(CheckpointError, match=kept):
         fit(network(), noisy_loss, sampler, CONFIG, directory=tmp_path, callbacks=[fill], **QUICK)
     monkeypatch.undo()
     steps = {p.name: load_file(p)[1]["step"] for p in tmp_path.glob("toy/*.safetensors")}
     assert steps == {"checkpoint.safetensors": 20, "previous.safetensors": 10}
+
+
+@pytest.mark.fault(
+    "Training",
+    "a disk that is full during a training",
+    "TensorBoard stops with a warning, a checkpoint with a typed error that names the last one; "
+    "resumed, it ends bit-identical",
+)
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(record: Record) -> None:
+        size = {14: 10, 28: before[0]}.get(record.step)  # the disk is full from 14 to 28
+        if size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    run: Callable[..., TrainingResult] = partial(
+        fit, loss_fn=noisy_loss, sampler=sampler, directory=tmp_path, callbacks=[limit], **QUICK
+    )
+    whole = fit(network(), noisy_loss, sampler, CONFIG, **QUICK)
+    try:
+        with pytest.warns(UserWarning, match="TensorBoard's file cannot be written .*goes on"):
+            went_on = run(network(), config=differs(CONFIG, checkpoint_every=40))
+        assert_same_result(whole, went_on)
+        with (
+            pytest.warns(UserWarning, match="TensorBoard's file"),
+            pytest.raises(CheckpointError, match=r"step 20: .*too large.*at step 10"),
+        ):
+            run(network(), config=CONFIG, resume=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_file(tmp_path / "toy/checkpoint.safetensors")[1]["step"] == 10
+    assert not list(tmp_path.glob("toy/.*"))
+    assert_same_result(whole, run(network(1), config=CONFIG))
+
+
+@pytest.mark.fault(
+    "Training", "a folder without room for a checkpoint, or that is a file", "refused before a step"
+)
+def test_a_folder_that_takes_no_checkpoint_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(batch_size: int, rng: np.random.Generator) -> Any:
+        raise AssertionError("a batch was drawn")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"file/toy/lock: cannot be locked.*another folder"):
+        fit(network(), noisy_loss, never, CONFIG, directory=tmp_path / "file", **QUICK)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500))
+    with pytest.raises(FileError, match=r"0\.0 MB are needed, 0\.0 MB are free"):
+        fit(network(), noisy_loss, never, CONFIG, directory=tmp_path, **QUICK)
+
+
+@pytest.mark.fault("Training", "two trainings in one folder", "the second is refused by name")
+def test_a_folder_holds_one_training_at_a_time(tmp_path: Path) -> None:
+    refused = []
+
+    def second(record: Record) -> None:
+        with pytest.raises(ConfigError, match=r"toy: another training is in this folder; wait"):
+            fit(network(), noisy_loss, sampler, CONFIG, directory=tmp_path, **QUICK)
+        other = QUICK | {"name": "other"}
+        refused.append(
+            fit(network(), noisy_loss, sampler, CONFIG, directory=tmp_path, **other).step
+        )
+
+    whole = fit(network(), noisy_loss, sampler, CONFIG, **QUICK)
+    first = fit(
+        network(), noisy_loss, sampler, CONFIG, directory=tmp_path, callbacks=[second], **QUICK
+    )
+    assert_same_result(whole, first)
+    assert set(refused) == {40}
+    assert not (tmp_path / "toy/lock").exists()
 
 
 @pytest.mark.fault(

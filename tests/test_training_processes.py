@@ -20,7 +20,7 @@ from trainings import CONFIG, QUICK, assert_same_result, differs, network, noisy
 
 from mpd_gym import types
 from mpd_gym.checkpoint import load_file
-from mpd_gym.errors import CheckpointError, InputError, TrainingError, WorkerError
+from mpd_gym.errors import CheckpointError, ConfigError, InputError, TrainingError, WorkerError
 from mpd_gym.training import Record, TrainingConfig, TrainingResult, fit, fit_parallel
 
 # Signals
@@ -137,6 +137,8 @@ def test_kill_9_at_any_moment_leaves_a_training_that_ends_with_the_same_bits(
     for _ in range(5):
         with process_of("session", tmp_path) as process:
             wait_for(lambda: steps_done(tmp_path / "toy") > reached[-1])
+            with pytest.raises(ConfigError, match="another training is in this folder"):
+                session(str(tmp_path))
             time.sleep(chance.uniform(0, 0.15))
             process.kill()
         reached.append(steps_done(tmp_path / "toy"))

@@ -24,19 +24,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import IO, Any, final
+from typing import Any, final
 
 import numpy as np
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.storage import get_dataset_path
 
-from mpd_gym.atomic import atomic_path, sync_directory, writing
+from mpd_gym.atomic import atomic_path, lock_file, sync_directory, writing
 from mpd_gym.errors import MALFORMED, ConfigError, DataError, FileError
 from mpd_gym.types import Array, Episode
 from mpd_gym.validation import columns
-
-if os.name == "posix":
-    import fcntl
 
 __all__ = ["Attempt", "Decision", "Place", "Status", "discard", "store_shard"]
 
@@ -115,8 +112,8 @@ class Place:
             ConfigError: If another process is writing it.
             FileError: If the folder cannot be written to.
         """
-        with writing(self.staging):
-            lock = _acquire(self.staging / "lock", self.dataset_id)
+        taken = f"another process is writing {self.dataset_id!r}: wait for it, or choose another id"
+        lock = lock_file(self.staging / "lock", taken)
         try:
             self._repair()
             yield
@@ -366,27 +363,3 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
-
-
-def _acquire(path: Path, dataset_id: str) -> IO[bytes]:
-    """Lock a file; the lock ends with the process."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = open(path, "ab")
-        except FileNotFoundError:
-            continue  # the last holder has just removed the folder
-        if os.name != "posix":
-            return file
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                return file
-            file.close()
-        except FileNotFoundError:
-            file.close()
-        except BlockingIOError as error:
-            file.close()
-            raise ConfigError(
-                f"another process is writing {dataset_id!r}: wait for it, or choose another id"
-            ) from error

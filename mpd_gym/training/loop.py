@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -99,8 +100,10 @@ def fit(
 
     Raises:
         InputError: If an argument, or the result of a callable, is unusable.
-        ConfigError: If the checkpoint belongs to another training; names the difference.
+        ConfigError: If the checkpoint belongs to another training; names the difference. If another
+            training is in the folder.
         CheckpointError: If the checkpoint is damaged, of another module, or cannot be written.
+        FileError: If the folder cannot be written to, or has no room for a checkpoint.
         TrainingError: If loss or gradient is not finite. Names the step and the last checkpoint,
             which does not change.
         KeyboardInterrupt: On SIGINT or SIGTERM, in the main thread: after the current step and
@@ -116,6 +119,7 @@ def fit(
         checkpoints = None
         if directory is not None:
             checkpoints = Checkpoints(user_path(directory) / name)
+            stack.enter_context(checkpoints.exclusive())
             checkpoints.begin(state, resume=resume)
         report = _Report(name, config, state.step, directory, callbacks, progress)
         stack.callback(report.close)
@@ -186,12 +190,13 @@ class _Report:
         progress: bool,
     ) -> None:
         self._callbacks = callbacks
-        self._writer = None
+        self._writer: Any = None
         if directory is not None:
             from torch.utils.tensorboard import SummaryWriter  # half a second, so only if used
 
             purge = step + 1 if step else None  # hides what a killed session wrote beyond `step`
-            self._writer = SummaryWriter(str(user_path(directory) / name), purge_step=purge)
+            with self._without_writer_on_errors():
+                self._writer = SummaryWriter(str(user_path(directory) / name), purge_step=purge)
         wait = 0.2 if sys.stderr.isatty() else 30.0  # a log file gets few lines
         self._bar = tqdm(
             total=config.steps,
@@ -214,15 +219,30 @@ class _Report:
         self._shown[loss] = f"{record.values['loss']:.4g}"
         self._bar.set_postfix(self._shown, refresh=False)
         if self._writer is not None:
-            for name, value in record.values.items():
-                self._writer.add_scalar(f"{record.split}/{name}", value, record.step)
+            with self._without_writer_on_errors():
+                for name, value in record.values.items():
+                    self._writer.add_scalar(f"{record.split}/{name}", value, record.step)
         for callback in self._callbacks:
             callback(record)
 
     def close(self) -> None:
         self._bar.close()
         if self._writer is not None:
-            self._writer.close()
+            with self._without_writer_on_errors():
+                self._writer.close()
+
+    @contextmanager
+    def _without_writer_on_errors(self) -> Iterator[None]:
+        """Go on without TensorBoard where its file cannot be written: it is no reason to stop."""
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            warnings.warn(
+                f"TensorBoard's file cannot be written ({error}); the training goes on without it. "
+                "Free space",
+                stacklevel=2,
+            )
 
 
 def _keep_memory() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mpd_gym.atomic import sync_directory
+from mpd_gym.atomic import check_writable, lock_file, sync_directory
 from mpd_gym.checkpoint import load_file, load_into, save_file
 from mpd_gym.errors import CheckpointError, InputError, TrainingError
 from mpd_gym.training.config import (
@@ -135,6 +135,11 @@ class TrainingState:
             name: tensor.clone(memory_format=torch.contiguous_format)
             for name, tensor in self._module.state_dict().items()
         }
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About the size of a checkpoint: weights, their average and two moments."""
+        return 4 * sum(int(tensor.nbytes) for tensor in self._module.state_dict().values())
 
     def release(self) -> None:
         """Give the module's parameters their own memory again; this ends the training."""
@@ -266,20 +271,38 @@ class Checkpoints:
         self._next = folder / "next.safetensors"
         self.summary = "no checkpoint was written"
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other trainings out of the folder during the block.
+
+        Raises:
+            ConfigError: If another one is in it.
+            FileError: If the folder cannot be written to.
+        """
+        folder = self._newest.parent
+        taken = f"{folder}: another training is in this folder"
+        remedy = "wait for it, or choose another name or directory"
+        with lock_file(folder / "lock", f"{taken}; {remedy}") as lock:
+            try:
+                yield
+            finally:
+                if os.name == "posix":  # while it is locked, so that it is nobody else's
+                    Path(lock.name).unlink(missing_ok=True)
+
     def begin(self, state: TrainingState, *, resume: bool) -> None:
         """Restore `state` from the newest checkpoint, if any; without `resume` delete them all.
 
         Raises:
+            FileError: If the disk has no room for a checkpoint.
             CheckpointError: If the newest is damaged or belongs to another module.
             ConfigError: If it belongs to another training.
         """
-        folder = self._newest.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in (self._next, *folder.glob(f".{self._next.stem}-*")):
-            leftover.unlink(missing_ok=True)  # from a killed process
+        self._next.unlink(missing_ok=True)  # from a killed process
         if not resume:
             self._newest.unlink(missing_ok=True)
             self._previous.unlink(missing_ok=True)
+        check_writable(self._newest.parent, state.checkpoint_bytes)
+        if not resume:
             return
         path = self._newest if self._newest.exists() else self._previous
         if path.exists():
@@ -304,6 +327,8 @@ class Checkpoints:
             save_file(self._next, state.tensors(), state.header(), kind=_KIND)
         except InputError as error:  # weights or moments overflowed, but not the loss
             raise TrainingError(f"{error} (step {state.step})") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"step {state.step:,}: {error}; {self.summary}") from error
         if self._newest.exists():
             os.replace(self._newest, self._previous)
         os.replace(self._next, self._newest)

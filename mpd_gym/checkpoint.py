@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from mpd_gym._version import __version__
 from mpd_gym.atomic import atomic_path, user_path
-from mpd_gym.errors import CheckpointError, InputError
+from mpd_gym.errors import CheckpointError, FileError, InputError
 from mpd_gym.types import Array
 
 __all__ = ["FORMAT_VERSION", "load_file", "load_into", "save_file", "weights_digest"]
@@ -100,11 +100,8 @@ def save_file(
                 file.write(content)
             file.seek(8 + len(_PREFIX))
             file.write(digest.hexdigest().encode())
-    except OSError as error:
-        raise CheckpointError(
-            f"{target}: could not be written ({error}); an existing file is unchanged. "
-            "Free space or choose another folder"
-        ) from error
+    except FileError as error:
+        raise CheckpointError(f"{error}; an existing file is unchanged") from error
 
 
 def load_file(

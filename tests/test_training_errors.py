@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainings import CONFIG, QUICK, assert_same_result, differs, network, noisy_loss, sampler
 
 from mpd_gym import types
-from mpd_gym.checkpoint import load_file
+from mpd_gym.checkpoint import load_file, save_file
 from mpd_gym.errors import CheckpointError, ConfigError, FileError, InputError, TrainingError
 from mpd_gym.training import Record, TrainingConfig, TrainingResult, fit
 
@@ -103,7 +103,7 @@ def test_a_failing_disk_leaves_the_earlier_checkpoints(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    kept = r"step 28: .*No space left.*the last checkpoint is .*checkpoint\.safetensors at step 20"
+    kept = r"step 30: .*No space left.*the last checkpoint is .*checkpoint\.safetensors at step 20"
     with pytest.raises(CheckpointError, match=kept):
         fit(network(), noisy_loss, sampler, CONFIG, directory=tmp_path, callbacks=[fill], **QUICK)
     monkeypatch.undo()
@@ -146,7 +146,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert load_file(tmp_path / "toy/checkpoint.safetensors")[1]["step"] == 10
     assert not list(tmp_path.glob("toy/.*"))
-    assert_same_result(whole, run(network(1), config=CONFIG))
+    assert_same_result(whole, run(network(1), config=CONFIG, callbacks=[]))
 
 
 @pytest.mark.fault(
@@ -164,6 +164,19 @@ def test_a_folder_that_takes_no_checkpoint_is_refused_at_once(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500))
     with pytest.raises(FileError, match=r"0\.0 MB are needed, 0\.0 MB are free"):
         fit(network(), noisy_loss, never, CONFIG, directory=tmp_path, **QUICK)
+
+
+@pytest.mark.fault("Training", "a checkpoint whose header was edited", "refused by name")
+@pytest.mark.parametrize("name", ["config", "step", "seconds", "rng", "names"])
+def test_an_edited_header_of_a_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    fit(network(), noisy_loss, sampler, CONFIG, directory=tmp_path, **QUICK)
+    path = tmp_path / "toy/checkpoint.safetensors"
+    tensors, header = load_file(path)
+    kept = {key: header[key] for key in ("config", "step", "seconds", "rng", "names")}
+    kept |= {key: header[key] for key in ("identity", "device")}
+    save_file(path, tensors, {**kept, name: [None]}, kind="training")
+    with pytest.raises(CheckpointError, match=r"toy/checkpoint.safetensors.*resume=False"):
+        fit(network(), noisy_loss, sampler, CONFIG, directory=tmp_path, **QUICK)
 
 
 @pytest.mark.fault("Training", "two trainings in one folder", "the second is refused by name")

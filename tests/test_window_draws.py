@@ -87,7 +87,7 @@ def test_a_share_of_the_windows_begins_at_the_first_step() -> None:
     values, counts = np.unique(marks, return_counts=True)
     assert_array_equal(values, list(expected))
     assert np.abs(counts / list(expected.values()) - 1).max() < 0.2  # 4.5 standard deviations
-    with pytest.raises(ConfigError, match="first_step_share: expected a probability"):
+    with pytest.raises(ConfigError, match="first_step_share: expected a finite number in"):
         WindowConfig(first_step_share=1.5)
 
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mpd_gym.atomic import check_writable, lock_file, sync_directory
 from mpd_gym.checkpoint import load_file, load_into, save_file
-from mpd_gym.errors import CheckpointError, InputError, TrainingError
+from mpd_gym.errors import MALFORMED, CheckpointError, ConfigError, InputError, TrainingError
 from mpd_gym.training.config import (
     TrainingConfig,
     averaging_rate,
@@ -175,8 +175,19 @@ class TrainingState:
 
         Raises:
             ConfigError: If it belongs to another training; names the different field.
-            CheckpointError: If it belongs to another module.
+            CheckpointError: If it belongs to another module, or its header is damaged.
         """
+        try:
+            self._restore(tensors, header, path)
+        except (CheckpointError, ConfigError):
+            raise
+        except (RuntimeError, *MALFORMED) as error:  # RuntimeError: PyTorch's of sizes
+            raise CheckpointError(
+                f"{path}: its header does not describe a training ({type(error).__name__}: "
+                f"{error!s:.300}); start again with resume=False"
+            ) from error
+
+    def _restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: str) -> None:
         check_continues(self._config, header["config"], header["step"], path)
         check_equal("identity", self._identity, header["identity"], path)
         check_equal("device", self._device.type, header["device"], path)
@@ -185,7 +196,7 @@ class TrainingState:
         self._restore_moments(tensors)
         self._noise.set_state(tensors["noise"])
         self._rng.bit_generator.state = header["rng"]
-        self.step, self.seconds = header["step"], header["seconds"]
+        self.step, self.seconds = int(header["step"]), float(header["seconds"])
         self._schedule = self._scheduler()
         for log in (self.log, self.validation_log):
             names, prefix = header["names"][log.split], f"log/{log.split}/"

@@ -469,7 +469,7 @@ def test_layouts_are_checked(tmp_path: Path) -> None:
         ({"observations": {"a": OBSERVATIONS}}, "'observations' is missing", None),
         ({"costs": np.zeros(T + 1)}, "'costs' must have shape", T),
         ({"truncations": np.ones(T, bool)}, "'truncations' is set here", 0),
-        ({"actions": np.array([[None]] * T)}, "'actions' must hold numbers", None),
+        ({"actions": np.array([[None]] * T)}, "'actions' is not finite", 0),
     ],
     ids=str,
 )

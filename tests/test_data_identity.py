@@ -18,7 +18,7 @@ from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
 from mpd_gym.checkpoint import load_file, save_file
 from mpd_gym.collect.record import write_dataset
 from mpd_gym.datasets import ConditionSpec, EpisodeSource, load_episodes
-from mpd_gym.errors import ConfigError
+from mpd_gym.errors import ConfigError, DataError
 from mpd_gym.latent import ImageEncoder, encode_episodes
 from mpd_gym.types import Episode
 
@@ -278,6 +278,20 @@ def test_cached_latents_are_of_the_same_pictures(tmp_path: Path) -> None:
 
 
 # --- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "Data", "lists and tensors in an episode in memory", "the data of the same arrays"
+)
+def test_lists_and_tensors_in_episodes_are_arrays() -> None:
+    listed = [
+        replace(e, observations=torch.as_tensor(e.observations), rewards=e.rewards.tolist())
+        for e in TWELVE[:2]
+    ]
+    assert load_episodes(listed, metadata=SPACES).digest == memory(TWELVE[:2]).digest
+    ragged = [TWELVE[0], replace(TWELVE[1], rewards=["a", "b"])]
+    with pytest.raises(DataError, match=r"episode 1.*rewards: expected numbers"):
+        load_episodes(ragged, metadata=SPACES)
 
 
 @pytest.mark.fault(

@@ -20,6 +20,7 @@ from mpd_gym.validation import (
     STEP_ARRAYS,
     EpisodeRules,
     action_box,
+    as_numbers,
     check_structure,
     check_values,
     columns,
@@ -316,10 +317,11 @@ class MemorySource(EpisodeSource):
         if not episodes or not all(isinstance(episode, Episode) for episode in episodes):
             kinds = sorted({type(episode).__name__ for episode in episodes})
             raise InputError(f"episodes: expected at least one Episode, got {kinds or 'none'}")
-        known = {"frame_stack": 1, **_inferred_spaces(episodes[0], name), **metadata}
-        lengths = np.array([len(episode) for episode in episodes])
+        owned = tuple(_owned(episode, name, index) for index, episode in enumerate(episodes))
+        known = {"frame_stack": 1, **_inferred_spaces(owned[0], name), **metadata}
+        lengths = np.array([len(episode) for episode in owned])
         super().__init__(name, lengths, known, clip_actions=clip_actions)
-        self._episodes = tuple(map(_owned, episodes))
+        self._episodes = owned
 
     def _check(self, index: int) -> None:
         episode = self._episodes[index]
@@ -384,20 +386,26 @@ def stacked_space(box: Box, number: int) -> Box:
     return Box(low, high, dtype=box.dtype.type)
 
 
-def _owned(episode: Episode) -> Episode:
-    """Copy an episode; whatever is no array is refused when it is read."""
+def _owned(episode: Episode, source: str, index: int) -> Episode:
+    """Copy an episode; lists and tensors become arrays."""
 
-    def copied(array: Any) -> Any:
-        if isinstance(array, np.ndarray):
-            array = array.copy()
-            array.flags.writeable = False
+    def copied(name: str, values: Any) -> Any:
+        if values is None:
+            return None
+        try:
+            array = as_numbers(name, values).copy()
+        except InputError as error:
+            raise DataError(str(error), source=source, episode=index) from error
+        array.flags.writeable = False
         return array
 
-    observations: Any = episode.observations
-    if isinstance(observations, Mapping):
-        observations = {key: copied(array) for key, array in observations.items()}
-    arrays = {name: copied(getattr(episode, name)) for name in STEP_ARRAYS}
-    return replace(episode, observations=copied(observations), **arrays)
+    found: Any = episode.observations
+    if isinstance(found, Mapping):
+        found = {key: copied(f"observations/{key}", values) for key, values in found.items()}
+    else:
+        found = copied("observations", found)
+    arrays = {name: copied(name, getattr(episode, name)) for name in STEP_ARRAYS}
+    return replace(episode, observations=found, **arrays)
 
 
 def _space_as_read(leaves: Mapping[str, Box], frames: int) -> gym.Space[Any]:

@@ -31,7 +31,10 @@ LQR = replace(
     variants.LQR_NOISY, options={"num_steps": 1, "action_chunk": 15, "guidance_scale": 1.0}
 )
 
-pytestmark = pytest.mark.usefixtures("made_up_data")
+pytestmark = [
+    pytest.mark.usefixtures("made_up_data"),
+    pytest.mark.filterwarnings("ignore:.*is padding:UserWarning"),  # made-up episodes are short
+]
 
 
 def test_the_state_error_is_a_distance_for_each_step() -> None:

@@ -30,12 +30,14 @@ PENDULUM = "ConstrainedPendulum-v0"
 SB3_TINY: dict[str, Any] = {"policy_kwargs": {"net_arch": [8, 8]}, "batch_size": 16}
 
 
-def play(env_id: str, episodes: int = 4, steps: int = 24, **env_kwargs: Any) -> list[Episode]:
+def play(
+    env_id: str, episodes: int = 4, steps: int = 24, first_seed: int = 0, **env_kwargs: Any
+) -> list[Episode]:
     """Episodes of smooth random actions."""
     env = gym.make(env_id, **env_kwargs)
     policy = SmoothRandom(env.action_space, env.observation_space)
     found = []
-    for seed in range(episodes):
+    for seed in range(first_seed, first_seed + episodes):
         policy.reseed(seed)
         rows, infos = [], []
         observation, _ = env.reset(seed=seed)

@@ -86,13 +86,10 @@ class DataError(MpdError, ValueError):
         self.problem, self.source, self.episode, self.step = problem, source, episode, step
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_data_error, (self.problem, self.source, self.episode, self.step)
-
-
-def _rebuild_data_error(
-    problem: str, source: str, episode: int | None, step: int | None
-) -> DataError:
-    return DataError(problem, source=source, episode=episode, step=step)
+        made = functools.partial(
+            DataError, self.problem, source=self.source, episode=self.episode, step=self.step
+        )
+        return made, ()
 
 
 class CheckpointError(MpdError, ValueError):

@@ -7,6 +7,7 @@ and Gymnasium check none of this.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -334,27 +335,18 @@ def check_structure(
     Raises:
         DataError: If the episode is empty, or an array is missing, of a wrong shape or dtype.
     """
+    damage = functools.partial(DataError, source=rules.source, episode=episode)
     if length < 1:
-        raise DataError(
-            "the episode is empty, at least one step is needed: remove it",
-            source=rules.source,
-            episode=episode,
-        )
+        raise damage("the episode is empty, at least one step is needed: remove it")
     for name, (rows, shape) in _expected(rules, length).items():
         column = found.get(name)
         if column is None:
             if name in ("costs", "successes"):
                 continue
-            raise DataError(
-                f"'{name}' is missing; found {sorted(found)}", source=rules.source, episode=episode
-            )
+            raise damage(f"'{name}' is missing; found {sorted(found)}")
         _check_shape(name, column.shape, (rows, *shape), rules.source, episode)
         if column.dtype.kind not in "fiub":
-            raise DataError(
-                f"'{name}' must hold numbers, got dtype {column.dtype}",
-                source=rules.source,
-                episode=episode,
-            )
+            raise damage(f"'{name}' must hold numbers, got dtype {column.dtype}")
 
 
 def check_values(

@@ -10,7 +10,7 @@ import functools
 import pickle
 import time
 from abc import ABC, abstractmethod
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -20,20 +20,14 @@ from torch import Tensor
 
 from mpd_gym.agents.config import AgentConfig
 from mpd_gym.agents.latency import LatencyChoice, LatencyProfile, Timings, choose
-from mpd_gym.agents.objective import (
-    GoalStepFunction,
-    StepFunction,
-    learned_objective,
-    predicted_returns,
-    with_goals,
-)
+from mpd_gym.agents.objective import GoalStepFunction, StepFunction, learned_objective, with_goals
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.planning import (
     Candidates,
     Request,
     SharedNoise,
     as_array,
-    in_units,
+    candidates_of,
     learned_actions,
     rank,
     request_of,
@@ -49,7 +43,6 @@ from mpd_gym.types import Array, BoolArray, Noise, Plan, Ranker
 __all__ = ["Agent"]
 
 C = TypeVar("C", bound=AgentConfig)
-A = TypeVar("A", bound="Agent[Any]")
 
 # Trajectories sampled in one pass through the networks; more go in several, to bound memory.
 MAX_ROWS = 4096
@@ -82,22 +75,19 @@ class Agent(ABC, Generic[C]):
         self._generator = torch.Generator(self.device).manual_seed(self.config.seed)
         self.options = self._checked(self.config.sampling)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> bytes:
         """Pickle to bytes: multiprocessing would send each weight as a file, of which few fit."""
-        return _unpickled, (type(self), pickle.dumps(vars(self)))
+        return pickle.dumps(vars(self))
+
+    def __setstate__(self, content: bytes) -> None:
+        """Restore what `__getstate__` gave."""
+        vars(self).update(pickle.loads(content))
 
     def __repr__(self) -> str:
         """The method, sizes, and the options that are not the defaults."""
-        usual = SamplingConfig()
-        pairs: dict[str, Any] = {
-            "observation": self.observation_space,
-            "action": self.action_space,
-            "horizon": self.horizon,
-        }
-        for option in fields(usual):
-            value = getattr(self.options, option.name)
-            if value != getattr(usual, option.name):
-                pairs[option.name] = value
+        usual, spaces = asdict(SamplingConfig()), (self.observation_space, self.action_space)
+        pairs = dict(zip(("observation", "action"), spaces, strict=True), horizon=self.horizon)
+        pairs |= {key: x for key, x in asdict(self.options).items() if x != usual[key]}
         return f"{type(self).__name__}({', '.join(f'{key}={pairs[key]!r}' for key in pairs)})"
 
     # --- what a method supplies -------------------------------------------------------------
@@ -239,7 +229,8 @@ class Agent(ABC, Generic[C]):
             ConfigError: If a name is unknown or a value out of range, or if the fastest setting
                 exceeds `latency_budget`; the message says how long that takes.
         """
-        other = _made(type(self), vars(self))
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
         other._generator = torch.Generator(self.device).manual_seed(self.config.seed)
         other.options = other._checked(self.options.updated(options))
         other.latency = None
@@ -433,44 +424,20 @@ class Agent(ABC, Generic[C]):
         began = time.perf_counter()
         count, num = len(reading), self.options.num_candidates
         with torch.no_grad():
-            request = request_of(
-                self.parts,
-                self.options,
-                reading,
-                budgets,
-                warm,
-                self._noise(reading, deterministic),
-            )
+            noise = self._noise(reading, deterministic)
+            request = request_of(self.parts, self.options, reading, budgets, warm, noise)
             samples = self._sample(request)
             trajectories = samples.reshape(count * num, -1, *samples.shape[1:]).mean(dim=1)
             future, controls = self.layout.split(trajectories, self.parts.spaces.nx)
             if self.options.actions != "planned":
                 controls = learned_actions(self.models, request.initial, future, controls)
         sampled = time.perf_counter()
-        observations, actions = in_units(
-            self.parts, reading, future, controls, self.objective.inverse_dynamics
-        )
-        returns, costs = self.objective.totals(
-            observations,
-            actions,
-            None if reading.goal is None else np.repeat(reading.goal, num, 0),
-            self.options.termination_penalty,
-            self.options.cost_threshold,
-        )
-        if returns is None:
-            returns = predicted_returns(self.parts, trajectories)
-        found = Candidates(
-            trajectories=as_array(trajectories).reshape(count, num, *self.layout.shape),
-            observations=observations.reshape(count, num, *observations.shape[1:]),
-            actions=actions.reshape(count, num, *actions.shape[1:]),
-            returns=None if returns is None else returns.reshape(count, num),
-            costs=None if costs is None else costs.reshape(count, num),
-            rankings=[],
-            seconds={"sample": sampled - began},
+        found = candidates_of(
+            self.parts, self.options, self.objective, reading, trajectories, future, controls
         )
         rankings = rank(found, budgets, reading, self.options.ranker, self.objective.ranker)
-        ranked = time.perf_counter() - sampled
-        return replace(found, rankings=rankings, seconds={**found.seconds, "rank": ranked})
+        seconds = {"sample": sampled - began, "rank": time.perf_counter() - sampled}
+        return replace(found, rankings=rankings, seconds=seconds)
 
     def _noise(self, reading: Reading, deterministic: bool) -> Noise:
         generator = self._generator
@@ -478,14 +445,3 @@ class Agent(ABC, Generic[C]):
             generator = torch.Generator(self.device).manual_seed(self.config.seed)
         shape = (self.options.num_samples, *self.layout.shape)
         return SharedNoise(generator, shape, len(reading), shared=deterministic)
-
-
-def _unpickled(kind: type[A], content: bytes) -> A:
-    """An agent from what `Agent.__reduce__` made of it."""
-    return _made(kind, pickle.loads(content))
-
-
-def _made(kind: type[A], attributes: dict[str, Any]) -> A:
-    made = object.__new__(kind)
-    vars(made).update(attributes)
-    return made

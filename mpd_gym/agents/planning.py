@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpd_gym.agents.config import INVERSE_DYNAMICS
+from mpd_gym.agents.objective import Objective, predicted_returns
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.serialization import AgentParts
 from mpd_gym.agents.spaces import InverseDynamics, Reading, read_off
@@ -25,9 +26,9 @@ __all__ = [
     "Request",
     "SharedNoise",
     "as_array",
+    "candidates_of",
     "condition_columns",
     "given_columns",
-    "in_units",
     "learned_actions",
     "rank",
     "request_of",
@@ -215,22 +216,14 @@ def learned_actions(
     return actions
 
 
-def in_units(
+def _in_units(
     parts: AgentParts[Any],
     reading: Reading,
     future: Tensor,
     controls: Tensor,
     inverse: InverseDynamics | None,
 ) -> tuple[Array, Array]:
-    """x_0 … x_H of candidates, and their actions inside the bounds, in environment units.
-
-    Args:
-        parts: Of the agent.
-        reading: The E observations.
-        future: Normalised x_1 … x_H, ``[E · N, H, nx]``.
-        controls: Normalised actions, ``[E · N, H, nu]``.
-        inverse: The caller's inverse dynamics, which replace the actions.
-    """
+    """x_0 … x_H of candidates, and their actions inside the bounds, in environment units."""
     x = parts.normalizers.observation.unnormalize(as_array(future))
     start = np.repeat(reading.x, len(x) // len(reading), 0)[:, None]
     observations = np.concatenate([start, x], axis=1)
@@ -265,8 +258,48 @@ class Candidates:
     actions: Array
     returns: Array | None
     costs: Array | None
-    rankings: list[Ranking]
-    seconds: dict[str, float]
+    rankings: Sequence[Ranking] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def candidates_of(
+    parts: AgentParts[Any],
+    options: SamplingConfig,
+    objective: Objective,
+    reading: Reading,
+    trajectories: Tensor,
+    future: Tensor,
+    controls: Tensor,
+) -> Candidates:
+    """N candidates for each of E observations in environment units, not ranked yet.
+
+    Args:
+        parts: Of the agent.
+        options: What ends and costs count.
+        objective: Returns, costs, and the caller's inverse dynamics.
+        reading: The E observations.
+        trajectories: What was sampled, normalised, ``[E · N, L, D]``.
+        future: Its x_1 … x_H, ``[E · N, H, nx]``.
+        controls: Normalised actions, ``[E · N, H, nu]``.
+    """
+    count, num = len(reading), len(trajectories) // len(reading)
+    observations, actions = _in_units(parts, reading, future, controls, objective.inverse_dynamics)
+    returns, costs = objective.totals(
+        observations,
+        actions,
+        None if reading.goal is None else np.repeat(reading.goal, num, 0),
+        options.termination_penalty,
+        options.cost_threshold,
+    )
+    if returns is None:
+        returns = predicted_returns(parts, trajectories)
+    return Candidates(
+        trajectories=as_array(trajectories).reshape(count, num, *trajectories.shape[1:]),
+        observations=observations.reshape(count, num, *observations.shape[1:]),
+        actions=actions.reshape(count, num, *actions.shape[1:]),
+        returns=None if returns is None else returns.reshape(count, num),
+        costs=None if costs is None else costs.reshape(count, num),
+    )
 
 
 def rank(

@@ -39,8 +39,8 @@ class _Candidates:
     actions: Array
     returns: Array | None
     costs: Array | None
-    budget: float | None
     goal: Array | None
+    budget: float | None
 
     def __post_init__(self) -> None:
         shape = np.shape(self.actions)
@@ -109,21 +109,14 @@ def _ranker(rank: Callable[[_Candidates], Ranking]) -> Ranker:
         budget: float | None = None,
         goal: Array | None = None,
     ) -> Ranking:
-        candidates = _Candidates(
-            np.asarray(observations),
-            np.asarray(actions),
-            _array(returns),
-            _array(costs),
-            budget,
-            _array(goal),
-        )
-        return rank(candidates)
+        fields: list[Any] = [
+            None if value is None else np.asarray(value)
+            for value in (observations, actions, returns, costs, goal)
+        ]
+        fields.append(budget)
+        return rank(_Candidates(*fields))
 
     return ranker
-
-
-def _array(value: Array | None) -> Array | None:
-    return None if value is None else np.asarray(value)
 
 
 @_ranker

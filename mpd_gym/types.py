@@ -7,7 +7,7 @@ observation and action.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +31,7 @@ __all__ = [
     "Ranker",
     "Ranking",
     "Step",
+    "reported",
     "succeeded",
 ]
 
@@ -45,6 +46,13 @@ SUCCESS_KEYS = ("is_success", "success")
 def succeeded(info: Mapping[str, Any]) -> bool | None:
     """Return the success that a step's infos report; None if they report none."""
     return next((bool(info[key]) for key in SUCCESS_KEYS if key in info), None)
+
+
+def reported(values: Sequence[float | None], dtype: type) -> Array | None:
+    """Return an array of what was reported, 0 where nothing was; None if nothing ever was."""
+    if all(value is None for value in values):
+        return None
+    return np.array([0 if value is None else value for value in values], dtype)
 
 
 @dataclass(frozen=True)

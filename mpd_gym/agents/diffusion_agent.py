@@ -129,15 +129,7 @@ class DiffusionAgent(TrainedAgent[C]):
         known: Inpainting | None = None,
         columns: slice = slice(None),
     ) -> Denoiser:
-        """A network bound to the observations and conditions of a request.
-
-        Args:
-            role: Of the network.
-            request: With all conditions.
-            levels: At which it will be called.
-            known: Entries that are held.
-            columns: Of a trajectory that it predicts, or begins with.
-        """
+        """A network bound to a request; `columns` of a trajectory are what it predicts first."""
         model = self.models[role]
         assert isinstance(model, TrajectoryDenoiser)
         names = [name for name, _ in model.config.conditions]
@@ -164,12 +156,7 @@ class DiffusionAgent(TrainedAgent[C]):
         return self.options.guidance_scale if own is None else own
 
     def _known(self, initial: Tensor) -> Inpainting | None:
-        """Entries that hold x_0, where the method inpaints it.
-
-        Args:
-            initial: ``[E, n]``. The first nx columns are x_0 and go to the first row; the others
-                hold in every row.
-        """
+        """Entries that hold x_0, the first nx columns of `initial`; its others are in all rows."""
         if not self.layout.inpainted:
             return None
         nx, columns = self.parts.spaces.nx, initial.shape[-1]

@@ -132,15 +132,14 @@ def record(
     check_integer("episodes", episodes, 1)
     check_integer("seed", seed, 0)
     check_integer("processes", processes, 1)
-    if max_discarded is not None:
-        check_integer("max_discarded", max_discarded, 0)
+    limit = episodes if max_discarded is None else max_discarded
+    check_integer("max_discarded", limit, 0)
     if not callable(policy):
         check_policy(policy)
     check_function("accept", accept)
     check_function("on_stored", on_stored)
     check_kind("views", views, Views)
     check_kind("info", info, DatasetInfo)
-    limit = episodes if max_discarded is None else max_discarded
     views = views or Views()
     place = Place(dataset_id)
     content = describe(env_id, env_kwargs, views.space, None, views.frame_stack)

@@ -21,7 +21,7 @@ from mpd_gym.errors import (
     check_integer,
     check_policy,
 )
-from mpd_gym.types import Array, Episode, Policy, succeeded
+from mpd_gym.types import Array, Episode, Policy, reported, succeeded
 from mpd_gym.validation import (
     EpisodeRules,
     action_box,
@@ -262,17 +262,10 @@ class _Tape:
             rewards=np.array(self._rewards, dtype=np.float64),
             terminations=ends[:, 0],
             truncations=ends[:, 1],
-            costs=_column(self._costs, np.float64),
-            successes=_column(self._successes, np.bool_),
+            costs=reported(self._costs, np.float64),
+            successes=reported(self._successes, np.bool_),
             seed=seed,
         )
-
-
-def _column(values: Sequence[float | None], dtype: type) -> Array | None:
-    """What infos reported: 0 at steps without it; None if no step has it."""
-    if all(value is None for value in values):
-        return None
-    return np.array([0 if value is None else value for value in values], dtype)
 
 
 def _stack(rows: list[Array], key: str) -> Array:

@@ -301,17 +301,13 @@ def store_shard(folder: Path, outcomes: Sequence[Attempt]) -> None:
         "decisions": np.array([(d.candidate, d.status, d.steps) for d in decisions], np.int64)
     }
     for outcome in outcomes:
-        if outcome.episode is not None:
-            prefix = f"{outcome.decision.candidate}/"
-            arrays |= {prefix + key: value for key, value in _pack(outcome.episode).items()}
+        episode, prefix = outcome.episode, f"{outcome.decision.candidate}/"
+        if episode is not None:
+            seed = {} if episode.seed is None else {"seed": np.array(episode.seed, np.uint64)}
+            arrays |= {prefix + key: value for key, value in (columns(episode) | seed).items()}
     name = f"{min(d.candidate for d in decisions):08d}-{uuid.uuid4().hex[:8]}.npz"
     with atomic_path(folder / name) as path, open(path, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _pack(episode: Episode) -> dict[str, Array]:
-    seed = {} if episode.seed is None else {"seed": np.array(episode.seed, np.uint64)}
-    return columns(episode) | seed
 
 
 def _unpack(shard: Mapping[str, Array]) -> dict[int, Episode]:

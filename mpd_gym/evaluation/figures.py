@@ -67,16 +67,20 @@ def evaluation_table(title: str, evaluations: Mapping[str, Evaluation]) -> Table
     counts = {len(evaluation.returns) for evaluation in evaluations.values()}
     episodes = " or ".join(str(count) for count in sorted(counts))
     caption = f"{episodes} episodes each: mean with its 95 % interval; in brackets, 99th percentile"
-    table = Table(title=title, caption=caption)
-    table.add_column("policy", overflow="fold")
-    for measure in measures:
-        table.add_column(measure, justify="right")
-    table.add_column("ms/action (p99)", justify="right")
+    table = _policy_table(title, caption, [*measures, "ms/action (p99)"])
     for name, evaluation in evaluations.items():
         cells = [_cell(measure, summaries[name].get(measure)) for measure in measures]
         taken = 1e3 * evaluation.seconds  # with action chunks few calls plan: no median
         mean, p99 = float(np.mean(taken)), float(np.percentile(taken, 99))
         table.add_row(name, *cells, f"{_three_digits(mean)} ({_three_digits(p99)})")
+    return table
+
+
+def _policy_table(title: str, caption: str, measures: Sequence[str]) -> Table:
+    table = Table(title=title, caption=caption)
+    table.add_column("policy", overflow="fold")
+    for measure in measures:
+        table.add_column(measure, justify="right")
     return table
 
 
@@ -113,10 +117,7 @@ def open_loop_table(title: str, found: Mapping[str, OpenLoopErrors]) -> Table:
     )
     horizon = max(errors.gaps.shape[1] for errors in found.values())
     steps = sorted({1, max(1, horizon // 4), max(1, horizon // 2), horizon})
-    table = Table(title=title, caption=caption)
-    table.add_column("policy", overflow="fold")
-    for name in (*(f"step {step}" for step in steps), "good for"):
-        table.add_column(name, justify="right")
+    table = _policy_table(title, caption, [*(f"step {step}" for step in steps), "good for"])
     for label, errors in found.items():
         relative = errors.relative
         known = [relative[:, step - 1 : step] for step in steps]  # empty beyond a plan's end

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mpd_gym.collect.sb3_normalize import warn_normalized
 from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import InputError, check_integer, check_policy
-from mpd_gym.types import Array, BoolArray, Policy, succeeded
+from mpd_gym.types import Array, BoolArray, Policy, reported, succeeded
 from mpd_gym.validation import as_number, check_answer, check_spaces
 
 __all__ = [
@@ -317,10 +317,7 @@ def _gather(
     records: Sequence[_Record], seeds: Sequence[int], seconds: Sequence[float]
 ) -> Evaluation:
     def column(name: str, dtype: type) -> Array | None:
-        values = [getattr(record, name) for record in records]
-        if all(value is None for value in values):
-            return None
-        return np.array([0 if value is None else value for value in values], dtype)
+        return reported([getattr(record, name) for record in records], dtype)
 
     return Evaluation(
         seeds=np.asarray(seeds),

@@ -389,10 +389,7 @@ def _json(text: bytes) -> dict[str, Any]:
     """Parse an object strictly: no duplicate keys, no NaN, no nesting beyond Python's limit."""
     try:
         content = json.loads(
-            text.decode(),
-            object_pairs_hook=_unique,
-            parse_constant=_finite,
-            parse_float=_finite,
+            text.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
         )
     except (ValueError, RecursionError) as error:
         _refuse(f"is damaged: its table is not valid JSON ({error})")

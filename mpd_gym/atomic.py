@@ -52,6 +52,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileError: If it cannot be written.
     """
     target = user_path(path)
+    if target.is_symlink():  # its target is what others read
+        target = Path(os.path.realpath(target))
     with writing(target), ExitStack() as leaving, ExitStack() as held:
         target.parent.mkdir(parents=True, exist_ok=True)
         begins = f".{target.stem}{_MARK}"

@@ -32,7 +32,6 @@ __all__ = [
     "Ranking",
     "Step",
     "reported",
-    "succeeded",
 ]
 
 Array = NDArray[Any]
@@ -41,11 +40,6 @@ Observation = Array | Mapping[str, Array]
 
 SUCCESS_KEYS = ("is_success", "success")
 """Names of success in an environment's infos: Fetch's and ours; PointMaze's and Adroit's."""
-
-
-def succeeded(info: Mapping[str, Any]) -> bool | None:
-    """Return the success that a step's infos report; None if they report none."""
-    return next((bool(info[key]) for key in SUCCESS_KEYS if key in info), None)
 
 
 def reported(values: Sequence[float | None], dtype: type) -> Array | None:

@@ -18,13 +18,14 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from mpd_gym.errors import ConfigError, DataError, InputError
-from mpd_gym.types import Array, Episode, Observation, Policy
+from mpd_gym.types import SUCCESS_KEYS, Array, Episode, Observation, Policy
 
 __all__ = [
     "STEP_ARRAYS",
     "Column",
     "EpisodeRules",
     "action_box",
+    "as_flag",
     "as_number",
     "as_numbers",
     "as_typed",
@@ -40,6 +41,8 @@ __all__ = [
     "observation_arrays",
     "observation_leaves",
     "returned",
+    "stepped",
+    "succeeded",
 ]
 
 STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations", "costs", "successes")
@@ -124,6 +127,36 @@ def as_number(name: str, value: Any) -> float:
     if numbers.size != 1:
         raise InputError(f"env: expected one number as {name}, got {value!r}; correct its step")
     return float(numbers.item())
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """A flag of an environment: True, False, 0 or 1, alone or in an array; else an `InputError`."""
+    found = np.asarray(value)
+    if found.size != 1 or found.dtype.kind not in "biuf" or found.item() not in (0, 1):
+        raise InputError(f"env: expected True or False as {name}, got {value!r}; correct its step")
+    return bool(found.item())
+
+
+def succeeded(info: Mapping[str, Any]) -> bool | None:
+    """Return the success that a step's infos report; None if they report none.
+
+    Raises:
+        InputError: If it is no flag.
+    """
+    return next((as_flag(key, info[key]) for key in SUCCESS_KEYS if key in info), None)
+
+
+def stepped(env: gym.Env[Any, Any], action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    """Step an environment; returns observation, reward, terminated, truncated and infos.
+
+    Raises:
+        InputError: If reward, flags or infos are none.
+    """
+    observation, reward, terminated, truncated, info = env.step(action)
+    if not isinstance(info, dict):
+        raise InputError(f"env: expected a dict as info, got {info!r:.80}; correct its step")
+    ends = as_flag("terminated", terminated), as_flag("truncated", truncated)
+    return observation, as_number("reward", reward), *ends, info
 
 
 def as_typed(actions: Array, box: Box) -> Array:

@@ -58,3 +58,14 @@ def test_the_next_save_removes_what_killed_ones_left(tmp_path: Path) -> None:
         assert running.exists() and all(file.exists() for file in kept)
     assert path.read_text() == "running"
     assert {*tmp_path.iterdir()} == {path, *kept}
+
+
+@pytest.mark.fault("Files", "a save to a symbolic link", "the file that it names is written")
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "folder/real.txt", tmp_path / "link.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("old")
+    link.symlink_to(target)
+    with atomic_path(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink() and target.read_text() == "new"

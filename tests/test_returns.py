@@ -21,7 +21,7 @@ from mpd_gym.evaluation.returns import (
     mean_interval,
     proportion_interval,
 )
-from mpd_gym.types import succeeded
+from mpd_gym.validation import succeeded
 
 
 def optimal() -> tuple[Any, NoisyLQR]:
@@ -172,6 +172,33 @@ def test_states_of_policies_go_through(num_envs: int) -> None:
 def test_costs_that_are_not_finite_are_refused() -> None:
     with pytest.raises(InputError, match="finite cost, got nan at step 7 of seed 3"):
         evaluate(Says([0.0]), "MpdTests/Rarely-v0", seeds=[3], env_kwargs={"cost": np.nan})
+
+
+@pytest.mark.fault(
+    "Evaluation",
+    "success, collision or ends of episodes that are no flags, infos that are no dict",
+    "refused, nothing is counted",
+)
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("is_success", value) for value in ("no", np.nan, 0.4, None, np.zeros(2))),
+        *(("terminated", value) for value in ("False", np.nan)),
+        *(("truncated", None), ("collision", np.nan), ("info", None), ("info", [1])),
+    ],
+)
+def test_flags_of_an_environment_are_flags(
+    place: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(env: Any, action: Any) -> Any:
+        answer = {"terminated": False, "truncated": False, "info": {}}
+        answer |= {place: value} if place in answer else {"info": {place: value}}
+        return np.zeros(3, np.float32), 0.0, *answer.values()
+
+    monkeypatch.setattr(SaysSuccess, "step", step)
+    monkeypatch.setattr(gym.registry["MpdTests/SaysSuccess-v0"], "disable_env_checker", True)
+    with pytest.raises(InputError, match=f"env: expected .* as {place}, got"):
+        evaluate(PendulumSwingUp(6.5), "MpdTests/SaysSuccess-v0", seeds=1)
 
 
 @pytest.mark.fault(

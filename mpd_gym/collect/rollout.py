@@ -21,7 +21,7 @@ from mpd_gym.errors import (
     check_integer,
     check_policy,
 )
-from mpd_gym.types import Array, Episode, Policy, reported, succeeded
+from mpd_gym.types import Array, Episode, Policy, reported
 from mpd_gym.validation import (
     EpisodeRules,
     action_box,
@@ -33,6 +33,8 @@ from mpd_gym.validation import (
     decided,
     inside,
     observation_leaves,
+    stepped,
+    succeeded,
 )
 
 __all__ = ["Assignment", "Runner", "Views"]
@@ -197,8 +199,8 @@ class Runner:
                 return False
             raw, state = check_answer(answer, self._policy, self._env)
             action = self._action(raw, tape)
-            observation, reward, terminated, truncated, info = self._env.step(action.copy())
-            tape.step(action, as_number("reward", reward), terminated, truncated, info)
+            observation, reward, terminated, truncated, info = stepped(self._env, action.copy())
+            tape.step(action, reward, terminated, truncated, info)
             tape.observe(observation, info)
             ended, first = terminated or truncated, False
         return True
@@ -249,7 +251,7 @@ class _Tape:
     ) -> None:
         self.actions.append(action)
         self._rewards.append(reward)
-        self._ends.append((bool(terminated), bool(truncated)))
+        self._ends.append((terminated, truncated))
         self._costs.append(as_number("cost", info["cost"]) if "cost" in info else None)
         self._successes.append(succeeded(info))
 

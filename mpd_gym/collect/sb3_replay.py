@@ -12,7 +12,8 @@ import numpy as np
 from gymnasium import spaces
 
 from mpd_gym.errors import CheckpointError, ConfigError, DataError, require
-from mpd_gym.types import Array, Episode, Observation, succeeded
+from mpd_gym.types import Array, Episode, Observation
+from mpd_gym.validation import succeeded
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

@@ -23,7 +23,7 @@ from mpd_gym.evaluation.open_loop import OpenLoopErrors
 from mpd_gym.evaluation.returns import Evaluation, Interval, mean_interval
 from mpd_gym.evaluation.style import BAND, DPI, WIDTH, legend_below, looks, styled
 from mpd_gym.types import Array, Episode, Policy
-from mpd_gym.validation import check_answer, check_spaces
+from mpd_gym.validation import check_answer, check_spaces, stepped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -301,7 +301,7 @@ def rollout_frames(
             yield np.asarray(env.render())
             if done:
                 return
-            observation, _, terminated, truncated, _ = env.step(action)
+            observation, _, terminated, truncated, _ = stepped(env, action)
             start, done = False, terminated or truncated
     finally:
         env.close()

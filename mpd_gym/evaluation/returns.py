@@ -21,8 +21,15 @@ from tqdm import tqdm
 from mpd_gym.collect.sb3_normalize import warn_normalized
 from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import InputError, check_integer, check_policy
-from mpd_gym.types import Array, BoolArray, Policy, reported, succeeded
-from mpd_gym.validation import as_number, check_answer, check_spaces
+from mpd_gym.types import Array, BoolArray, Policy, reported
+from mpd_gym.validation import (
+    as_flag,
+    as_number,
+    check_answer,
+    check_spaces,
+    stepped,
+    succeeded,
+)
 
 __all__ = [
     "Evaluation",
@@ -274,7 +281,7 @@ class _Record:
             self.success_ever = bool(self.success_ever) or success
         self.success = None if self.success_ever is None else bool(success)
         if "collision" in info:
-            self.collision = bool(self.collision) or bool(info["collision"])
+            self.collision = bool(self.collision) or as_flag("collision", info["collision"])
         if done and isinstance(observation, Mapping) and GOALS <= set(observation):
             gap = np.asarray(observation["achieved_goal"], float) - observation["desired_goal"]
             self.final_error = float(np.linalg.norm(gap))
@@ -300,8 +307,10 @@ def _play(
         episode_start = np.zeros(len(records), bool)
         for index, record in enumerate(records):
             if not record.done:
-                observation, reward, terminated, truncated, info = envs[index].step(actions[index])
-                record.add(observation, as_number("reward", reward), info, terminated or truncated)
+                observation, reward, terminated, truncated, info = stepped(
+                    envs[index], actions[index]
+                )
+                record.add(observation, reward, info, terminated or truncated)
                 observations[index] = observation
     return records
 
@@ -355,9 +364,9 @@ def execute_plans(
     for actions, seed in zip(plans, seeds, strict=True):
         observations, infos, rewards = [env.reset(seed=int(seed))[0]], [], []
         for action in actions:
-            observation, reward, terminated, truncated, info = env.step(action)
+            observation, reward, terminated, truncated, info = stepped(env, action)
             observations.append(observation)
-            rewards.append(as_number("reward", reward))
+            rewards.append(reward)
             infos.append(info)
             if terminated or truncated:
                 break

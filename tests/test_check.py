@@ -107,6 +107,21 @@ def test_a_lie_in_one_episode_is_found_there(lie: str) -> None:
     assert re.search(message, problem)
 
 
+@pytest.mark.fault(
+    "Data", "a small glitch, or one episode in other units", "warned: dimension, place, value"
+)
+def test_an_episode_that_reaches_much_further_than_all_others_is_found() -> None:
+    largest = max(float(np.abs(episode.observations[:, 2]).max()) for episode in system())
+    for change in (
+        set_value("observations", 17, 2, 6 * largest),
+        lambda e: replace(e, observations=np.asarray(e.observations) * [1, 1, 57.3]),
+    ):
+        episodes = system()
+        episodes[5] = change(episodes[5])
+        problem, episode, _ = found(looked_at(episodes))[0]
+        assert episode == 5 and problem.startswith("observation 2 is ")
+
+
 @pytest.mark.parametrize("lie", ["actions late", "actions early"])
 def test_a_lie_in_all_episodes_is_found(lie: str) -> None:
     change, message, _ = LIES[lie]

@@ -29,6 +29,7 @@ __all__ = ["DataReport", "check_data"]
 _SPREAD = 20.0  # widths of the middle 96 % that a dimension's range must have for an outlier
 _FEW = 0.005  # share of rows that outliers are at most
 _FEWEST = 50  # rows to judge outliers and bounds
+_GAP = 4.0  # times the reach of all other episodes that that of at most a tenth is suspicious
 _AT_BOUND = 0.99  # share of an action's values that is suspicious
 _COPIED = 5  # steps that an episode must share with another
 _STUCK = 20  # steps, and at least half of the episode, that a sensor rests to look dead
@@ -224,7 +225,10 @@ def _outliers(data: _Data) -> Iterator[DataError]:
         count = (np.abs(rows - centre) > _SPREAD / 4 * width).sum(axis=0)
         far = highest - lowest > _SPREAD * np.maximum(width, 1e-12 * np.abs(highest))
         few = (count <= np.where(width > 0, _FEW * len(rows), 1)) & (len(rows) >= _FEWEST)
-        for j in np.flatnonzero(far & few):
+        bounds = np.stack([episode.ranges[name] for episode in data.episodes])
+        reach = np.sort(np.abs(bounds - centre).max(axis=1), axis=0)[-(len(bounds) // 10 + 1) :]
+        gap = reach[1:] > _GAP * np.maximum(reach[:-1], width / 2)
+        for j in np.flatnonzero(far & few | gap.any(axis=0) & (width > 0)):
             above = highest[j] - centre[j] > centre[j] - lowest[j]
             value = float(highest[j] if above else lowest[j])
             where = next(e for e in data.episodes if e.ranges[name][int(above), j] == value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import sys
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -299,3 +301,12 @@ def test_narrow_tables_of_data_sets_cut_no_number(monkeypatch: pytest.MonkeyPatc
     assert "…" not in shown and "e+" not in shown
     assert "cost" not in shown, "columns without content are left out"
     assert "200 ±" in shown and "400" in shown
+
+
+def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # given back
+    monkeypatch.setattr(sys, "argv", ["mpd-gym", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    text = warnings.formatwarning(UserWarning("a glitch"), UserWarning, "file.py", 3)
+    assert text == "warning: a glitch\n"

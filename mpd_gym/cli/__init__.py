@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from mpd_gym.cli.data import check, collect, info
 from mpd_gym.cli.learning import train, train_encoder
 from mpd_gym.cli.playing import compare, demo, evaluate, plans, watch
@@ -25,6 +27,7 @@ __all__ = [
 
 
 def main() -> None:
-    """Run the command line; errors of this package are one line, not a traceback."""
+    """Run the command line; errors and warnings are one line, without tracebacks or code."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     with reported():
         app()

@@ -15,9 +15,9 @@ from typing import Any, final
 
 import numpy as np
 
+from mpd_gym.boundary import as_numbers, copied, returned
 from mpd_gym.errors import InputError, PlanningError, check_choice
 from mpd_gym.types import Array, BoolArray, Ranker, Ranking
-from mpd_gym.validation import as_numbers, copied, returned
 
 __all__ = [
     "RANKERS",

@@ -13,11 +13,11 @@ import torch
 from helpers import observations, pick
 
 from mpd_gym import MPDiffuserAgent
+from mpd_gym.boundary import decided
 from mpd_gym.datasets.source import MemorySource
 from mpd_gym.errors import ConfigError, InputError, PlanningError
 from mpd_gym.rankers import custom, first
 from mpd_gym.types import Array, Ranking
-from mpd_gym.validation import decided
 
 # --- observations ---------------------------------------------------------------------------------
 

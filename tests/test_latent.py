@@ -17,6 +17,7 @@ from helpers import TINY, play
 
 from mpd_gym.agents import AGENTS, StateLimit, agent_class, load_agent
 from mpd_gym.agents.mpdiffuser import MPDiffuserAgent
+from mpd_gym.boundary import check_spaces
 from mpd_gym.datasets import EpisodeSource, load_episodes
 from mpd_gym.envs.image_pendulum import make_image_pendulum
 from mpd_gym.errors import CheckpointError, ConfigError, DataError, InputError
@@ -34,7 +35,6 @@ from mpd_gym.latent.training import encoder_preset
 from mpd_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from mpd_gym.models.device import computes_bf16
 from mpd_gym.training import TrainingConfig
-from mpd_gym.validation import check_spaces
 
 SMALL = EncoderConfig(
     latent_dim=6,

@@ -14,7 +14,7 @@ import mpd_gym
 
 ROOT = Path(mpd_gym.__file__).parent
 FLOORS = [  # from the ground up; a room may import from its own floor and from those below
-    ("_version", "atomic", "errors", "processes", "types", "validation"),
+    ("_version", "atomic", "boundary", "errors", "processes", "types", "validation"),
     ("envs",),
     ("collect",),
     ("datasets",),

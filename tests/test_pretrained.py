@@ -11,12 +11,12 @@ import pytest
 import mpd_gym
 from mpd_gym.agents import load_agent
 from mpd_gym.agents.serialization import shipped_agents
+from mpd_gym.boundary import check_spaces
 from mpd_gym.collect.sb3_zip import load_sb3
 from mpd_gym.envs.image_pendulum import draw
 from mpd_gym.evaluation.demo import scenes
 from mpd_gym.evaluation.returns import evaluate
 from mpd_gym.latent import ImageEncoder
-from mpd_gym.validation import check_spaces
 
 FOLDER = Path(mpd_gym.__file__).parent / "pretrained"
 EXPECTED = {"CarUMaze-v0", "ConstrainedPendulum-v0", "LQR-v0", "LatentPendulum-v0"}

@@ -11,6 +11,7 @@ import pytest
 from gymnasium.spaces import Box
 from scipy import stats
 
+from mpd_gym.boundary import succeeded
 from mpd_gym.collect.lqr import NoisyLQR
 from mpd_gym.collect.scripted import PendulumSwingUp, SmoothRandom
 from mpd_gym.errors import ConfigError, InputError
@@ -21,7 +22,6 @@ from mpd_gym.evaluation.returns import (
     mean_interval,
     proportion_interval,
 )
-from mpd_gym.validation import succeeded
 
 
 def optimal() -> tuple[Any, NoisyLQR]:

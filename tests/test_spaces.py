@@ -15,6 +15,7 @@ from gymnasium.wrappers import RescaleAction
 from mpd_gym import MPDiffuserAgent
 from mpd_gym.agents.fitting import as_data
 from mpd_gym.agents.spaces import Spaces
+from mpd_gym.boundary import check_spaces
 from mpd_gym.collect.record import record
 from mpd_gym.datasets import EpisodeSource
 from mpd_gym.datasets.source import MemorySource
@@ -24,7 +25,6 @@ from mpd_gym.evaluation.figures import rollout_frames
 from mpd_gym.evaluation.open_loop import open_loop_error
 from mpd_gym.evaluation.returns import evaluate
 from mpd_gym.types import Episode
-from mpd_gym.validation import check_spaces
 
 
 class Has:

@@ -14,6 +14,7 @@ import numpy as np
 from mpd_gym.agents.config import NOT_OF_WEIGHTS, AgentConfig
 from mpd_gym.agents.losses import TrainingTask
 from mpd_gym.agents.serialization import AgentParts
+from mpd_gym.boundary import check_spaces
 from mpd_gym.checkpoint import weights_digest
 from mpd_gym.datasets import (
     EpisodeSource,
@@ -31,7 +32,6 @@ from mpd_gym.errors import ConfigError
 from mpd_gym.models import Regressor
 from mpd_gym.training import Sampler, TrainingConfig, TrainingResult, fit, fit_parallel
 from mpd_gym.types import Array
-from mpd_gym.validation import check_spaces
 
 __all__ = [
     "Dataset",

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mpd_gym.agents.serialization import AgentParts
 from mpd_gym.agents.spaces import InverseDynamics
+from mpd_gym.boundary import returned
 from mpd_gym.datasets import Normalizers
 from mpd_gym.errors import ConfigError, InputError, check_function
 from mpd_gym.models import Regressor
 from mpd_gym.models.backends.threads import enough_threads, threads
 from mpd_gym.types import Array, Ranker
-from mpd_gym.validation import returned
 
 __all__ = [
     "GoalStepFunction",

@@ -10,10 +10,10 @@ from typing import Any, final
 import numpy as np
 from gymnasium import spaces
 
+from mpd_gym.boundary import as_numbers, as_typed, returned
 from mpd_gym.errors import ConfigError, InputError
 from mpd_gym.latent.encoder import ImageEncoder
 from mpd_gym.types import Array
-from mpd_gym.validation import as_numbers, as_typed, returned
 
 __all__ = ["InverseDynamics", "Reading", "Spaces", "read_off"]
 

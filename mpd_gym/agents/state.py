@@ -11,9 +11,9 @@ import numpy as np
 from mpd_gym.agents.config import Layout
 from mpd_gym.agents.options import SamplingConfig
 from mpd_gym.agents.spaces import Reading, Spaces
+from mpd_gym.boundary import as_numbers
 from mpd_gym.errors import InputError
 from mpd_gym.types import Array, BoolArray
-from mpd_gym.validation import as_numbers
 
 __all__ = ["AgentState"]
 

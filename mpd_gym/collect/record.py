@@ -19,6 +19,7 @@ from minari.serialization import serialize_space
 from tqdm import tqdm
 
 from mpd_gym._version import __version__
+from mpd_gym.boundary import check_spaces
 from mpd_gym.collect.rollout import Assignment, Views
 from mpd_gym.collect.sb3_normalize import warn_normalized
 from mpd_gym.collect.storage import Decision, Place, Status, already_there, discard
@@ -34,7 +35,6 @@ from mpd_gym.errors import (
     check_policy,
 )
 from mpd_gym.types import Episode, Policy
-from mpd_gym.validation import check_spaces
 
 __all__ = ["DatasetInfo", "Progress", "Views", "discard", "record", "write_dataset"]
 

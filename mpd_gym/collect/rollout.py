@@ -12,6 +12,15 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from mpd_gym.boundary import (
+    as_number,
+    as_typed,
+    check_answer,
+    check_spaces,
+    decided,
+    stepped,
+    succeeded,
+)
 from mpd_gym.collect.storage import Attempt, Decision, Status, store_shard
 from mpd_gym.errors import (
     ConfigError,
@@ -25,16 +34,9 @@ from mpd_gym.types import Array, Episode, Policy, reported
 from mpd_gym.validation import (
     EpisodeRules,
     action_box,
-    as_number,
-    as_typed,
-    check_answer,
     check_episode,
-    check_spaces,
-    decided,
     inside,
     observation_leaves,
-    stepped,
-    succeeded,
 )
 
 __all__ = ["Assignment", "Runner", "Views"]

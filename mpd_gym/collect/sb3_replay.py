@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, final
 import numpy as np
 from gymnasium import spaces
 
+from mpd_gym.boundary import succeeded
 from mpd_gym.errors import CheckpointError, ConfigError, DataError, require
 from mpd_gym.types import Array, Episode, Observation
-from mpd_gym.validation import succeeded
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

@@ -9,6 +9,7 @@ from typing import Any, final
 
 import numpy as np
 
+from mpd_gym.boundary import as_numbers, returned
 from mpd_gym.datasets.config import ConditionSpec, WindowConfig
 from mpd_gym.datasets.normalizers import Normalizer, Normalizers
 from mpd_gym.datasets.source import EpisodeSource
@@ -20,7 +21,6 @@ from mpd_gym.datasets.traversal import (
 )
 from mpd_gym.errors import CheckpointError, ConfigError, InputError, check_choice
 from mpd_gym.types import Array, Episode
-from mpd_gym.validation import as_numbers, returned
 
 __all__ = [
     "ConditionFunction",

@@ -14,17 +14,16 @@ from gymnasium.spaces import Box
 from numpy.lib.stride_tricks import sliding_window_view
 from tqdm import tqdm
 
+from mpd_gym.boundary import as_numbers, decided
 from mpd_gym.errors import ConfigError, DataError, InputError
 from mpd_gym.types import Array, Episode, Observation
 from mpd_gym.validation import (
     STEP_ARRAYS,
     EpisodeRules,
     action_box,
-    as_numbers,
     check_structure,
     check_values,
     columns,
-    decided,
     observation_arrays,
     observation_leaves,
 )

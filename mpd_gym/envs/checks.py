@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import Space
 
+from mpd_gym.boundary import as_numbers
 from mpd_gym.errors import ConfigError, InputError, MpdError
 from mpd_gym.types import Array
-from mpd_gym.validation import as_numbers
 
 __all__ = ["checked_action", "checked_array", "checked_number", "checked_options", "make_env"]
 

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from mpd_gym.atomic import check_writable, user_path, write_csv
+from mpd_gym.boundary import check_spaces
 from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import CheckpointError, ConfigError, FileError, check_policy
 from mpd_gym.evaluation.figures import (
@@ -29,7 +30,6 @@ from mpd_gym.evaluation.figures import (
 )
 from mpd_gym.evaluation.returns import Evaluation, Stopwatch, as_seeds, evaluate
 from mpd_gym.types import Array, Policy
-from mpd_gym.validation import check_spaces
 
 __all__ = [
     "Entry",

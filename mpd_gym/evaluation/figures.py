@@ -14,6 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from mpd_gym.atomic import atomic_path, user_path
+from mpd_gym.boundary import check_answer, check_spaces, stepped
 from mpd_gym.datasets import DataReport, EpisodeSource, load_episodes
 from mpd_gym.envs.checks import make_env
 from mpd_gym.envs.drawing import Canvas
@@ -23,7 +24,6 @@ from mpd_gym.evaluation.open_loop import OpenLoopErrors
 from mpd_gym.evaluation.returns import Evaluation, Interval, mean_interval
 from mpd_gym.evaluation.style import BAND, DPI, WIDTH, legend_below, looks, styled
 from mpd_gym.types import Array, Episode, Policy
-from mpd_gym.validation import check_answer, check_spaces, stepped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from mpd_gym.boundary import check_spaces
 from mpd_gym.envs.checks import make_env
 from mpd_gym.errors import InputError
 from mpd_gym.evaluation.returns import execute_plans, stacked
 from mpd_gym.types import Array
-from mpd_gym.validation import check_spaces
 
 __all__ = ["OpenLoopErrors", "error_rows", "open_loop_error"]
 

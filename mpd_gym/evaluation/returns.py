@@ -18,11 +18,7 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from mpd_gym.collect.sb3_normalize import warn_normalized
-from mpd_gym.envs.checks import make_env
-from mpd_gym.errors import InputError, check_integer, check_policy
-from mpd_gym.types import Array, BoolArray, Policy, reported
-from mpd_gym.validation import (
+from mpd_gym.boundary import (
     as_flag,
     as_number,
     check_answer,
@@ -30,6 +26,10 @@ from mpd_gym.validation import (
     stepped,
     succeeded,
 )
+from mpd_gym.collect.sb3_normalize import warn_normalized
+from mpd_gym.envs.checks import make_env
+from mpd_gym.errors import InputError, check_integer, check_policy
+from mpd_gym.types import Array, BoolArray, Policy, reported
 
 __all__ = [
     "Evaluation",
